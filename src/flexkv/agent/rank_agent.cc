@@ -1,0 +1,336 @@
+#include "flexkv/agent/rank_agent.h"
+
+#include <pthread.h>
+#include <sys/poll.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "flexkv/base/log.h"
+#include "flexkv/ipc/wait.h"
+
+namespace flexkv::agent {
+namespace {
+
+// A lane looks for a cancellation after so many bytes: under 1 ms of copying over PCIe, a few ms of memcpy.
+constexpr std::uint64_t kChunkBytes = 16ULL << 20;
+constexpr Nanos kHandshakeTimeout = 10 * kSecond;
+constexpr Nanos kForever = std::numeric_limits<Nanos>::max() / 4;
+constexpr device::Direction kDirections[] = {device::Direction::kToHost, device::Direction::kToDevice};
+
+}  // namespace
+
+RankAgent::Session::~Session() {
+  streams[0].reset();
+  streams[1].reset();
+  if (pinning.joinable()) pinning.join();
+  device->unregister_pool();
+}
+
+RankAgent::RankAgent(RankAgentOptions options, std::shared_ptr<device::Device> device, layout::BlockLayout layout)
+    : options_(std::move(options)), device_(std::move(device)), layout_(std::move(layout)) {}
+
+Result<std::unique_ptr<RankAgent>> RankAgent::start(RankAgentOptions options, std::shared_ptr<device::Device> device,
+                                                    layout::BlockLayout layout) {
+  std::unique_ptr<RankAgent> agent(new RankAgent(std::move(options), std::move(device), std::move(layout)));
+  auto stop = ipc::make_eventfd();
+  if (!stop) return stop.error();
+  auto control = ipc::make_eventfd();
+  if (!control) return control.error();
+  agent->stop_ = std::move(stop).value();
+  agent->control_ = std::move(control).value();
+  RankAgent* self = agent.get();
+  agent->control_thread_ = std::thread([self] { self->control_loop(); });
+  for (const auto direction : kDirections) {
+    agent->lanes_[static_cast<int>(direction)] = std::thread([self, direction] { self->lane_loop(direction); });
+  }
+  return agent;
+}
+
+RankAgent::~RankAgent() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    jobs_.node_lost();
+  }
+  if (stop_.valid()) ipc::ring_eventfd(stop_.get());
+  work_.notify_all();
+  done_.notify_all();
+  if (control_thread_.joinable()) control_thread_.join();
+  for (auto& lane : lanes_) {
+    if (lane.joinable()) lane.join();
+  }
+}
+
+// ---- control lane --------------------------------------------------------------------------------------------------
+
+void RankAgent::control_loop() {
+  pthread_setname_np(pthread_self(), "flexkv-agent");
+  while (true) {
+    {
+      std::lock_guard lock(mutex_);
+      if (stopping_) return;
+    }
+    auto connected = connect();
+    {
+      std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      if (!connected) {
+        if (counters_.refusal != connected.error().message) {
+          log_warning("rank " + std::to_string(options_.rank) + ": not attached to node '" + options_.node_name +
+                      "': " + connected.error().message);
+        }
+        counters_.refusal = connected.error().message;
+      }
+    }
+    if (!connected) {
+      // Refused by a live node, or out of resources: asking again at once would be answered alike.
+      pollfd stop{stop_.get(), POLLIN, 0};
+      (void)::poll(&stop, 1, 1000);
+      continue;
+    }
+    serve(connected.value().channel);
+    close_session();
+  }
+}
+
+Result<ipc::Connection> RankAgent::connect() {
+  auto socket = ipc::wait_for_socket(options_.runtime_dir, options_.node_name, stop_.get(), kForever);
+  if (!socket) return socket.error();
+  proto::AgentHello hello;
+  hello.engine_id = options_.engine_id;
+  hello.rank = options_.rank;
+  hello.rank_count = options_.rank_count;
+  static_assert(sizeof(hello.layout_id) == sizeof(layout_.id().bytes));
+  std::memcpy(hello.layout_id.data(), layout_.id().bytes.data(), hello.layout_id.size());
+  hello.shard_bytes = layout_.shard_bytes();
+  hello.block_count = layout_.block_count();
+  hello.device = std::string(device_->name());
+  ipc::Hello frame;
+  frame.role = static_cast<std::uint32_t>(proto::Role::kAgent);
+  frame.payload = proto::encode(hello);
+  auto connected = ipc::Channel::connect(std::move(socket).value(), frame, kHandshakeTimeout);
+  if (!connected) return connected.error();
+  ipc::Connection& connection = connected.value();
+  const auto welcome = proto::decode_welcome(connection.payload);
+  if (!welcome) return welcome.error();
+  if (connection.fds.size() != 1) return Error{ErrorCode::kPeer, "the node handed over no pool descriptor"};
+  if (auto opened = open_session(welcome.value(), std::move(connection.fds[0])); !opened) return opened.error();
+  return connected;
+}
+
+Status RankAgent::open_session(const proto::Welcome& welcome, Fd pool) {
+  auto mapped = memory::HostRegion::map(std::move(pool), welcome.pool_bytes);
+  if (!mapped) return mapped.error();
+  std::unique_ptr<Session> session(new Session{std::move(mapped).value(), device_, {}, {}});
+  for (const auto direction : kDirections) {
+    auto stream = device_->open_stream(direction, layout_, {session->pool.data(), session->pool.bytes()});
+    if (!stream) return stream.error();
+    session->streams[static_cast<int>(direction)] = std::move(stream).value();
+  }
+  // Copies work before and during pinning, only slower.
+  session->pinning = std::jthread([this, region = &session->pool] {
+    pthread_setname_np(pthread_self(), "flexkv-pin");
+    if (auto pinned = device_->register_pool(region->data(), region->bytes()); !pinned) {
+      log_warning("host pool is not pinned, copies will be slower: " + pinned.error().message);
+    }
+  });
+  std::lock_guard lock(mutex_);
+  session_ = std::move(session);
+  return {};
+}
+
+void RankAgent::serve(ipc::Channel& channel) {
+  {
+    std::lock_guard lock(mutex_);
+    channel_ = &channel;
+    counters_.attached = true;
+    ++counters_.attach_count;
+    counters_.refusal.clear();
+    jobs_.node_found();
+  }
+  std::vector<std::byte> record;
+  bool alive = true;
+  while (alive) {
+    Nanos wakeup = 0;
+    ipc::PopResult popped = ipc::PopResult::kEmpty;
+    while ((popped = channel.pop(record)) == ipc::PopResult::kRecord) {
+      auto message = proto::decode_to_agent(record);
+      if (!message) {
+        log_error("node '" + options_.node_name + "': " + message.error().message);
+        alive = false;
+        break;
+      }
+      std::lock_guard lock(mutex_);
+      if (auto* copy = std::get_if<proto::CopyCommand>(&message.value())) {
+        const bool save = copy->direction == device::Direction::kToHost;
+        jobs_.command(std::move(*copy), monotonic_now() + (save ? options_.save_timeout : options_.load_timeout));
+      } else {
+        jobs_.cancel(std::get<proto::CancelCommand>(message.value()).job);
+      }
+      after_change();
+    }
+    if (popped == ipc::PopResult::kCorrupt) {
+      log_error("node '" + options_.node_name + "' broke the ring format");
+      alive = false;
+    }
+    {
+      std::lock_guard lock(mutex_);
+      if (stopping_) break;
+      const Nanos now = monotonic_now();
+      jobs_.on_time(now);
+      after_change();
+      if (channel_ == nullptr) break;  // given up by after_change
+      wakeup = jobs_.next_deadline().value_or(now + kForever);
+      control_wakeup_ = wakeup;
+    }
+    if (!alive || !channel.arm_sleep()) continue;
+    pollfd fds[] = {{channel.wake_fd(), POLLIN, 0},
+                    {channel.socket_fd(), POLLIN, 0},
+                    {stop_.get(), POLLIN, 0},
+                    {control_.get(), POLLIN, 0}};
+    const Nanos left = std::max<Nanos>(wakeup - monotonic_now(), 0);
+    const timespec timeout{left / kSecond, left % kSecond};
+    (void)::ppoll(fds, std::size(fds), &timeout, nullptr);
+    channel.disarm();
+    if (fds[3].revents != 0) ipc::drain_eventfd(control_.get());
+    if (fds[2].revents != 0 || (fds[1].revents != 0 && channel.peer_gone())) alive = false;
+  }
+}
+
+void RankAgent::close_session() {
+  std::unique_lock lock(mutex_);
+  channel_ = nullptr;
+  counters_.attached = false;
+  jobs_.node_lost();
+  work_.notify_all();
+  done_.notify_all();
+  // A lane stops after its current chunk; then this is the session's last owner, and unpins and unmaps the pool.
+  done_.wait(lock, [&] { return jobs_.job_count() == 0; });
+  const std::unique_ptr<Session> session = std::move(session_);
+  lock.unlock();
+}
+
+// Hands reports to the node and wakes whoever waits for what changed. The mutex is held.
+void RankAgent::after_change() {
+  for (const auto& report : jobs_.take_reports()) {
+    if (channel_ != nullptr && !channel_->send(proto::encode(report))) {
+      // A node that leaves megabytes of reports unread is as good as gone. The socket stays open until the lanes are
+      // quiet: once it is closed, the node gives the host blocks that they use to others.
+      log_error("node '" + options_.node_name + "' does not read its reports: detaching");
+      channel_ = nullptr;
+      ipc::ring_eventfd(control_.get());
+    }
+  }
+  if (jobs_.next_deadline().value_or(kForever) < control_wakeup_) ipc::ring_eventfd(control_.get());
+  work_.notify_all();
+  done_.notify_all();
+}
+
+// ---- copy lanes ----------------------------------------------------------------------------------------------------
+
+void RankAgent::lane_loop(device::Direction direction) {
+  pthread_setname_np(pthread_self(), direction == device::Direction::kToHost ? "flexkv-save" : "flexkv-load");
+  std::unique_lock lock(mutex_);
+  while (true) {
+    std::optional<RankJobs::Work> work;
+    work_.wait(lock, [&] { return stopping_ || (work = jobs_.next(direction)).has_value(); });
+    if (!work) return;
+    Session* session = session_.get();  // stays while a job runs: see close_session
+    lock.unlock();
+    const JobStatus status = run(*work, *session);
+    lock.lock();
+    if (status == JobStatus::kDone) {
+      auto& blocks = direction == device::Direction::kToHost ? counters_.saved_blocks : counters_.loaded_blocks;
+      blocks += work->command->blocks.size();
+    } else {
+      ++counters_.failed_jobs;
+    }
+    jobs_.finished(work->job, status);
+    after_change();
+  }
+}
+
+JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
+  device::CopyStream& stream = *session.streams[static_cast<int>(work.command->direction)];
+  const std::span<const device::BlockCopy> blocks(work.command->blocks);
+  const std::size_t chunk = std::max<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1);
+  Status status;
+  if (work.event != nullptr) status = stream.order_after(*work.event);
+  bool canceled = false;
+  for (std::size_t begin = 0; status.ok() && begin < blocks.size(); begin += chunk) {
+    {
+      std::lock_guard lock(mutex_);
+      canceled = jobs_.canceled(work.job);
+    }
+    if (canceled) break;
+    status = stream.submit(blocks.subspan(begin, std::min(chunk, blocks.size() - begin)));
+  }
+  // Also after an error: what was submitted must have ended before the job may be reported.
+  const Status quiet = stream.synchronize();
+  if (status.ok()) status = quiet;
+  if (!status.ok()) {
+    log_error("rank " + std::to_string(options_.rank) + ": copy failed: " + status.error().message);
+    return JobStatus::kFailed;
+  }
+  return canceled ? JobStatus::kCanceled : JobStatus::kDone;
+}
+
+// ---- the engine's worker -------------------------------------------------------------------------------------------
+
+void RankAgent::arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream) {
+  if (jobs.empty()) return;
+  auto event = device_->record(engine_stream);
+  if (!event) log_error("cannot order copies after the engine's stream: " + event.error().message);
+  const std::shared_ptr<device::EngineEvent> shared = event.ok() ? std::move(event).value() : nullptr;
+  const Nanos deadline = monotonic_now() + (loads ? options_.load_timeout : options_.save_timeout);
+  std::lock_guard lock(mutex_);
+  for (const JobId job : jobs) {
+    jobs_.arm(job, loads, shared, deadline);
+    // Without a point to wait for, the copy could run ahead of the engine.
+    if (!event.ok()) jobs_.cancel(job);
+  }
+  after_change();
+}
+
+void RankAgent::arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream) { arm(jobs, true, engine_stream); }
+void RankAgent::arm_saves(std::span<const JobId> jobs, std::uintptr_t engine_stream) {
+  arm(jobs, false, engine_stream);
+}
+
+std::vector<LoadResult> RankAgent::take_loads() {
+  std::lock_guard lock(mutex_);
+  return jobs_.take_loads();
+}
+
+std::vector<JobId> RankAgent::wait_loads(std::span<const JobId> jobs) {
+  std::unique_lock lock(mutex_);
+  done_.wait(lock,
+             [&] { return std::none_of(jobs.begin(), jobs.end(), [&](JobId job) { return jobs_.pending(job); }); });
+  return jobs_.take_failed(jobs);
+}
+
+void RankAgent::fence(std::span<const JobId> jobs, Nanos patience) {
+  std::unique_lock lock(mutex_);
+  const auto quiet = [&] {
+    return std::none_of(jobs.begin(), jobs.end(), [&](JobId job) { return jobs_.pending(job); });
+  };
+  if (done_.wait_for(lock, std::chrono::nanoseconds(patience), quiet)) return;
+  for (const JobId job : jobs) jobs_.cancel(job);
+  after_change();
+  done_.wait(lock, quiet);
+}
+
+void RankAgent::cancel(std::span<const JobId> jobs) {
+  std::lock_guard lock(mutex_);
+  for (const JobId job : jobs) jobs_.cancel(job);
+  after_change();
+}
+
+RankAgent::Counters RankAgent::counters() const {
+  std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+}  // namespace flexkv::agent

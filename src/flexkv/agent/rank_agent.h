@@ -1,0 +1,109 @@
+// Lives in the process that owns device memory (one per rank) and copies blocks between it and the node's host pool.
+//
+// Threads: one control lane (connects, receives commands, watches deadlines) and one lane per direction (copies).
+// Every method below is thread-safe and may be called from an engine's worker thread; only those that say so wait.
+// It starts before the node or after it, survives the node's death, and reattaches when a node comes back.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "flexkv/agent/rank_jobs.h"
+#include "flexkv/base/fd.h"
+#include "flexkv/device/device.h"
+#include "flexkv/ipc/channel.h"
+#include "flexkv/layout/block_layout.h"
+#include "flexkv/memory/host_region.h"
+
+namespace flexkv::agent {
+
+struct RankAgentOptions {
+  std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
+  std::string node_name;
+  std::string engine_id;
+  std::uint32_t rank = 0;
+  std::uint32_t rank_count = 1;
+  Nanos load_timeout = 10 * kSecond;
+  Nanos save_timeout = 30 * kSecond;
+};
+
+class RankAgent {
+ public:
+  // The device memory that `layout` describes must stay valid until the agent is destroyed or paused.
+  static Result<std::unique_ptr<RankAgent>> start(RankAgentOptions options, std::shared_ptr<device::Device> device,
+                                                  layout::BlockLayout layout);
+  // Ends all threads; on return nothing touches device memory any more.
+  ~RankAgent();
+
+  // Lets jobs run once `engine_stream` has reached this point (host device: at once).
+  void arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream);
+  void arm_saves(std::span<const JobId> jobs, std::uintptr_t engine_stream);
+
+  // Loads that have ended since the last call, each once. Never waits.
+  std::vector<LoadResult> take_loads();
+  // Waits until the given armed loads have ended (at the latest at their deadline) and returns those that failed.
+  std::vector<JobId> wait_loads(std::span<const JobId> jobs);
+  // Waits until none of the jobs can touch device memory: for `patience` they may complete, then they are canceled.
+  void fence(std::span<const JobId> jobs, Nanos patience);
+
+  // Gives jobs up; those that run end after their current chunk.
+  void cancel(std::span<const JobId> jobs);
+
+  struct Counters {
+    bool attached = false;
+    std::uint64_t attach_count = 0;
+    std::uint64_t loaded_blocks = 0;
+    std::uint64_t saved_blocks = 0;
+    std::uint64_t failed_jobs = 0;
+    std::string refusal;  // what the node said when it refused us; empty when it did not
+  };
+  Counters counters() const;
+
+ private:
+  // One connection to a node: its pool as mapped here, and the streams between it and the device.
+  struct Session {
+    memory::HostRegion pool;
+    std::shared_ptr<device::Device> device;
+    std::unique_ptr<device::CopyStream> streams[2];
+    std::jthread pinning;
+    ~Session();
+  };
+
+  RankAgent(RankAgentOptions options, std::shared_ptr<device::Device> device, layout::BlockLayout layout);
+
+  void control_loop();
+  Result<ipc::Connection> connect();
+  Status open_session(const proto::Welcome& welcome, Fd pool);
+  void serve(ipc::Channel& channel);
+  void close_session();
+  void lane_loop(device::Direction direction);
+  JobStatus run(const RankJobs::Work& work, Session& session);
+  void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream);
+  void after_change();  // mutex_ is held
+
+  const RankAgentOptions options_;
+  const std::shared_ptr<device::Device> device_;
+  const layout::BlockLayout layout_;
+  Fd stop_;     // readable once stopping
+  Fd control_;  // rung when a deadline came nearer
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;  // lanes: a job may run, or stopping
+  std::condition_variable done_;  // waiters: a job has ended
+  bool stopping_ = false;
+  RankJobs jobs_;
+  ipc::Channel* channel_ = nullptr;  // owned by control_loop's frame; null while detached
+  std::unique_ptr<Session> session_;
+  Nanos control_wakeup_ = 0;
+  Counters counters_;
+
+  std::thread control_thread_;
+  std::thread lanes_[2];
+};
+
+}  // namespace flexkv::agent

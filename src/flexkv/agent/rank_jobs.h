@@ -1,0 +1,102 @@
+// The transfers of one rank as pure logic: what the node commands, what the engine's worker arms, what the lanes do.
+// do.
+//
+// A job runs once it is both commanded (the node has told which host blocks) and armed (the engine has reached the
+// point from which its device blocks may be read or written). The two arrive in either order, over different ways.
+// INVARIANT: a job is reported to the node, and a load to the worker, exactly once, and only when no lane can touch its
+// memory any more. Thread-compatible: RankAgent guards it with one mutex.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "flexkv/base/time.h"
+#include "flexkv/device/device.h"
+#include "flexkv/proto/messages.h"
+
+namespace flexkv::agent {
+
+using proto::JobId;
+using proto::JobStatus;
+
+// A load that the worker waits for has ended on this rank.
+struct LoadResult {
+  JobId job = 0;
+  bool ok = false;
+};
+
+class RankJobs {
+ public:
+  // Jobs given up before they were both commanded and armed are remembered, the newest this many, so that the half
+  // that comes later fails at once. A half that comes after even that waits for its deadline.
+  static constexpr std::size_t kGivenUpMax = 4096;
+
+  // From the node. Without one, and before the first, every job that is armed fails at once.
+  void node_found();
+  void command(proto::CopyCommand command, Nanos deadline);
+  void cancel(JobId job);
+  // The node is gone: all that was not started has failed; what runs ends as canceled. Nothing is reported to it.
+  void node_lost();
+
+  // From the engine's worker. `is_load`: the worker will ask for the result. event: may be null.
+  void arm(JobId job, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline);
+
+  // For the lanes: the oldest job of that direction that may run; stays "running" until finished().
+  struct Work {
+    JobId job = 0;
+    std::shared_ptr<const proto::CopyCommand> command;
+    std::shared_ptr<device::EngineEvent> event;
+  };
+  std::optional<Work> next(device::Direction direction);
+  bool canceled(JobId job) const;  // asked by a lane between chunks
+  void finished(JobId job, JobStatus status);
+
+  std::optional<Nanos> next_deadline() const;
+  void on_time(Nanos now);
+
+  // True while the job may still touch device memory (running), or is going to.
+  bool pending(JobId job) const { return jobs_.contains(job); }
+  bool running(JobId job) const;
+
+  // What has accumulated for the node and for the worker.
+  std::vector<proto::JobReport> take_reports();
+  std::vector<LoadResult> take_loads();
+  // Of the given loads, those that have failed; takes the results of all of them.
+  std::vector<JobId> take_failed(std::span<const JobId> jobs);
+  std::size_t job_count() const { return jobs_.size(); }
+
+ private:
+  struct Job {
+    std::shared_ptr<const proto::CopyCommand> command;
+    std::shared_ptr<device::EngineEvent> event;
+    bool armed = false;
+    bool is_load = false;  // the worker waits for it
+    bool running = false;
+    bool canceled = false;
+    bool node_knows = true;  // false once the node that commanded it is gone
+    Nanos deadline = 0;
+  };
+
+  void start_if_ready(JobId id, Job& job);
+  void give_up(JobId id);
+  void end(JobId id, JobStatus status);
+  void remember_given_up(JobId id);
+
+  std::unordered_map<JobId, Job> jobs_;
+  bool node_up_ = false;
+  std::deque<JobId> ready_[2];  // by direction, oldest first
+  std::set<std::pair<Nanos, JobId>> deadlines_;
+  std::deque<JobId> given_up_order_;
+  std::unordered_set<JobId> given_up_;
+  std::vector<proto::JobReport> reports_;
+  std::vector<LoadResult> loads_;
+};
+
+}  // namespace flexkv::agent

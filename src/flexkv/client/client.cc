@@ -1,0 +1,129 @@
+#include "flexkv/client/client.h"
+
+#include <algorithm>
+
+#include "flexkv/key/namespace.h"
+
+namespace flexkv::client {
+
+Client::Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello)
+    : port_(std::move(port)), hello_(hello) {}
+
+// Posts what is owed to the node. False: it may not be asked for blocks yet, it would serve some from before a reset.
+bool Client::settle(std::uint64_t generation) {
+  if (generation == 0) {
+    unclosed_.clear();  // forgotten together with the connection
+    return false;
+  }
+  if (reset_owed_ && reset_posted_ != generation) {
+    if (!port_->post(proto::ResetRequest{})) return false;
+    reset_posted_ = generation;
+  }
+  while (!unclosed_.empty() && port_->post(proto::CloseSequence{unclosed_.back()})) unclosed_.pop_back();
+  return true;
+}
+
+// The sequence, on the connection of now: what another node was told does not count. Null without a node.
+Client::Sequence* Client::current(SequenceId id) {
+  const std::uint64_t generation = port_->generation();
+  if (!settle(generation)) return nullptr;
+  if (generation != generation_) {
+    generation_ = generation;
+    root_ = key::NamespaceBuilder(port_->key_secret()).add(key::Field::kModel, hello_.fingerprint).finish();
+  }
+  Sequence& sequence = sequences_[id];
+  if (sequence.generation != generation) sequence = Sequence{generation, 0, {}, 0};
+  return &sequence;
+}
+
+SequenceId Client::open_sequence() { return next_sequence_++; }
+
+void Client::close_sequence(SequenceId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return;
+  sequences_.erase(found);
+  // Whatever this side knows of it: an answer that came too late may have left it open.
+  if (unclosed_.size() < kUnclosedMax) unclosed_.push_back(id);
+  (void)settle(port_->generation());
+}
+
+std::uint32_t Client::known_hashes(SequenceId id) {
+  const Sequence* sequence = current(id);
+  return sequence == nullptr ? 0 : sequence->known;
+}
+
+std::vector<key::BlockKey> Client::fold(Sequence& sequence, std::uint32_t first_hash, Hashes hashes) const {
+  std::vector<key::BlockKey> keys;
+  for (std::size_t i = sequence.known - first_hash; i < hashes.size(); ++i) {
+    keys.push_back(key::fold_engine_hash(root_, hashes[i]));
+  }
+  return keys;
+}
+
+proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
+  Sequence* sequence = current(id);
+  // A node that came back in this very moment knows none of the hashes that the caller left out: next time.
+  if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode};
+  const auto keys = fold(*sequence, first_hash, hashes);
+  const Nanos now = monotonic_now();
+  if (keys.empty() && sequence->looked_up_at != 0 && now - sequence->looked_up_at < port_->reuse_time()) {
+    return sequence->last;
+  }
+  const auto reply = port_->lookup({0, id, sequence->known, keys});
+  if (reply.reason != Reason::kNoNode) reset_owed_ = false;  // what was posted before has been read before
+  switch (reply.reason) {
+    case Reason::kNoNode:
+    case Reason::kNotReady:
+    case Reason::kTooManySequences:
+    case Reason::kUnknownSequence:
+      return reply;  // the node has not taken the keys: they are sent again
+    default:
+      break;
+  }
+  sequence->known += static_cast<std::uint32_t>(keys.size());
+  sequence->last = reply;
+  sequence->looked_up_at = now;
+  return reply;
+}
+
+JobId Client::load(SequenceId id, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks) {
+  const JobId job = next_job_++;
+  Sequence* sequence = current(id);
+  if (sequence == nullptr) return job;  // no rank will hear of it: each reports it as failed
+  proto::TransferRequest request{false, false, id, job, sequence->known, {}, first_block, {}};
+  request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
+  (void)port_->post(std::move(request));
+  return job;
+}
+
+JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
+                   std::span<const std::uint32_t> device_blocks) {
+  Sequence* sequence = current(id);
+  if (sequence == nullptr || first_hash > sequence->known) return 0;
+  const JobId job = next_job_++;
+  proto::TransferRequest request{true,        false, id, job, sequence->known, fold(*sequence, first_hash, hashes),
+                                 first_block, {}};
+  request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
+  const auto added = static_cast<std::uint32_t>(request.keys.size());
+  if (!port_->post(std::move(request))) return 0;
+  sequence->known += added;
+  return job;
+}
+
+void Client::cancel(JobId job) { (void)port_->post(proto::CancelRequest{job}); }
+
+std::vector<JobId> Client::take_ended_jobs() {
+  (void)settle(port_->generation());
+  return port_->take_ended_jobs();
+}
+
+void Client::reset() {
+  reset_owed_ = true;
+  reset_posted_ = 0;
+  (void)settle(port_->generation());
+  for (auto& [id, sequence] : sequences_) sequence.looked_up_at = 0;
+}
+
+bool Client::ready() { return port_->generation() != 0; }
+
+}  // namespace flexkv::client

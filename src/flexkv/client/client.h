@@ -1,0 +1,79 @@
+// The scheduler's side of an engine: which blocks of a prompt are kept, and orders to load or save them.
+//
+// Thread-compatible: one thread (the engine's scheduler) calls it. Nothing here waits for a transfer. With an embedded
+// node every call is a function call; with a daemon only lookup() of something new waits for an answer, at most
+// kLookupPatience, and everything else is posted. Without a node (not started, killed) lookups find nothing; the client
+// reattaches when it comes back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "flexkv/client/node_port.h"
+#include "flexkv/key/block_key.h"
+#include "flexkv/key/namespace.h"
+#include "flexkv/proto/messages.h"
+
+namespace flexkv::client {
+
+using proto::JobId;
+using proto::Reason;
+using proto::SequenceId;
+
+class Client {
+ public:
+  Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello);
+
+  // A request's chain of blocks. `hashes` is always the whole chain so far, as the engine's own chained block hashes;
+  // only those not seen before are read.
+  using Hashes = std::span<const std::span<const std::byte>>;
+
+  SequenceId open_sequence();
+  void close_sequence(SequenceId sequence);
+  // How many leading blocks are kept. Repeated calls are cheap; what was found is protected from eviction for a while.
+  std::uint32_t known_hashes(SequenceId sequence);
+  proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
+  // The id to arm on every rank; the ranks report how it ended.
+  JobId load(SequenceId sequence, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks);
+  // 0: there is no node to save to. Blocks that are kept already cost nothing.
+  JobId save(SequenceId sequence, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
+             std::span<const std::uint32_t> device_blocks);
+  void cancel(JobId job);
+  // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. Best effort: a
+  // node that went away does not say it.
+  std::vector<JobId> take_ended_jobs();
+  void reset();
+
+  bool ready();
+
+ private:
+  struct Sequence {
+    std::uint64_t generation = 0;  // of the connection that its keys were sent over
+    std::uint32_t known = 0;       // hashes folded and sent
+    proto::LookupReply last;
+    Nanos looked_up_at = 0;
+  };
+
+  bool settle(std::uint64_t generation);
+  Sequence* current(SequenceId id);
+  std::vector<key::BlockKey> fold(Sequence& sequence, std::uint32_t first_hash, Hashes hashes) const;
+
+  std::unique_ptr<NodePort> port_;
+  const proto::ClientHello hello_;
+  std::uint64_t generation_ = 0;
+  key::Root root_{};
+  std::unordered_map<SequenceId, Sequence> sequences_;
+  // What the node must not miss is posted again until it is sure to have arrived.
+  static constexpr std::size_t kUnclosedMax = 65536;  // beyond that, the node forgets them with the connection
+  std::vector<SequenceId> unclosed_;
+  bool reset_owed_ = false;         // no answer of the node has come since
+  std::uint64_t reset_posted_ = 0;  // over the connection of this generation
+  SequenceId next_sequence_ = 1;
+  JobId next_job_ = 1;
+};
+
+}  // namespace flexkv::client

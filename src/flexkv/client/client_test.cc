@@ -1,0 +1,184 @@
+#include "flexkv/client/client.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+namespace flexkv::client {
+namespace {
+
+// A node's end of the line, by script.
+struct Line {
+  std::uint64_t generation = 1;
+  bool full = false;  // posts are refused
+  proto::LookupReply reply;
+  Nanos reuse_time = 0;
+  std::vector<proto::FromClient> posted;
+  std::vector<proto::LookupRequest> lookups;
+
+  template <typename T>
+  std::size_t count() const {
+    return static_cast<std::size_t>(
+        std::count_if(posted.begin(), posted.end(), [](const auto& m) { return std::holds_alternative<T>(m); }));
+  }
+};
+
+class ScriptedPort final : public NodePort {
+ public:
+  explicit ScriptedPort(Line& line) : line_(line) {}
+  std::uint64_t generation() override { return line_.generation; }
+  const std::array<std::uint8_t, 32>& key_secret() override { return secret_; }
+  proto::LookupReply lookup(const proto::LookupRequest& request) override {
+    line_.lookups.push_back(request);
+    return line_.reply;
+  }
+  bool post(const proto::FromClient& message) override {
+    if (line_.generation == 0 || line_.full) return false;
+    line_.posted.push_back(message);
+    return true;
+  }
+  std::vector<proto::JobId> take_ended_jobs() override { return {}; }
+  Nanos reuse_time() const override { return line_.reuse_time; }
+
+ private:
+  Line& line_;
+  std::array<std::uint8_t, 32> secret_{};
+};
+
+class ClientTest : public ::testing::Test {
+ protected:
+  ClientTest() : client(std::make_unique<ScriptedPort>(line), hello()) {
+    for (int i = 0; i < 8; ++i) texts.push_back("block " + std::to_string(i));
+    for (const auto& text : texts) all.push_back(std::as_bytes(std::span(text)));
+  }
+  static proto::ClientHello hello() {
+    proto::ClientHello hello;
+    hello.engine_id = "e";
+    return hello;
+  }
+  Client::Hashes hashes(std::size_t first, std::size_t end) const {
+    return Client::Hashes(all).subspan(first, end - first);
+  }
+
+  Line line;
+  Client client;
+  std::vector<std::string> texts;
+  std::vector<std::span<const std::byte>> all;
+  const std::vector<std::uint32_t> blocks{3, 4};
+};
+
+TEST_F(ClientTest, SendsEachHashOnce) {
+  const auto sequence = client.open_sequence();
+  line.reply.matched_blocks = 2;
+  EXPECT_EQ(client.lookup(sequence, 0, hashes(0, 4)).matched_blocks, 2U);
+  EXPECT_EQ(client.known_hashes(sequence), 4U);
+  (void)client.lookup(sequence, 4, hashes(4, 6));
+  (void)client.lookup(sequence, 0, hashes(0, 6));  // all of them again: nothing new
+  ASSERT_EQ(line.lookups.size(), 3U);
+  EXPECT_EQ(line.lookups[0].keys.size(), 4U);
+  EXPECT_EQ(line.lookups[1].base, 4U);
+  EXPECT_EQ(line.lookups[1].keys.size(), 2U);
+  EXPECT_TRUE(line.lookups[2].keys.empty());
+  EXPECT_NE(client.save(sequence, 6, hashes(6, 8), 6, blocks), 0U);
+  EXPECT_EQ(client.known_hashes(sequence), 8U);
+}
+
+TEST_F(ClientTest, ReusesAnAnswerForAShortWhileUntilAReset) {
+  line.reuse_time = 3600 * kSecond;
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 2));
+  (void)client.lookup(sequence, 2, {});
+  EXPECT_EQ(line.lookups.size(), 1U);
+  client.reset();
+  (void)client.lookup(sequence, 2, {});
+  EXPECT_EQ(line.lookups.size(), 2U);
+}
+
+TEST_F(ClientTest, SendsKeysAgainThatTheNodeDidNotTake) {
+  const auto sequence = client.open_sequence();
+  for (const Reason reason : {Reason::kNoNode, Reason::kNotReady, Reason::kTooManySequences}) {
+    line.reply.reason = reason;
+    (void)client.lookup(sequence, 0, hashes(0, 4));
+    EXPECT_EQ(client.known_hashes(sequence), 0U);
+  }
+}
+
+TEST_F(ClientTest, StartsAfreshOnAnotherConnection) {
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  line.generation = 2;
+  EXPECT_EQ(client.known_hashes(sequence), 0U);
+  // The caller left out what it believed to be known: not this time.
+  EXPECT_EQ(client.lookup(sequence, 4, hashes(4, 6)).reason, Reason::kNoNode);
+  EXPECT_EQ(client.save(sequence, 4, hashes(4, 6), 4, blocks), 0U);
+  (void)client.lookup(sequence, 0, hashes(0, 6));
+  EXPECT_EQ(line.lookups.back().base, 0U);
+}
+
+TEST_F(ClientTest, WithoutANodeNothingIsFoundOrSavedAndLoadsGetAnId) {
+  line.generation = 0;
+  const auto sequence = client.open_sequence();
+  EXPECT_FALSE(client.ready());
+  EXPECT_EQ(client.lookup(sequence, 0, hashes(0, 4)).reason, Reason::kNoNode);
+  EXPECT_EQ(client.save(sequence, 0, hashes(0, 4), 0, blocks), 0U);
+  EXPECT_NE(client.load(sequence, 0, blocks), 0U);
+  EXPECT_TRUE(line.posted.empty());
+}
+
+TEST_F(ClientTest, ClosesAtTheNodeWhateverHasHappenedSince) {
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  line.generation = 2;  // the node did not know another sequence; it may well know this one
+  client.close_sequence(sequence);
+  EXPECT_EQ(line.count<proto::CloseSequence>(), 1U);
+}
+
+TEST_F(ClientTest, ClosesLaterIfTheQueueIsFull) {
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  line.full = true;
+  client.close_sequence(sequence);
+  EXPECT_EQ(line.count<proto::CloseSequence>(), 0U);
+  line.full = false;
+  (void)client.take_ended_jobs();
+  EXPECT_EQ(line.count<proto::CloseSequence>(), 1U);
+  (void)client.take_ended_jobs();
+  EXPECT_EQ(line.count<proto::CloseSequence>(), 1U);
+}
+
+TEST_F(ClientTest, AsksForNothingWhileAResetIsOwed) {
+  const auto sequence = client.open_sequence();
+  line.full = true;
+  client.reset();
+  EXPECT_EQ(client.lookup(sequence, 0, hashes(0, 4)).reason, Reason::kNoNode);
+  EXPECT_EQ(client.save(sequence, 0, hashes(0, 4), 0, blocks), 0U);
+  EXPECT_TRUE(line.lookups.empty());
+  line.full = false;
+  EXPECT_EQ(client.lookup(sequence, 0, hashes(0, 4)).reason, Reason::kNone);
+  EXPECT_EQ(line.count<proto::ResetRequest>(), 1U);
+}
+
+TEST_F(ClientTest, AResetWithoutANodeIsMadeUpForOnTheNextConnection) {
+  line.generation = 0;
+  client.reset();
+  line.generation = 1;
+  (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));
+  EXPECT_EQ(line.count<proto::ResetRequest>(), 1U);
+}
+
+TEST_F(ClientTest, RepeatsAResetThatMayHaveBeenLostWithItsConnection) {
+  client.reset();
+  line.generation = 2;
+  line.reply.reason = Reason::kNoNode;  // no answer
+  (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));
+  EXPECT_EQ(line.count<proto::ResetRequest>(), 2U);
+  line.reply.reason = Reason::kNone;
+  (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));  // an answer: the reset was read before
+  line.generation = 3;
+  (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));
+  EXPECT_EQ(line.count<proto::ResetRequest>(), 2U);
+}
+
+}  // namespace
+}  // namespace flexkv::client

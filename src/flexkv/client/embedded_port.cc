@@ -1,0 +1,55 @@
+#include "flexkv/client/node_port.h"
+
+namespace flexkv::client {
+namespace {
+
+class EmbeddedPort final : public NodePort {
+ public:
+  EmbeddedPort(server::NodeServer& node, node::EngineHandle engine) : node_(node), engine_(engine) {}
+  ~EmbeddedPort() override { node_.detach_client(engine_); }
+
+  std::uint64_t generation() override { return generation_; }
+  const std::array<std::uint8_t, 32>& key_secret() override { return node_.key_secret(); }
+  Nanos reuse_time() const override { return 0; }
+  std::vector<proto::JobId> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
+
+  proto::LookupReply lookup(const proto::LookupRequest& request) override {
+    const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);
+    note(found.reason);
+    return {request.request, found.matched_blocks, found.reason};
+  }
+
+  bool post(const proto::FromClient& message) override {
+    if (const auto* transfer = std::get_if<proto::TransferRequest>(&message)) {
+      const auto reason = node_.transfer(engine_, *transfer);
+      note(reason);
+      return reason != proto::Reason::kNotReady && reason != proto::Reason::kUnknownSequence;
+    }
+    if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
+      node_.close_sequence(engine_, closed->sequence);
+    } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
+      node_.cancel(engine_, cancel->job);
+    } else if (std::holds_alternative<proto::ResetRequest>(message)) {
+      node_.reset(engine_);
+    }
+    return true;
+  }
+
+ private:
+  // The node forgets an engine's sequences when one of its ranks detaches: all keys are then sent again.
+  void note(proto::Reason reason) { generation_ += reason == proto::Reason::kUnknownSequence; }
+
+  server::NodeServer& node_;
+  const node::EngineHandle engine_;
+  std::uint64_t generation_ = 1;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<NodePort>> open_embedded_port(server::NodeServer& node, const proto::ClientHello& hello) {
+  const auto engine = node.attach_client(hello);
+  if (!engine) return engine.error();
+  return std::unique_ptr<NodePort>(std::make_unique<EmbeddedPort>(node, engine.value()));
+}
+
+}  // namespace flexkv::client

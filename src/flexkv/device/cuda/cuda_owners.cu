@@ -1,0 +1,112 @@
+#include "flexkv/device/cuda/cuda_owners.h"
+
+namespace flexkv::device {
+namespace {
+
+// The driver's functions come through the runtime, so that no link to libcuda is needed where there is no driver.
+template <typename Function>
+bool find(const char* name, Function* function) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  if (cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result) != cudaSuccess ||
+      result != cudaDriverEntryPointSuccess) {
+    return false;
+  }
+  *function = reinterpret_cast<Function>(found);
+  return true;
+}
+
+}  // namespace
+
+Status checked(cudaError_t result, const char* call) {
+  if (result == cudaSuccess) return {};
+  (void)cudaGetLastError();
+  return Error{ErrorCode::kDevice,
+               std::string(call) + ": " + cudaGetErrorString(result) + " (" + cudaGetErrorName(result) + ")"};
+}
+
+Result<std::shared_ptr<Context>> Context::open(int ordinal) {
+  int count = 0;
+  if (Status status = checked(cudaGetDeviceCount(&count), "cudaGetDeviceCount"); !status) return status.error();
+  if (ordinal < 0 || ordinal >= count) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "there is no CUDA device " + std::to_string(ordinal) + ", only " + std::to_string(count)};
+  }
+  std::shared_ptr<Context> context(new Context);
+  decltype(&cuDeviceGet) get = nullptr;
+  decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
+  if (!find("cuCtxPushCurrent", &context->push_) || !find("cuCtxPopCurrent", &context->pop_) ||
+      !find("cuDevicePrimaryCtxRelease", &context->release_) || !find("cuDeviceGet", &get) ||
+      !find("cuDevicePrimaryCtxRetain", &retain)) {
+    return Error{ErrorCode::kUnsupported, "the CUDA driver is too old: it lacks functions of CUDA 12.0"};
+  }
+  CUresult result = get(&context->device_, ordinal);
+  if (result == CUDA_SUCCESS) result = retain(&context->context_, context->device_);
+  if (result != CUDA_SUCCESS) {
+    return Error{ErrorCode::kDevice, "cuDevicePrimaryCtxRetain of CUDA device " + std::to_string(ordinal) + ": error " +
+                                         std::to_string(static_cast<int>(result))};
+  }
+  return context;
+}
+
+Context::~Context() {
+  if (context_ != nullptr) release_(device_);
+}
+
+ContextScope::ContextScope(const Context& context)
+    : context_(context), ok_(context.push_(context.context_) == CUDA_SUCCESS) {
+  if (ok_) (void)cudaThreadExchangeStreamCaptureMode(&capture_mode_);
+}
+
+ContextScope::~ContextScope() {
+  if (!ok_) return;
+  (void)cudaThreadExchangeStreamCaptureMode(&capture_mode_);
+  CUcontext popped = nullptr;
+  context_.pop_(&popped);
+}
+
+Status ContextScope::status() const {
+  if (ok_) return {};
+  return Error{ErrorCode::kDevice, "cuCtxPushCurrent: the CUDA context is gone"};
+}
+
+Event::~Event() {
+  if (event_ == nullptr) return;
+  ContextScope scope(*context_);
+  if (scope.ok()) (void)cudaEventDestroy(event_);
+}
+
+Status Event::record(cudaStream_t stream) {
+  if (event_ == nullptr) {
+    Status made = checked(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+                          "cudaEventCreateWithFlags");
+    if (!made) return made;
+  }
+  return checked(cudaEventRecord(event_, stream), "cudaEventRecord");
+}
+
+Status Event::wait() const {
+  if (event_ == nullptr) return {};
+  return checked(cudaEventSynchronize(event_), "cudaEventSynchronize");
+}
+
+Status Event::order(cudaStream_t stream) const {
+  if (event_ == nullptr) return {};
+  return checked(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+}
+
+Result<std::unique_ptr<Stream>> Stream::create(std::shared_ptr<Context> context) {
+  std::unique_ptr<Stream> stream(new Stream(std::move(context)));
+  Status made =
+      checked(cudaStreamCreateWithFlags(&stream->stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  if (!made) return made.error();
+  return Result<std::unique_ptr<Stream>>(std::move(stream));
+}
+
+Stream::~Stream() {
+  if (stream_ == nullptr) return;
+  ContextScope scope(*context_);
+  if (scope.ok()) (void)cudaStreamDestroy(stream_);
+}
+
+}  // namespace flexkv::device

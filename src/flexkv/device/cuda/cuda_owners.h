@@ -1,0 +1,94 @@
+// Small owners around the CUDA runtime: errors, the device's context, streams and events. Private to the CUDA form.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "flexkv/base/result.h"
+
+namespace flexkv::device {
+
+// Ok, or the call's name and CUDA's words. The thread's last error is cleared, or the engine would find it as its own.
+Status checked(cudaError_t result, const char* call);
+
+// The primary context of one device, kept alive. Thread-safe. Selecting it by push and pop, not by cudaSetDevice,
+// restores the caller's state exactly: setting "device 0" back in a thread that never used CUDA would create a context
+// on device 0, and cost every rank's first GPU its memory.
+class Context {
+ public:
+  static Result<std::shared_ptr<Context>> open(int ordinal);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+ private:
+  friend class ContextScope;
+  Context() = default;
+
+  CUdevice device_ = 0;
+  CUcontext context_ = nullptr;
+  decltype(&cuCtxPushCurrent) push_ = nullptr;
+  decltype(&cuCtxPopCurrent) pop_ = nullptr;
+  decltype(&cuDevicePrimaryCtxRelease) release_ = nullptr;
+};
+
+// Makes a context current in this thread while it lives, and lets the thread call what CUDA otherwise forbids to every
+// thread while the engine captures a graph (pinning, for one, would end the capture). Not ok() when the driver is
+// shutting down: call nothing then.
+class ContextScope {
+ public:
+  explicit ContextScope(const Context& context);
+  ~ContextScope();
+  ContextScope(const ContextScope&) = delete;
+  ContextScope& operator=(const ContextScope&) = delete;
+
+  bool ok() const { return ok_; }
+  Status status() const;
+
+ private:
+  const Context& context_;
+  bool ok_;
+  cudaStreamCaptureMode capture_mode_ = cudaStreamCaptureModeRelaxed;  // ours, then the caller's
+};
+
+// An owned event. Waiting for it sleeps. Created on first record. REQUIRES of all calls, destruction apart: a scope.
+class Event {
+ public:
+  explicit Event(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  Status record(cudaStream_t stream);
+  // Ok at once when nothing was recorded.
+  Status wait() const;
+  // Makes `stream` wait, on the device.
+  Status order(cudaStream_t stream) const;
+
+ private:
+  std::shared_ptr<Context> context_;
+  cudaEvent_t event_ = nullptr;
+};
+
+// An owned stream that does not wait for the legacy default stream.
+class Stream {
+ public:
+  static Result<std::unique_ptr<Stream>> create(std::shared_ptr<Context> context);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  explicit Stream(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+
+  std::shared_ptr<Context> context_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace flexkv::device

@@ -1,0 +1,159 @@
+#include <algorithm>
+
+#include "flexkv/device/cuda/cuda_stream.h"
+
+namespace flexkv::device {
+namespace {
+
+void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+
+}  // namespace
+
+CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const PinnedPool> pinned,
+                       std::unique_ptr<Stream> stream, Direction direction, const layout::BlockLayout& layout,
+                       std::span<std::byte> pool, std::uint64_t max_pitch)
+    : context_(context),
+      pinned_(std::move(pinned)),
+      stream_(std::move(stream)),
+      direction_(direction),
+      layout_(layout),
+      pool_(pool),
+      max_pitch_(max_pitch),
+      done_(context),
+      marks_{Event(context), Event(context), Event(context)} {
+  targets_.reserve(kGroup);
+  sources_.reserve(kGroup);
+  sizes_.reserve(kGroup);
+}
+
+CudaStream::~CudaStream() { (void)synchronize(); }
+
+Status CudaStream::order_after(const EngineEvent& event) {
+  if (failed_) return *failed_;
+  const auto* cuda_event = dynamic_cast<const CudaEngineEvent*>(&event);
+  FLEXKV_ASSERT(cuda_event != nullptr);
+  ContextScope scope(*context_);
+  if (!scope.ok()) return keep(scope.status());
+  return keep(cuda_event->event.order(stream_->get()));
+}
+
+Status CudaStream::submit(std::span<const BlockCopy> copies) {
+  if (failed_) return *failed_;
+  if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
+  ContextScope scope(*context_);
+  Status status = scope.status();
+  for (std::size_t i = 0; i < copies.size() && status; ++i) status = queue_block(copies[i]);
+  if (status) status = flush_batch();
+  return keep(std::move(status));
+}
+
+Status CudaStream::queue_block(const BlockCopy& copy) {
+  std::byte* extent = pool_.data() + copy.host_offset;
+  const bool whole = !crosses_pieces(extent, layout_.shard_bytes());
+  const bool pinned = pinned_->covers(extent, layout_.shard_bytes());
+  for (const layout::Rectangle& rectangle : layout_.rectangles()) {
+    const std::uint64_t address = rectangle.address + copy.device_block * rectangle.block_stride;
+    std::byte* host = extent + rectangle.host_offset;
+    const bool pitch_fits = std::max<std::uint64_t>(rectangle.row_step, rectangle.host_step) <= max_pitch_;
+    if (whole && rectangle.rows > 1 && pitch_fits) {
+      if (Status status = queue_rectangle(rectangle, address, host); !status) return status;
+      continue;
+    }
+    for (std::uint64_t row = 0; row < rectangle.rows; ++row) {
+      Status status =
+          queue_run(address + row * rectangle.row_step, host + row * rectangle.host_step, rectangle.row_bytes, pinned);
+      if (!status) return status;
+    }
+  }
+  return {};
+}
+
+Status CudaStream::queue_rectangle(const layout::Rectangle& r, std::uint64_t address, std::byte* host) {
+  const cudaError_t result = direction_ == Direction::kToHost
+                                 ? cudaMemcpy2DAsync(host, r.host_step, pointer(address), r.row_step, r.row_bytes,
+                                                     r.rows, cudaMemcpyDeviceToHost, stream_->get())
+                                 : cudaMemcpy2DAsync(pointer(address), r.row_step, host, r.host_step, r.row_bytes,
+                                                     r.rows, cudaMemcpyHostToDevice, stream_->get());
+  if (Status status = checked(result, "cudaMemcpy2DAsync"); !status) return status;
+  return count(1);
+}
+
+Status CudaStream::queue_run(std::uint64_t address, std::byte* host, std::size_t bytes, bool pinned) {
+  while (bytes > 0) {
+    const std::size_t to_boundary = kPinPiece - reinterpret_cast<std::uintptr_t>(host) % kPinPiece;
+    const std::size_t step = std::min(bytes, to_boundary);
+    const bool to_host = direction_ == Direction::kToHost;
+    targets_.push_back(to_host ? host : pointer(address));
+    sources_.push_back(to_host ? pointer(address) : host);
+    sizes_.push_back(step);
+    // Only pinned memory is known to work in batched calls.
+    if (!pinned || targets_.size() == kGroup) {
+      if (Status status = flush_batch(); !status) return status;
+    }
+    address += step;
+    host += step;
+    bytes -= step;
+  }
+  return {};
+}
+
+Status CudaStream::flush_batch() {
+  const std::size_t size = targets_.size();
+  Status status;
+#if CUDART_VERSION >= 13000
+  if (size > 1) {
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    std::size_t first = 0;
+    status = checked(cudaMemcpyBatchAsync(targets_.data(), sources_.data(), sizes_.data(), size, &attributes, &first, 1,
+                                          stream_->get()),
+                     "cudaMemcpyBatchAsync");
+  } else
+#endif
+  {
+    const cudaMemcpyKind kind = direction_ == Direction::kToHost ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+    for (std::size_t i = 0; i < size && status; ++i) {
+      status = checked(cudaMemcpyAsync(targets_[i], sources_[i], sizes_[i], kind, stream_->get()), "cudaMemcpyAsync");
+    }
+  }
+  targets_.clear();
+  sources_.clear();
+  sizes_.clear();
+  return status ? count(size) : status;
+}
+
+Status CudaStream::count(std::size_t copies) {
+  since_mark_ += copies;
+  if (since_mark_ < kGroup) return {};
+  since_mark_ = 0;
+  if (Status status = marks_[next_mark_].record(stream_->get()); !status) return status;
+  next_mark_ = (next_mark_ + 1) % kMarks;
+  return marks_[next_mark_].wait();
+}
+
+Status CudaStream::synchronize() {
+  ContextScope scope(*context_);
+  if (!scope.ok()) return keep(scope.status());
+  if (!failed_) {
+    Status status = done_.record(stream_->get());
+    if (status) status = done_.wait();
+    if (status) return status;
+    (void)keep(std::move(status));
+  }
+  // A failed stream may still have copies in flight. When this fails as well the context is lost, and with it they are.
+  (void)checked(cudaStreamSynchronize(stream_->get()), "cudaStreamSynchronize");
+  return *failed_;
+}
+
+Status CudaStream::order_engine(cudaStream_t engine_stream) {
+  if (failed_) return *failed_;
+  if (Status status = keep(done_.record(stream_->get())); !status) return status;
+  return done_.order(engine_stream);
+}
+
+Status CudaStream::keep(Status status) {
+  if (!status && !failed_) failed_ = status.error();
+  return status;
+}
+
+}  // namespace flexkv::device

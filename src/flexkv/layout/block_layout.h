@@ -1,0 +1,97 @@
+// BlockLayout: where the bytes of each KV block lie on a device, and in the block's host form (README.md).
+//
+// An immutable value: thread-safe to read, cheap to share, owns nothing but its tables. Sizes and offsets in bytes.
+// Bounds: a block (one shard) has below 4 GiB in at most kMaxRuns runs, a tensor at most kMaxLoops nested loops; more
+// is refused by derive(). All arithmetic on a derived layout stays within 64 bits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "flexkv/base/result.h"
+#include "flexkv/layout/rectangles.h"
+#include "flexkv/layout/tensor_desc.h"
+#include "flexkv/layout/tensor_plan.h"
+
+namespace flexkv::layout {
+
+// Names a host form: equal only if the host bytes of a block mean the same, whatever the device layout. Covers, per
+// distinct tensor, the element size and the logical axes in physical order; not addresses, names or block count.
+struct LayoutId {
+  std::array<std::uint8_t, 16> bytes{};
+
+  friend bool operator==(const LayoutId&, const LayoutId&) = default;
+};
+
+constexpr std::size_t kMaxLoops = 6;
+constexpr std::uint64_t kMaxRuns = 1U << 18;
+
+// Runs of equal size at nested steps. In the host form they follow one another without gaps.
+struct Strip {
+  std::uint64_t address = 0;  // of the first run in block 0
+  std::uint64_t block_stride = 0;
+  std::uint32_t host_offset = 0;
+  std::uint32_t run_bytes = 0;
+  std::uint32_t loop_count = 0;
+  std::array<Loop, kMaxLoops> loops{};  // outermost first; the first loop_count of them count
+};
+
+class BlockLayout {
+ public:
+  // Refuses, naming the tensor, what plan_tensor() refuses, tensors that overlap in part, and what is out of bounds.
+  // Tensors that are the same memory (address, shape, strides and element size) are stored once.
+  static Result<BlockLayout> derive(std::span<const TensorDesc> tensors, std::uint32_t block_count);
+
+  std::uint32_t block_count() const { return block_count_; }
+  // Bytes of one block's host form.
+  std::uint32_t shard_bytes() const { return shard_bytes_; }
+  const LayoutId& id() const { return id_; }
+  std::span<const Strip> strips() const { return strips_; }
+  std::span<const Rectangle> rectangles() const { return rectangles_; }
+  // For people: one line for each distinct shape of tensor.
+  const std::string& describe() const { return description_; }
+
+  // Calls fn(device_address, host_offset, bytes) for every contiguous run of a block, in the order of the host form.
+  // REQUIRES: block < block_count()
+  template <typename Fn>
+  void for_each_run(std::uint32_t block, Fn&& fn) const {
+    FLEXKV_ASSERT(block < block_count_);
+    for (const Strip& strip : strips_) {
+      std::uint32_t host_offset = strip.host_offset;
+      walk(std::span(strip.loops).first(strip.loop_count), strip.address + block * strip.block_stride, strip.run_bytes,
+           host_offset, fn);
+    }
+  }
+
+ private:
+  BlockLayout() = default;
+
+  template <typename Fn>
+  static void walk(std::span<const Loop> loops, std::uint64_t address, std::uint32_t bytes, std::uint32_t& host_offset,
+                   Fn& fn) {
+    if (loops.empty()) {
+      fn(address, host_offset, bytes);
+      host_offset += bytes;
+      return;
+    }
+    for (std::uint64_t i = 0; i < loops[0].count; ++i) {
+      walk(loops.subspan(1), address + i * loops[0].stride, bytes, host_offset, fn);
+    }
+  }
+
+  void append_strip(const TensorPlan& plan);
+  void gather_runs();
+
+  std::uint32_t block_count_ = 0;
+  std::uint32_t shard_bytes_ = 0;
+  LayoutId id_;
+  std::vector<Strip> strips_;
+  std::vector<Rectangle> rectangles_;
+  std::string description_;
+};
+
+}  // namespace flexkv::layout

@@ -1,0 +1,63 @@
+// HostRegion: host memory that several processes can map: a memfd and this process's shared mapping of it.
+//
+// Thread-compatible; touch() may run in one thread while others use the bytes. Owns the descriptor and the mapping.
+// Bounds: holds at most the bytes asked for (rounded down to whole pages). create() returns only memory that is there,
+// so a later access cannot fail; when the machine has too little it is refused, nothing is taken, nothing is killed.
+// The size is sealed: no process that holds the descriptor can shrink the file under another one's feet.
+// The bytes are left out of core dumps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "flexkv/base/fd.h"
+#include "flexkv/base/result.h"
+
+namespace flexkv::memory {
+
+class HostRegion {
+ public:
+  struct Options {
+    bool huge_pages = true;      // use free 2 MiB pages; without enough of them the region has normal pages
+    unsigned touch_threads = 8;  // threads of touch() and of filling huge pages, 1 to kMaxTouchThreads
+  };
+  static constexpr unsigned kMaxTouchThreads = 64;
+
+  // Zeroed memory of `bytes`, rounded down to whole pages.
+  static Result<HostRegion> create(std::uint64_t bytes, const Options& options);
+
+  // Maps the first `bytes` (whole pages) of a region that another process created. A file that is smaller, or whose
+  // size is not sealed, is refused: reading past its end would kill this process.
+  static Result<HostRegion> map(Fd fd, std::uint64_t bytes);
+
+  HostRegion(HostRegion&& other) noexcept;
+  HostRegion& operator=(HostRegion&& other) noexcept;
+  ~HostRegion();
+
+  // Brings all pages into this process's page table, so that first use and pinning are fast. Changes no byte.
+  Status touch();
+
+  std::byte* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  int fd() const { return fd_.get(); }
+  // For people: "2 MiB huge pages", or "4 KiB pages (...why not huge ones)".
+  const std::string& description() const { return description_; }
+
+ private:
+  HostRegion() = default;
+
+  static Result<HostRegion> create_huge(std::uint64_t bytes, unsigned touch_threads);
+  static Result<HostRegion> create_normal(std::uint64_t bytes, unsigned touch_threads);
+  Status open_sealed(std::uint64_t bytes, unsigned memfd_flags);
+  Status map_bytes();
+
+  Fd fd_;
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  std::size_t page_bytes_ = 0;
+  unsigned touch_threads_ = 1;
+  std::string description_;
+};
+
+}  // namespace flexkv::memory

@@ -1,0 +1,236 @@
+// Who is attached: engines, their ranks, and the space of blocks that an engine's shapes and model select.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/key/namespace.h"
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+constexpr index::Tier kHostTier = 0;
+
+std::uint64_t aligned(std::uint64_t bytes) {
+  return (bytes + kExtentAlignment - 1) / kExtentAlignment * kExtentAlignment;
+}
+
+std::string hex_prefix(std::span<const std::uint8_t> bytes) {
+  std::string text;
+  for (const std::uint8_t byte : bytes.first(6)) {
+    char digits[3];
+    std::snprintf(digits, sizeof digits, "%02x", unsigned{byte});
+    text += digits;
+  }
+  return text;
+}
+
+}  // namespace
+
+Node::Engine* Node::find_engine(EngineHandle handle) {
+  const auto found = engines_.find(handle);
+  return found == engines_.end() ? nullptr : found->second.get();
+}
+
+Result<Node::Engine*> Node::join_engine(const std::string& id, std::uint32_t rank_count) {
+  if (id.empty() || rank_count == 0 || rank_count > proto::kRanksMax) {
+    return Error{ErrorCode::kInvalidArgument, "engine '" + id + "' says it has " + std::to_string(rank_count) +
+                                                  " ranks; allowed are 1 to " + std::to_string(proto::kRanksMax) +
+                                                  " and a name that is not empty"};
+  }
+  for (auto& [handle, engine] : engines_) {
+    if (engine->id != id) continue;
+    if (engine->rank_count != rank_count) {
+      return Error{ErrorCode::kInvalidArgument, "engine '" + id + "' is attached with " +
+                                                    std::to_string(engine->rank_count) + " ranks, not with " +
+                                                    std::to_string(rank_count) + ": two engines share one id"};
+    }
+    return engine.get();
+  }
+  auto engine = std::make_unique<Engine>();
+  engine->handle = next_engine_++;
+  engine->id = id;
+  engine->rank_count = rank_count;
+  engine->ranks.resize(rank_count);
+  Engine* joined = engine.get();
+  engines_.emplace(joined->handle, std::move(engine));
+  return joined;
+}
+
+Result<EngineHandle> Node::attach_client(const proto::ClientHello& hello) {
+  auto joined = join_engine(hello.engine_id, hello.rank_count);
+  if (!joined) return joined.error();
+  Engine& engine = *joined.value();
+  if (engine.client) {
+    return Error{ErrorCode::kInvalidArgument, "engine '" + hello.engine_id + "' has a scheduler attached already"};
+  }
+  engine.client = true;
+  engine.model = hello.model;
+  engine.fingerprint = hello.fingerprint;
+  bind_space(engine);
+  return engine.handle;
+}
+
+void Node::detach_client(EngineHandle handle) {
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr || !engine->client) return;
+  engine->client = false;
+  unbind_space(*engine);
+  drop_engine_if_empty(handle);
+}
+
+Result<AgentHandle> Node::attach_agent(const proto::AgentHello& hello) {
+  auto joined = join_engine(hello.engine_id, hello.rank_count);
+  if (!joined) return joined.error();
+  Engine& engine = *joined.value();
+  const auto refuse = [&](std::string message) {
+    drop_engine_if_empty(engine.handle);
+    return Error{ErrorCode::kInvalidArgument, std::move(message)};
+  };
+  const std::string who = "rank " + std::to_string(hello.rank) + " of engine '" + hello.engine_id + "'";
+  if (hello.rank >= engine.rank_count) {
+    return refuse(who + " is out of range: the engine has " + std::to_string(engine.rank_count) + " ranks");
+  }
+  if (engine.ranks[hello.rank].agent != 0) return refuse(who + " is attached already");
+  if (hello.shard_bytes == 0 || hello.shard_bytes > options_.pool_bytes) {
+    return refuse(who + " has blocks of " + std::to_string(hello.shard_bytes) + " bytes; the host pool has " +
+                  std::to_string(options_.pool_bytes) + " bytes: raise cpu_cache_gb");
+  }
+  const AgentHandle handle = next_agent_++;
+  engine.ranks[hello.rank] = {handle, hello};
+  agents_.emplace(handle, Agent{engine.handle, hello.rank});
+  bind_space(engine);
+  return handle;
+}
+
+void Node::detach_agent(AgentHandle handle, Nanos now) {
+  const auto found = agents_.find(handle);
+  if (found == agents_.end()) return;
+  const auto [engine_handle, rank] = found->second;
+  Engine& engine = *find_engine(engine_handle);
+  engine.ranks[rank].agent = 0;
+  agents_.erase(found);
+  unbind_space(engine);
+  // A rank that is gone touches no memory any more: its part of each job has ended, unsuccessfully.
+  std::vector<JobKey> waiting;
+  for (auto job = jobs_.lower_bound({engine_handle, 0}); job != jobs_.end() && job->first.first == engine_handle;
+       ++job) {
+    if (job->second->waiting[rank]) waiting.push_back(job->first);
+  }
+  for (const JobKey& key : waiting) {
+    const auto job = jobs_.find(key);
+    if (job != jobs_.end()) rank_done(key, *job->second, rank, JobStatus::kFailed, now);
+  }
+  drop_engine_if_empty(engine_handle);
+}
+
+void Node::drop_engine_if_empty(EngineHandle handle) {
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr || engine->client || engine->ranks_attached() > 0) return;
+  engines_.erase(handle);
+}
+
+// Served once its scheduler and all its ranks are there: only then is it known what a block is.
+void Node::bind_space(Engine& engine) {
+  if (engine.space != nullptr || !engine.client || engine.ranks_attached() < engine.rank_count) return;
+  engine.space = open_space(engine);
+  if (engine.space != nullptr) ++engine.space->engines;
+}
+
+void Node::unbind_space(Engine& engine) {
+  if (engine.space == nullptr) return;
+  for (auto& [id, sequence] : engine.sequences) close(engine, sequence);
+  engine.sequences.clear();
+  --engine.space->engines;
+  engine.space = nullptr;
+}
+
+Node::Space* Node::open_space(const Engine& engine) {
+  // No secret: a space is not a key, only the name of a place.
+  key::NamespaceBuilder digest_of(std::array<std::uint8_t, 32>{});
+  digest_of.add(key::Field::kModel, engine.fingerprint);
+  std::uint64_t slot_bytes = 0;
+  std::uint64_t block_bytes = 0;
+  std::vector<std::uint64_t> rank_offset;
+  for (const auto& rank : engine.ranks) {
+    digest_of.add(key::Field::kLayout, rank.hello.layout_id);
+    digest_of.add(key::Field::kParallel, std::as_bytes(std::span(&rank.hello.shard_bytes, 1)));
+    rank_offset.push_back(slot_bytes);
+    slot_bytes += aligned(rank.hello.shard_bytes);
+    block_bytes += rank.hello.shard_bytes;
+  }
+  const key::Root digest = digest_of.finish();
+  for (const auto& space : spaces_) {
+    if (space->digest == digest) return space.get();
+  }
+  index::PrefixIndex::Options index_options;
+  index_options.tier_count = 1;
+  index_options.policy[0] = options_.policy;
+  index_options.ghost_count_max = std::clamp<std::uint64_t>(options_.pool_bytes / slot_bytes, 1024, 1U << 22);
+  auto space = std::make_unique<Space>(ranges_, slot_bytes, options_.pool_bytes, index_options);
+  space->digest = digest;
+  space->fingerprint = engine.fingerprint;
+  space->model = engine.model;
+  space->rank_offset = std::move(rank_offset);
+  space->block_bytes = block_bytes;
+  spaces_.push_back(std::move(space));
+  return spaces_.back().get();
+}
+
+// ---- views ---------------------------------------------------------------------------------------------------------
+
+bool Node::ready(EngineHandle handle) const {
+  const auto found = engines_.find(handle);
+  return found != engines_.end() && found->second->space != nullptr;
+}
+
+std::uint32_t Node::blocks_in_use() const {
+  std::uint32_t sum = 0;
+  for (const auto& space : spaces_) sum += space->slots.slot_count() - space->slots.free_count();
+  return sum;
+}
+
+std::vector<Node::EngineInfo> Node::engines() const {
+  std::vector<EngineInfo> infos;
+  for (const auto& [handle, engine] : engines_) {
+    infos.push_back({engine->id, engine->model, engine->client, engine->rank_count, engine->ranks_attached(),
+                     static_cast<std::uint32_t>(engine->sequences.size()), engine->space != nullptr});
+  }
+  return infos;
+}
+
+std::vector<Node::SpaceInfo> Node::spaces() const {
+  std::vector<SpaceInfo> infos;
+  for (const auto& space : spaces_) {
+    infos.push_back({hex_prefix(space->digest), space->model, space->block_bytes, space->slots.slot_bytes(),
+                     space->slots.slot_count(), space->slots.slot_count() - space->slots.free_count(), space->reserved,
+                     space->index.memory_bytes(), space->engines});
+  }
+  return infos;
+}
+
+void Node::check_invariants() const {
+  std::uint64_t keys = 0;
+  for (const auto& [handle, engine] : engines_) {
+    for (const auto& [id, sequence] : engine->sequences) keys += sequence.keys.size();
+  }
+  FLEXKV_ASSERT(keys == sequence_keys_);
+  for (const auto& space : spaces_) {
+    space->index.check_invariants();
+    std::uint32_t reserved = 0;
+    std::uint32_t jobs = 0;
+    for (const auto& [key, job] : jobs_) {
+      if (job->space != space.get()) continue;
+      ++jobs;
+      reserved += static_cast<std::uint32_t>(job->slots.size());
+    }
+    FLEXKV_ASSERT(reserved == space->reserved);
+    FLEXKV_ASSERT(jobs == space->jobs);
+    const std::uint32_t used = space->slots.slot_count() - space->slots.free_count();
+    FLEXKV_ASSERT(used == reserved + space->index.block_count(kHostTier));
+  }
+}
+
+}  // namespace flexkv::node

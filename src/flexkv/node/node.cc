@@ -1,0 +1,499 @@
+#include "flexkv/node/node.h"
+
+#include <algorithm>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+constexpr index::Tier kHostTier = 0;
+
+std::size_t slot_of(Reason reason) { return static_cast<std::size_t>(reason); }
+
+Reason to_reason(index::MissReason reason) {
+  switch (reason) {
+    case index::MissReason::kEvicted:
+      return Reason::kEvicted;
+    case index::MissReason::kReset:
+      return Reason::kReset;
+    default:
+      return Reason::kNeverSeen;
+  }
+}
+
+}  // namespace
+
+Node::Node(NodeOptions options, Outbox& outbox) : options_(options), outbox_(outbox), ranges_(options.pool_bytes) {}
+Node::~Node() = default;
+
+// ---- lookups -------------------------------------------------------------------------------------------------------
+
+std::pair<Node::Sequence*, Reason> Node::sequence_of(Engine& engine, SequenceId id, std::uint32_t base,
+                                                     std::span<const key::BlockKey> keys) {
+  auto found = engine.sequences.find(id);
+  const std::size_t known = found == engine.sequences.end() ? 0 : found->second.keys.size();
+  if (base > known) return {nullptr, Reason::kUnknownSequence};
+  const std::size_t repeated = std::min<std::size_t>(known - base, keys.size());
+  const std::size_t added = keys.size() - repeated;
+  if (sequence_keys_ + added > options_.sequence_keys_max) return {nullptr, Reason::kTooManySequences};
+  if (found == engine.sequences.end()) {
+    found = engine.sequences.emplace(id, Sequence{}).first;
+    found->second.id = id;
+    found->second.generation = engine.space->generation;
+  }
+  Sequence& sequence = found->second;
+  sequence.keys.insert(sequence.keys.end(), keys.begin() + static_cast<std::ptrdiff_t>(repeated), keys.end());
+  sequence_keys_ += added;
+  return {&sequence, Reason::kNone};
+}
+
+void Node::drop_pin(Space& space, index::PinId& pin) {
+  evicted_.clear();
+  space.index.unpin(pin, evicted_);
+  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+}
+
+// Extends the sequence's pinned match as far as its first `block_count` keys are known to the index.
+void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now) {
+  Space& space = *engine.space;
+  if (sequence.pinned && sequence.generation != space.generation) {
+    drop_pin(space, sequence.pin);
+    sequence.pinned = false;
+  }
+  sequence.generation = space.generation;
+  sequence.used_at = now;
+  const std::span<const key::BlockKey> keys(sequence.keys.data(), block_count);
+  if (!sequence.pinned) {
+    const auto match = space.index.match(keys, touch, now);
+    sequence.pin = match.pin;
+    sequence.matched = match.block_count;
+    sequence.pinned = true;
+  } else if (sequence.matched < block_count) {
+    const auto match = space.index.extend(sequence.pin, keys.subspan(sequence.matched), touch, now);
+    sequence.pin = match.pin;
+    sequence.matched += match.block_count;
+  }
+}
+
+Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base, std::span<const key::BlockKey> keys,
+                          Nanos now) {
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady};
+  const auto [sequence, problem] = sequence_of(*engine, id, base, keys);
+  if (sequence == nullptr) return {0, problem};
+  Space& space = *engine->space;
+  const bool first = !sequence->counted;
+  refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
+
+  Lookup result{sequence->matched, Reason::kNone};
+  if (result.matched_blocks < sequence->keys.size()) {
+    const key::BlockKey& missing = sequence->keys[result.matched_blocks];
+    result.reason =
+        space.in_flight.contains(missing) ? Reason::kInFlight : to_reason(space.index.why_missing(missing, nullptr));
+  }
+  if (first) {
+    sequence->counted = true;
+    ++stats_.lookups;
+    stats_.blocks_queried += sequence->keys.size();
+    stats_.blocks_hit += result.matched_blocks;
+    stats_.missed_blocks[slot_of(result.reason)] += sequence->keys.size() - result.matched_blocks;
+  }
+  return result;
+}
+
+void Node::close(Engine& engine, Sequence& sequence) {
+  if (sequence.pinned) drop_pin(*engine.space, sequence.pin);
+  sequence.pinned = false;
+  sequence_keys_ -= sequence.keys.size();
+}
+
+void Node::close_sequence(EngineHandle handle, SequenceId id) {
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr) return;
+  auto found = engine->sequences.find(id);
+  if (found == engine->sequences.end()) return;
+  close(*engine, found->second);
+  engine->sequences.erase(found);
+}
+
+// ---- room ----------------------------------------------------------------------------------------------------------
+
+void Node::evict(Space& space, std::uint32_t count, Nanos now) {
+  evicted_.clear();
+  stats_.blocks_evicted += space.index.evict(kHostTier, count, now, evicted_);
+  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+}
+
+// A waiting request must not keep its blocks for ever: after lease_time a lookup is no longer protected.
+void Node::shed_expired_leases(Space& space, Nanos now) {
+  for (auto& [handle, engine] : engines_) {
+    if (engine->space != &space) continue;
+    for (auto& [id, sequence] : engine->sequences) {
+      if (!sequence.pinned || now - sequence.used_at < options_.lease_time) continue;
+      drop_pin(space, sequence.pin);
+      sequence.pinned = false;
+      sequence.matched = 0;
+    }
+  }
+}
+
+// Makes up to `count` free slots and returns how many there are (at most `count`).
+std::uint32_t Node::reserve(Space& space, std::uint32_t count, Nanos now) {
+  while (space.slots.free_count() < count && space.slots.grow()) {
+  }
+  if (space.slots.free_count() < count && space.engines > 0) {
+    // Other spaces whose engines have all left are only worth keeping while nobody needs their memory.
+    for (auto idle = spaces_.begin(); idle != spaces_.end() && space.slots.free_count() < count;) {
+      if ((*idle)->engines == 0 && idle->get() != &space && (*idle)->jobs == 0) {
+        stats_.blocks_evicted += (*idle)->slots.slot_count() - (*idle)->slots.free_count();
+        idle = spaces_.erase(idle);
+        while (space.slots.free_count() < count && space.slots.grow()) {
+        }
+      } else {
+        ++idle;
+      }
+    }
+  }
+  const std::uint32_t total = space.slots.slot_count();
+  const std::uint32_t used = total - space.slots.free_count();
+  std::uint32_t wanted = count > space.slots.free_count() ? count - space.slots.free_count() : 0;
+  const bool dealt_out = ranges_.free_bytes() < space.slots.slot_bytes();
+  if (dealt_out && used + count > options_.evict_start_threshold * total) {
+    wanted = std::max(wanted, static_cast<std::uint32_t>(options_.evict_ratio * total));
+  }
+  if (wanted > 0) evict(space, wanted, now);
+  if (space.slots.free_count() < count) {
+    shed_expired_leases(space, now);
+    evict(space, count - space.slots.free_count(), now);
+  }
+  return std::min(count, space.slots.free_count());
+}
+
+// ---- transfers -----------------------------------------------------------------------------------------------------
+
+Node::Job& Node::start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
+                           device::Direction direction, Nanos now) {
+  auto job = std::make_unique<Job>();
+  job->engine = handle;
+  job->space = engine.space;
+  job->direction = direction;
+  job->generation = engine.space->generation;
+  job->started_at = now;
+  job->deadline = now + (request.save ? options_.save_timeout : options_.load_timeout);
+  job->waiting.assign(engine.rank_count, false);
+  ++engine.space->jobs;
+  const JobKey key{handle, request.job};
+  deadlines_.emplace(job->deadline, key);
+  return *(jobs_[key] = std::move(job));
+}
+
+// Sends every rank its part. A rank that cannot be told counts as failed; the job ends once the others have reported.
+void Node::dispatch(JobKey key, Job& job, std::span<const index::Slot> slots,
+                    std::span<const std::uint32_t> device_blocks, bool armed) {
+  FLEXKV_ASSERT(device_blocks.size() >= slots.size());
+  Engine& engine = *find_engine(key.first);
+  for (std::uint32_t rank = 0; rank < engine.rank_count; ++rank) {
+    proto::CopyCommand command{key.second, job.direction, armed, {}};
+    command.blocks.reserve(slots.size());
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      command.blocks.push_back({device_blocks[i], job.space->slots.offset(slots[i]) + job.space->rank_offset[rank]});
+    }
+    const AgentHandle agent = engine.ranks[rank].agent;
+    if (agent != 0 && outbox_.send(agent, command)) {
+      job.waiting[rank] = true;
+      ++job.waiting_count;
+    } else {
+      job.failed = true;
+      job.failure = agent == 0 ? Reason::kRankFailed : Reason::kQueueFull;
+    }
+  }
+  if (job.failed) cancel_ranks(key, job);
+}
+
+// There will be no command for this job. The workers may have armed it already: neither a load nor a fence that waits
+// for it must wait for its deadline.
+void Node::call_off(const Engine* engine, JobId job) {
+  if (engine == nullptr) return;
+  for (const auto& rank : engine->ranks) {
+    if (rank.agent != 0) (void)outbox_.send(rank.agent, proto::CancelCommand{job});
+  }
+}
+
+Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Nanos now) {
+  Engine* engine = find_engine(handle);
+  const auto refuse = [&](Reason reason) {
+    ++stats_.failed_loads[slot_of(reason)];
+    call_off(engine, request.job);
+    outbox_.send(handle, proto::JobResult{request.job, JobStatus::kFailed, reason});
+    return reason;
+  };
+  if (engine == nullptr || engine->space == nullptr) return refuse(Reason::kNotReady);
+  if (jobs_.contains({handle, request.job})) return Reason::kQueueFull;  // said twice: the first one counts
+  if (jobs_.size() >= options_.jobs_max) return refuse(Reason::kQueueFull);
+  const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
+  if (sequence == nullptr) return refuse(problem);
+  const std::uint64_t end = std::uint64_t{request.first_block} + request.device_blocks.size();
+  if (end > sequence->keys.size() || request.device_blocks.empty()) return refuse(Reason::kGone);
+  refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
+  if (sequence->matched < end) return refuse(Reason::kGone);
+
+  std::vector<index::Slot> slots(request.device_blocks.size());
+  engine->space->index.collect(sequence->pin, kHostTier, request.first_block, slots);
+  if (std::find(slots.begin(), slots.end(), index::kNoSlot) != slots.end()) return refuse(Reason::kGone);
+  Job& job = start_job(handle, *engine, request, device::Direction::kToDevice, now);
+  job.blocks = static_cast<std::uint32_t>(slots.size());
+  job.pin = engine->space->index.clone(sequence->pin);
+  job.pinned = true;
+  dispatch({handle, request.job}, job, slots, request.device_blocks, request.armed);
+  finish_if_quiet({handle, request.job}, now);
+  return Reason::kNone;
+}
+
+// Advances `begin` over the blocks of `keys` that saves in flight carry; returns the last such save.
+Node::Parent Node::skip_in_flight(const Space& space, std::span<const key::BlockKey> keys, std::uint32_t& begin) const {
+  Parent parent;
+  while (begin < keys.size()) {
+    const auto found = space.in_flight.find(keys[begin]);
+    if (found == space.in_flight.end()) break;
+    const auto& carried = jobs_.at(found->second)->keys;
+    const auto rest = keys.subspan(begin);
+    const auto common = std::mismatch(carried.begin(), carried.end(), rest.begin(), rest.end()).first - carried.begin();
+    parent = {found->second, static_cast<std::uint32_t>(common)};
+    begin += parent.blocks;
+  }
+  return parent;
+}
+
+Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Nanos now) {
+  std::uint64_t wanted = request.device_blocks.size();
+  Engine* engine = find_engine(handle);
+  const auto refuse = [&](Reason reason) {
+    stats_.unsaved_blocks[slot_of(reason)] += wanted;
+    call_off(engine, request.job);
+    outbox_.send(handle, proto::JobResult{request.job, JobStatus::kFailed, reason});
+    return reason;
+  };
+  const auto nothing_to_do = [&] {
+    call_off(engine, request.job);
+    outbox_.send(handle, proto::JobResult{request.job, JobStatus::kDone, Reason::kNone});
+    return Reason::kNone;
+  };
+  if (engine == nullptr || engine->space == nullptr) return refuse(Reason::kNotReady);
+  if (jobs_.contains({handle, request.job})) return Reason::kQueueFull;  // said twice: the first one counts
+  if (jobs_.size() >= options_.jobs_max) return refuse(Reason::kQueueFull);
+  const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
+  if (sequence == nullptr) return refuse(problem);
+  const std::uint64_t end = std::uint64_t{request.first_block} + request.device_blocks.size();
+  if (end > sequence->keys.size()) return refuse(Reason::kParentMissing);
+  Space& space = *engine->space;
+  const auto& keys = sequence->keys;
+
+  refresh_match(*engine, *sequence, end, false, now);
+  if (sequence->matched >= end) return nothing_to_do();
+  // Blocks that another save is carrying right now are its business; ours follow it.
+  std::uint32_t begin = sequence->matched;
+  const Parent parent = skip_in_flight(space, std::span(keys).first(end), begin);
+  if (begin >= end) return nothing_to_do();
+  wanted = end - std::max(begin, request.first_block);
+  if (begin < request.first_block) return refuse(Reason::kParentMissing);
+  const auto count = static_cast<std::uint32_t>(end - begin);
+
+  Job& job = start_job(handle, *engine, request, device::Direction::kToHost, now);
+  const JobKey job_key{handle, request.job};
+  // The parent must stay while we make room for its children.
+  if (!parent.job) {
+    job.pin = space.index.clone(sequence->pin);
+    job.pinned = true;
+  }
+  const std::uint32_t granted = reserve(space, count, now);
+  stats_.unsaved_blocks[slot_of(Reason::kPoolFull)] += count - granted;
+  job.blocks = granted;
+  job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
+  job.slots.reserve(granted);
+  for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
+  space.reserved += granted;
+  if (granted > 0) space.in_flight.emplace(job.keys.front(), job_key);
+  if (parent.job) {
+    job.parent = parent.job;
+    job.parent_blocks = parent.blocks;
+    jobs_.at(*parent.job)->followers.push_back(job_key);
+  }
+  if (granted == 0) {
+    job.failed = true;
+    job.failure = Reason::kPoolFull;
+    call_off(engine, request.job);
+  } else {
+    dispatch(job_key, job, job.slots, std::span(request.device_blocks).subspan(begin - request.first_block),
+             request.armed);
+  }
+  finish_if_quiet(job_key, now);
+  return granted == 0 ? Reason::kPoolFull : Reason::kNone;
+}
+
+void Node::cancel_ranks(JobKey key, Job& job) {
+  if (job.deadline != 0) deadlines_.erase({job.deadline, key});
+  job.deadline = 0;
+  Engine* engine = find_engine(key.first);
+  for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
+    // A command that cannot be delivered is no loss: the agent has its own deadline and reports in the end.
+    if (job.waiting[rank]) (void)outbox_.send(engine->ranks[rank].agent, proto::CancelCommand{key.second});
+  }
+}
+
+void Node::cancel(EngineHandle handle, JobId id) {
+  const auto found = jobs_.find({handle, id});
+  if (found == jobs_.end() || found->second->failed) return;
+  found->second->failed = true;
+  found->second->failure = Reason::kCanceled;
+  cancel_ranks(found->first, *found->second);
+}
+
+void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now) {
+  if (rank >= job.waiting.size() || !job.waiting[rank]) return;  // late or repeated
+  job.waiting[rank] = false;
+  --job.waiting_count;
+  if (status != JobStatus::kDone && !job.failed) {
+    job.failed = true;
+    job.failure = status == JobStatus::kCanceled ? Reason::kCanceled : Reason::kRankFailed;
+    cancel_ranks(key, job);
+  }
+  finish_if_quiet(key, now);
+}
+
+void Node::on_report(AgentHandle handle, const proto::JobReport& report, Nanos now) {
+  const auto agent = agents_.find(handle);
+  if (agent == agents_.end()) return;
+  const JobKey key{agent->second.engine, report.job};
+  const auto job = jobs_.find(key);
+  if (job != jobs_.end()) rank_done(key, *job->second, agent->second.rank, report.status, now);
+}
+
+// Also finishes what waited for this job, and so on; in a loop, because such a chain may be as long as jobs_max.
+void Node::finish_if_quiet(JobKey first, Nanos now) {
+  std::vector<JobKey> candidates{first};
+  while (!candidates.empty()) {
+    const JobKey key = candidates.back();
+    candidates.pop_back();
+    Job& job = *jobs_.at(key);
+    // A filled save whose parent is still being written waits for it: a block is never visible before its prefix.
+    if (job.waiting_count > 0 || (!job.failed && job.parent)) continue;
+    if (job.direction == device::Direction::kToHost) publish_or_drop(job, now);
+    const std::vector<JobKey> followers = retire(key, now);
+    candidates.insert(candidates.end(), followers.begin(), followers.end());
+  }
+}
+
+void Node::publish_or_drop(Job& job, Nanos now) {
+  Space& space = *job.space;
+  if (!job.keys.empty()) space.in_flight.erase(job.keys.front());
+  space.reserved -= job.blocks;
+  if (job.generation != space.generation && !job.failed) {
+    job.failed = true;
+    job.failure = Reason::kReset;
+  }
+  if (job.failed) {
+    for (const index::Slot slot : job.slots) space.slots.give_back(slot);
+  } else {
+    std::vector<index::Slot> rejected;
+    index::PinId base = space.index.clone(job.pin);
+    space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
+    for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    for (const JobKey& follower_key : job.followers) {
+      Job& follower = *jobs_.at(follower_key);
+      const auto match =
+          space.index.extend(space.index.clone(base), std::span(job.keys).first(follower.parent_blocks), false, now);
+      follower.pin = match.pin;
+      follower.pinned = true;
+      if (match.block_count != follower.parent_blocks) {
+        follower.failed = true;
+        follower.failure = Reason::kParentMissing;
+      }
+      follower.parent.reset();
+    }
+    drop_pin(space, base);
+  }
+  // Continuations of what was not kept cannot be reached; their slots come back when their ranks are quiet.
+  for (const JobKey& follower_key : job.followers) {
+    Job& follower = *jobs_.at(follower_key);
+    follower.parent.reset();
+    if (job.failed && !follower.failed) {
+      follower.failed = true;
+      follower.failure = Reason::kParentMissing;
+      cancel_ranks(follower_key, follower);
+    }
+  }
+}
+
+// Forgets the job; returns those that waited for it.
+std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
+  const std::unique_ptr<Job> job = std::move(jobs_.extract(key).mapped());
+  if (job->deadline != 0) deadlines_.erase({job->deadline, key});
+  if (job->pinned) drop_pin(*job->space, job->pin);
+  if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);
+  --job->space->jobs;
+  const bool save = job->direction == device::Direction::kToHost;
+  DirectionStats& direction = save ? stats_.to_host : stats_.to_device;
+  ++direction.jobs;
+  if (job->failed) {
+    ++direction.failed_jobs;
+    if (save) {
+      stats_.unsaved_blocks[slot_of(job->failure)] += job->blocks;
+    } else {
+      ++stats_.failed_loads[slot_of(job->failure)];
+    }
+  } else {
+    direction.blocks += job->blocks;
+    direction.bytes += job->blocks * job->space->block_bytes;
+    direction.latency.record(now - job->started_at);
+    if (save) stats_.blocks_saved += job->blocks;
+  }
+  outbox_.send(key.first,
+               proto::JobResult{key.second, job->failed ? JobStatus::kFailed : JobStatus::kDone, job->failure});
+  return std::move(job->followers);
+}
+
+// ---- time and reset ------------------------------------------------------------------------------------------------
+
+std::optional<Nanos> Node::next_deadline() const {
+  if (deadlines_.empty()) return std::nullopt;
+  return deadlines_.begin()->first;
+}
+
+void Node::on_time(Nanos now) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const JobKey key = deadlines_.begin()->second;
+    Job& job = *jobs_.at(key);
+    if (!job.failed) {
+      job.failed = true;
+      job.failure = Reason::kDeadline;
+    }
+    cancel_ranks(key, job);  // also takes the deadline off
+    finish_if_quiet(key, now);
+  }
+}
+
+void Node::clear(Space& space, Nanos now) {
+  ++space.generation;
+  evicted_.clear();
+  space.index.clear(now, evicted_);
+  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+}
+
+void Node::reset(EngineHandle handle, Nanos now) {
+  const Engine* engine = find_engine(handle);
+  if (engine == nullptr) return;
+  // Found by model, not by what the engine is bound to: while one of its ranks is away that is nothing, and what it
+  // saved before would be served again when the rank is back.
+  for (const auto& space : spaces_) {
+    if (space->fingerprint == engine->fingerprint) clear(*space, now);
+  }
+}
+
+void Node::reset_all(Nanos now) {
+  for (const auto& space : spaces_) clear(*space, now);
+  std::erase_if(spaces_, [](const auto& space) { return space->engines == 0 && space->jobs == 0; });
+}
+
+}  // namespace flexkv::node

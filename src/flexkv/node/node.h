@@ -1,0 +1,208 @@
+// The cache of one machine as pure logic: who is attached, which blocks are kept where, which transfers run.
+//
+// Embedded in an engine's process or inside a daemon it is the same class. It has no thread, no clock and no I/O: calls
+// come in with the time, commands to agents go out through an Outbox. It never touches the pool's bytes.
+// Thread-compatible: NodeServer guards it with one mutex.
+//
+// A block's life: reserved (a save job holds its slot) -> filled (every rank reported) -> published (in the index) ->
+// pinned by lookups and load jobs -> evicted. INVARIANT: a slot is neither freed nor reused while any rank may still
+// read or write it, that is until each rank of each job on it has reported or disconnected.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "flexkv/base/time.h"
+#include "flexkv/index/prefix_index.h"
+#include "flexkv/node/slot_space.h"
+#include "flexkv/proto/messages.h"
+#include "flexkv/telemetry/histogram.h"
+
+namespace flexkv::node {
+
+using proto::JobId;
+using proto::JobStatus;
+using proto::Reason;
+using proto::SequenceId;
+
+using EngineHandle = std::uint32_t;
+using AgentHandle = std::uint32_t;
+
+struct NodeOptions {
+  std::uint64_t pool_bytes = 0;
+  index::PolicyOptions policy;
+  double evict_start_threshold = 1.0;  // occupancy (0..1) from which a save also evicts ahead
+  double evict_ratio = 0.0;            // share of the slots evicted ahead then
+  Nanos load_timeout = 10 * kSecond;
+  Nanos save_timeout = 30 * kSecond;
+  Nanos lease_time = 2 * kSecond;              // a looked-up sequence is safe from eviction that long
+  std::uint64_t sequence_keys_max = 8U << 20;  // keys of open sequences, over all engines (16 bytes each)
+  std::uint32_t jobs_max = 65536;              // transfers in flight, over all engines
+};
+
+// Where the node's commands go. Called under the node's lock; must not call back and must not block.
+class Outbox {
+ public:
+  virtual ~Outbox() = default;
+  // False when the agent's queue is full or it is gone: the rank then counts as failed for that job.
+  virtual bool send(AgentHandle agent, const proto::ToAgent& message) = 0;
+  virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
+};
+
+struct DirectionStats {
+  std::uint64_t jobs = 0;
+  std::uint64_t failed_jobs = 0;
+  std::uint64_t blocks = 0;  // completed
+  std::uint64_t bytes = 0;   // completed, all ranks
+  telemetry::Histogram latency;
+};
+
+struct NodeStats {
+  std::uint64_t lookups = 0;
+  std::uint64_t blocks_queried = 0;
+  std::uint64_t blocks_hit = 0;
+  std::uint64_t blocks_saved = 0;
+  std::uint64_t blocks_evicted = 0;
+  std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
+  DirectionStats to_device;
+  DirectionStats to_host;
+};
+
+class Node {
+ public:
+  Node(NodeOptions options, Outbox& outbox);
+  ~Node();
+
+  // An engine = one client (its scheduler) and rank_count agents that name the same engine_id. Order does not matter.
+  Result<EngineHandle> attach_client(const proto::ClientHello& hello);
+  void detach_client(EngineHandle engine);
+  Result<AgentHandle> attach_agent(const proto::AgentHello& hello);
+  void detach_agent(AgentHandle agent, Nanos now);
+
+  struct Lookup {
+    std::uint32_t matched_blocks = 0;
+    Reason reason = Reason::kNone;  // of the first block that is missing
+  };
+  // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
+  Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
+                Nanos now);
+  // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
+  // to the client; a reason other than kNone means that nothing was queued.
+  Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
+  // Saves those of the blocks that are not kept yet. kNone: queued, or nothing left to do.
+  Reason save(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
+  void close_sequence(EngineHandle engine, SequenceId sequence);
+  void cancel(EngineHandle engine, JobId job);
+  // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing.
+  void reset(EngineHandle engine, Nanos now);
+  void reset_all(Nanos now);
+
+  void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
+
+  // The time at which on_time must be called next; nullopt when nothing waits.
+  std::optional<Nanos> next_deadline() const;
+  void on_time(Nanos now);
+
+  bool ready(EngineHandle engine) const;
+  std::uint32_t blocks_in_use() const;  // over all spaces, reserved ones included
+  std::uint32_t jobs_in_flight() const { return static_cast<std::uint32_t>(jobs_.size()); }
+  const NodeStats& stats() const { return stats_; }
+
+  struct EngineInfo {
+    std::string id;
+    std::string model;
+    bool client = false;
+    std::uint32_t ranks = 0;
+    std::uint32_t ranks_attached = 0;
+    std::uint32_t sequences = 0;
+    bool ready = false;
+  };
+  struct SpaceInfo {
+    std::string id;
+    std::string model;
+    std::uint64_t block_bytes = 0;  // payload, all ranks
+    std::uint64_t slot_bytes = 0;   // with padding to page boundaries
+    std::uint32_t slots = 0;
+    std::uint32_t used = 0;      // published and reserved
+    std::uint32_t reserved = 0;  // being saved
+    std::uint64_t metadata_bytes = 0;
+    std::uint32_t engines = 0;
+  };
+  std::vector<EngineInfo> engines() const;
+  std::vector<SpaceInfo> spaces() const;
+  std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
+
+  // Checks what must hold between any two calls; aborts when it does not. For tests.
+  void check_invariants() const;
+
+ private:
+  struct Space;
+  struct Engine;
+  struct Agent;
+  struct Job;
+  struct Sequence;
+  using JobKey = std::pair<EngineHandle, JobId>;
+
+  Engine* find_engine(EngineHandle engine);
+  Result<Engine*> join_engine(const std::string& id, std::uint32_t rank_count);
+  void bind_space(Engine& engine);
+  void unbind_space(Engine& engine);
+  void drop_engine_if_empty(EngineHandle handle);
+  Space* open_space(const Engine& engine);
+
+  // The sequence with the keys appended; or why not.
+  std::pair<Sequence*, Reason> sequence_of(Engine& engine, SequenceId id, std::uint32_t base,
+                                           std::span<const key::BlockKey> keys);
+  void close(Engine& engine, Sequence& sequence);
+  void refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now);
+  void drop_pin(Space& space, index::PinId& pin);
+
+  // A save in flight, and how many of its blocks are meant.
+  struct Parent {
+    std::optional<JobKey> job;
+    std::uint32_t blocks = 0;
+  };
+  Parent skip_in_flight(const Space& space, std::span<const key::BlockKey> keys, std::uint32_t& begin) const;
+  std::uint32_t reserve(Space& space, std::uint32_t count, Nanos now);
+  void shed_expired_leases(Space& space, Nanos now);
+  void evict(Space& space, std::uint32_t count, Nanos now);
+
+  Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
+                 device::Direction direction, Nanos now);
+  void dispatch(JobKey key, Job& job, std::span<const index::Slot> slots, std::span<const std::uint32_t> device_blocks,
+                bool armed);
+  void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
+  void finish_if_quiet(JobKey key, Nanos now);
+  void publish_or_drop(Job& job, Nanos now);
+  std::vector<JobKey> retire(JobKey key, Nanos now);
+  void cancel_ranks(JobKey key, Job& job);
+  void call_off(const Engine* engine, JobId job);
+  void clear(Space& space, Nanos now);
+
+  NodeOptions options_;
+  Outbox& outbox_;
+  RangeAllocator ranges_;
+  NodeStats stats_;
+  std::unordered_map<EngineHandle, std::unique_ptr<Engine>> engines_;
+  std::unordered_map<AgentHandle, Agent> agents_;
+  std::vector<std::unique_ptr<Space>> spaces_;
+  std::map<JobKey, std::unique_ptr<Job>> jobs_;
+  std::set<std::pair<Nanos, JobKey>> deadlines_;
+  std::vector<index::PrefixIndex::Evicted> evicted_;  // scratch
+  std::uint64_t sequence_keys_ = 0;
+  EngineHandle next_engine_ = 1;
+  AgentHandle next_agent_ = 1;
+};
+
+}  // namespace flexkv::node

@@ -1,0 +1,494 @@
+#include "flexkv/node/node.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "flexkv/base/prng.h"
+
+namespace flexkv::node {
+namespace {
+
+using Keys = std::vector<key::BlockKey>;
+
+// Blocks [0, count) of prompt number `prompt`; prompts share their first `shared` blocks.
+Keys keys_of(std::uint64_t prompt, std::uint64_t count, std::uint64_t shared = 0) {
+  Keys keys;
+  for (std::uint64_t i = 0; i < count; ++i) keys.push_back({i + 1, Prng::mix((i < shared ? 0 : prompt) * 1000 + i)});
+  return keys;
+}
+
+class NodeTest : public ::testing::Test, public Outbox {
+ protected:
+  static constexpr std::uint64_t kPage = kExtentAlignment;
+
+  void start(NodeOptions options) { node = std::make_unique<Node>(options, *this); }
+  void start(std::uint64_t slots, std::uint32_t ranks = 1) {
+    NodeOptions options;
+    options.pool_bytes = slots * ranks * kPage;
+    start(options);
+  }
+  void TearDown() override {
+    if (node != nullptr) node->check_invariants();
+  }
+
+  static proto::ClientHello client_hello(const std::string& id, std::uint32_t ranks = 1, std::uint8_t model = 1) {
+    proto::ClientHello hello;
+    hello.engine_id = id;
+    hello.rank_count = ranks;
+    hello.fingerprint[0] = std::byte{model};
+    return hello;
+  }
+  static proto::AgentHello agent_hello(const std::string& id, std::uint32_t rank = 0, std::uint32_t ranks = 1) {
+    proto::AgentHello hello;
+    hello.engine_id = id;
+    hello.rank = rank;
+    hello.rank_count = ranks;
+    hello.shard_bytes = 1000;
+    return hello;
+  }
+  EngineHandle engine(const std::string& id, std::uint32_t ranks = 1, std::uint8_t model = 1) {
+    for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+      agents.push_back(node->attach_agent(agent_hello(id, rank, ranks)).value());
+    }
+    return node->attach_client(client_hello(id, ranks, model)).value();
+  }
+
+  Node::Lookup lookup(EngineHandle handle, SequenceId sequence, const Keys& keys) {
+    return node->lookup(handle, sequence, 0, keys, now);
+  }
+  Reason save(EngineHandle handle, SequenceId sequence, JobId job, const Keys& keys, std::uint32_t first = 0) {
+    proto::TransferRequest request{true, false, sequence, job, 0, keys, first, {}};
+    request.device_blocks.resize(keys.size() - first);
+    std::iota(request.device_blocks.begin(), request.device_blocks.end(), 100 + first);
+    const Reason reason = node->save(handle, request, now);
+    node->check_invariants();
+    return reason;
+  }
+  Reason load(EngineHandle handle, SequenceId sequence, JobId job, const Keys& keys, std::uint32_t first = 0) {
+    proto::TransferRequest request{false, false, sequence, job, 0, keys, first, {}};
+    request.device_blocks.resize(keys.size() - first);
+    const Reason reason = node->load(handle, request, now);
+    node->check_invariants();
+    return reason;
+  }
+  void report(AgentHandle agent, JobId job, JobStatus status = JobStatus::kDone) {
+    node->on_report(agent, {job, status}, now);
+    node->check_invariants();
+  }
+  // Saves all and has every rank report.
+  void keep(EngineHandle handle, SequenceId sequence, JobId job, const Keys& keys) {
+    ASSERT_EQ(save(handle, sequence, job, keys), Reason::kNone);
+    for (const AgentHandle agent : agents) report(agent, job);
+  }
+  // How the job ended; nothing if it has not.
+  std::optional<proto::JobResult> result(JobId job) const {
+    const auto found = std::find_if(results.begin(), results.end(), [&](const auto& r) { return r.job == job; });
+    return found == results.end() ? std::nullopt : std::optional(*found);
+  }
+  Reason failure(JobId job) const {
+    const auto found = result(job);
+    EXPECT_TRUE(found && found->status == JobStatus::kFailed) << "job " << job;
+    return found ? found->reason : Reason::kNone;
+  }
+  bool done(JobId job) const {
+    const auto found = result(job);
+    return found && found->status == JobStatus::kDone;
+  }
+  template <typename T>
+  std::vector<T> sent(AgentHandle agent, JobId job) const {
+    std::vector<T> found;
+    for (const auto& [to, message] : messages) {
+      const auto* wanted = std::get_if<T>(&message);
+      if (to == agent && wanted != nullptr && wanted->job == job) found.push_back(*wanted);
+    }
+    return found;
+  }
+
+  bool send(AgentHandle agent, const proto::ToAgent& message) override {
+    if (agent == deaf) return false;
+    messages.emplace_back(agent, message);
+    return true;
+  }
+  void send(EngineHandle, const proto::JobResult& outcome) override { results.push_back(outcome); }
+
+  std::unique_ptr<Node> node;
+  std::vector<AgentHandle> agents;
+  std::vector<std::pair<AgentHandle, proto::ToAgent>> messages;
+  std::vector<proto::JobResult> results;
+  AgentHandle deaf = 0;
+  Nanos now = kSecond;
+};
+
+TEST_F(NodeTest, ServesOnceClientAndAllRanksAreThereInAnyOrder) {
+  start(8, 2);
+  const auto a1 = node->attach_agent(agent_hello("e", 1, 2)).value();
+  const auto client = node->attach_client(client_hello("e", 2)).value();
+  EXPECT_FALSE(node->ready(client));
+  EXPECT_EQ(lookup(client, 1, keys_of(1, 2)).reason, Reason::kNotReady);
+  EXPECT_EQ(load(client, 1, 1, keys_of(1, 2)), Reason::kNotReady);
+  EXPECT_EQ(sent<proto::CancelCommand>(a1, 1).size(), 1U);  // whoever waits for it hears that it is off
+  EXPECT_EQ(failure(1), Reason::kNotReady);
+  const auto a0 = node->attach_agent(agent_hello("e", 0, 2)).value();
+  EXPECT_TRUE(node->ready(client));
+  node->detach_agent(a0, now);
+  EXPECT_FALSE(node->ready(client));
+  node->detach_client(client);
+  EXPECT_EQ(node->engines().size(), 1U);
+  node->detach_agent(a1, now);
+  EXPECT_TRUE(node->engines().empty());
+}
+
+TEST_F(NodeTest, RefusesWhatCannotBe) {
+  start(8);
+  EXPECT_FALSE(node->attach_client(client_hello("")).ok());
+  EXPECT_FALSE(node->attach_client(client_hello("e", 0)).ok());
+  EXPECT_FALSE(node->attach_agent(agent_hello("e", 2, 2)).ok());
+  auto huge = agent_hello("e");
+  huge.shard_bytes = 1ULL << 40;
+  EXPECT_FALSE(node->attach_agent(huge).ok());
+  EXPECT_TRUE(node->engines().empty());  // refused ones leave nothing behind
+  engine("e");
+  EXPECT_FALSE(node->attach_client(client_hello("e")).ok());
+  EXPECT_FALSE(node->attach_agent(agent_hello("e")).ok());
+  EXPECT_FALSE(node->attach_agent(agent_hello("e", 0, 3)).ok());
+}
+
+TEST_F(NodeTest, SavesThenFindsThenLoads) {
+  start(8);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 3);
+  EXPECT_EQ(lookup(e, 1, keys).reason, Reason::kNeverSeen);
+  EXPECT_EQ(save(e, 1, 1, keys), Reason::kNone);
+  const auto commands = sent<proto::CopyCommand>(agents[0], 1);
+  ASSERT_EQ(commands.size(), 1U);
+  EXPECT_EQ(commands[0].blocks.size(), 3U);
+  EXPECT_EQ(lookup(e, 2, keys).reason, Reason::kInFlight);
+  report(agents[0], 1);
+  EXPECT_TRUE(done(1));
+  EXPECT_EQ(lookup(e, 2, keys).matched_blocks, 3U);
+  EXPECT_EQ(load(e, 2, 2, keys, 1), Reason::kNone);
+  const auto loads = sent<proto::CopyCommand>(agents[0], 2);
+  ASSERT_EQ(loads.size(), 1U);
+  EXPECT_EQ(loads[0].blocks[0].host_offset, commands[0].blocks[1].host_offset);
+  report(agents[0], 2);
+  report(agents[0], 2);  // repeated: nothing happens
+  EXPECT_TRUE(done(2));
+  EXPECT_EQ(results.size(), 2U);
+  EXPECT_EQ(node->jobs_in_flight(), 0U);
+  EXPECT_FALSE(node->next_deadline());
+}
+
+TEST_F(NodeTest, AKeyIsVisibleOnlyWhenEveryRankHasReported) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  report(agents[1], 1);
+  report(agents[1], 1);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 0U);
+  report(agents[0], 1);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 2U);
+}
+
+TEST_F(NodeTest, OneRankFailingFailsTheSaveOnceTheOtherIsQuiet) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  report(agents[0], 1, JobStatus::kFailed);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[1], 1).size(), 1U);
+  EXPECT_FALSE(result(1));
+  EXPECT_EQ(node->blocks_in_use(), 2U);  // the other may still write
+  report(agents[1], 1);
+  EXPECT_EQ(failure(1), Reason::kRankFailed);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 0U);
+}
+
+TEST_F(NodeTest, ARankThatCannotBeToldFailsTheJob) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  deaf = agents[1];
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 1).size(), 1U);
+  EXPECT_FALSE(result(1));
+  report(agents[0], 1, JobStatus::kCanceled);
+  EXPECT_EQ(failure(1), Reason::kQueueFull);
+}
+
+TEST_F(NodeTest, SavesNoBlockTwice) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  EXPECT_EQ(save(e, 2, 2, keys_of(1, 2)), Reason::kNone);  // carried by job 1
+  EXPECT_TRUE(done(2));
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 2).size(), 1U);  // no fence waits for it
+  report(agents[0], 1);
+  EXPECT_EQ(save(e, 3, 3, keys_of(1, 2)), Reason::kNone);  // kept
+  EXPECT_TRUE(done(3));
+  EXPECT_EQ(node->blocks_in_use(), 2U);
+}
+
+TEST_F(NodeTest, AContinuationWaitsForTheSaveItFollows) {
+  start(8, 1);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2, 2)), Reason::kNone);
+  ASSERT_EQ(save(e, 2, 2, keys_of(2, 4, 2)), Reason::kNone);  // another request, same beginning
+  ASSERT_EQ(save(e, 3, 3, keys_of(3, 3, 2)), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks.size(), 2U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks[0].device_block, 102U);
+  report(agents[0], 2);
+  report(agents[0], 3);
+  EXPECT_FALSE(result(2));
+  EXPECT_EQ(lookup(e, 9, keys_of(2, 4, 2)).matched_blocks, 0U);
+  report(agents[0], 1);
+  EXPECT_TRUE(done(1) && done(2) && done(3));
+  EXPECT_EQ(lookup(e, 9, keys_of(2, 4, 2)).matched_blocks, 4U);
+  EXPECT_EQ(lookup(e, 10, keys_of(3, 3, 2)).matched_blocks, 3U);
+}
+
+TEST_F(NodeTest, AContinuationOfWhatFailedIsDropped) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  ASSERT_EQ(save(e, 1, 2, keys_of(1, 4), 2), Reason::kNone);
+  ASSERT_EQ(save(e, 1, 3, keys_of(1, 5), 4), Reason::kNone);
+  report(agents[0], 2);
+  report(agents[0], 1, JobStatus::kFailed);
+  EXPECT_EQ(failure(1), Reason::kRankFailed);
+  EXPECT_EQ(failure(2), Reason::kParentMissing);
+  EXPECT_FALSE(result(3));
+  report(agents[0], 3);
+  EXPECT_EQ(failure(3), Reason::kParentMissing);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+}
+
+TEST_F(NodeTest, AContinuationOfNothingIsRefused) {
+  start(8);
+  const auto e = engine("e");
+  EXPECT_EQ(save(e, 1, 1, keys_of(1, 4), 2), Reason::kParentMissing);
+  EXPECT_EQ(failure(1), Reason::kParentMissing);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 1).size(), 1U);
+}
+
+TEST_F(NodeTest, CancelingAFilledSaveThatWaitsForAnotherLeavesTheOtherAlone) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  ASSERT_EQ(save(e, 1, 2, keys_of(1, 4), 2), Reason::kNone);
+  report(agents[0], 2);
+  node->cancel(e, 2);
+  report(agents[0], 1);
+  EXPECT_TRUE(done(1));
+  EXPECT_EQ(failure(2), Reason::kCanceled);
+  EXPECT_EQ(node->blocks_in_use(), 2U);
+}
+
+TEST_F(NodeTest, GrantsWhatThereIsRoomFor) {
+  start(4);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 6)), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 1)[0].blocks.size(), 4U);
+  EXPECT_EQ(save(e, 2, 2, keys_of(2, 1)), Reason::kPoolFull);  // all of it is being written
+  EXPECT_EQ(failure(2), Reason::kPoolFull);
+  report(agents[0], 1);
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 6)).matched_blocks, 4U);
+}
+
+TEST_F(NodeTest, MakesRoomFromTheLeavesAndSaysSo) {
+  start(4);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 4));
+  node->close_sequence(e, 1);
+  keep(e, 2, 2, keys_of(2, 2));
+  const auto found = lookup(e, 3, keys_of(1, 4));
+  EXPECT_EQ(found.matched_blocks, 2U);
+  EXPECT_EQ(found.reason, Reason::kEvicted);
+  EXPECT_EQ(node->stats().blocks_evicted, 2U);
+}
+
+TEST_F(NodeTest, WhatWasFoundIsSafeForTheLeaseAndWhatIsLoadingLonger) {
+  start(4);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 4));
+  node->close_sequence(e, 1);
+  ASSERT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 4U);
+  EXPECT_EQ(save(e, 3, 2, keys_of(2, 1)), Reason::kPoolFull);
+  ASSERT_EQ(load(e, 2, 3, keys_of(1, 4)), Reason::kNone);
+  now += 10 * kSecond;
+  EXPECT_EQ(save(e, 3, 4, keys_of(2, 1)), Reason::kPoolFull);  // the load reads all of it
+  report(agents[0], 3);
+  now += 10 * kSecond;
+  EXPECT_EQ(save(e, 3, 5, keys_of(2, 1)), Reason::kNone);
+  EXPECT_EQ(load(e, 2, 6, keys_of(1, 4)), Reason::kGone);
+  EXPECT_EQ(failure(6), Reason::kGone);
+}
+
+TEST_F(NodeTest, DeadlinesCancelButSlotsStayUntilTheRankIsQuiet) {
+  start(4);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  const Nanos deadline = node->next_deadline().value();
+  EXPECT_EQ(deadline, now + 30 * kSecond);
+  node->on_time(deadline - 1);
+  EXPECT_TRUE(sent<proto::CancelCommand>(agents[0], 1).empty());
+  node->on_time(deadline);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 1).size(), 1U);
+  EXPECT_FALSE(node->next_deadline());
+  EXPECT_EQ(node->blocks_in_use(), 2U);
+  report(agents[0], 1);  // it was done after all, but too late to count
+  EXPECT_EQ(failure(1), Reason::kDeadline);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+}
+
+TEST_F(NodeTest, ARankThatLeavesEndsItsPart) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  keep(e, 1, 1, keys_of(1, 2));
+  ASSERT_EQ(save(e, 2, 2, keys_of(2, 2)), Reason::kNone);
+  ASSERT_EQ(load(e, 1, 3, keys_of(1, 2)), Reason::kNone);
+  report(agents[0], 2);
+  node->detach_agent(agents[1], now);
+  EXPECT_EQ(failure(2), Reason::kRankFailed);
+  EXPECT_FALSE(result(3));
+  report(agents[0], 3);
+  EXPECT_EQ(failure(3), Reason::kRankFailed);
+  EXPECT_EQ(lookup(e, 1, keys_of(1, 2)).reason, Reason::kNotReady);
+  agents[1] = node->attach_agent(agent_hello("e", 1, 2)).value();
+  // The sequences are forgotten, the blocks are not.
+  EXPECT_EQ(node->lookup(e, 1, 2, {}, now).reason, Reason::kUnknownSequence);
+  EXPECT_EQ(lookup(e, 1, keys_of(1, 2)).matched_blocks, 2U);
+}
+
+TEST_F(NodeTest, AFollowerOutlivesItsEngineUntilTheSaveItFollowsEnds) {
+  start(8);
+  const auto a = engine("a");
+  const auto b = engine("b");
+  ASSERT_EQ(save(a, 1, 1, keys_of(1, 2, 2)), Reason::kNone);
+  ASSERT_EQ(save(b, 1, 1, keys_of(2, 3, 2)), Reason::kNone);
+  report(agents[1], 1);
+  node->detach_client(b);
+  node->detach_agent(agents[1], now);
+  node->check_invariants();
+  EXPECT_EQ(node->jobs_in_flight(), 2U);
+  report(agents[0], 1);
+  EXPECT_EQ(node->jobs_in_flight(), 0U);
+  EXPECT_EQ(lookup(a, 9, keys_of(2, 3, 2)).matched_blocks, 3U);
+}
+
+TEST_F(NodeTest, ResetForgetsAndWhatWasBegunBeforePublishesNothing) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 2));
+  ASSERT_EQ(load(e, 1, 2, keys_of(1, 2)), Reason::kNone);
+  ASSERT_EQ(save(e, 2, 3, keys_of(2, 2)), Reason::kNone);
+  node->reset(e, now);
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 2)).reason, Reason::kReset);
+  EXPECT_EQ(lookup(e, 1, keys_of(1, 2)).matched_blocks, 0U);  // also through an old sequence
+  EXPECT_EQ(node->blocks_in_use(), 4U);                       // the load still reads, the save still writes
+  report(agents[0], 2);
+  EXPECT_TRUE(done(2));
+  report(agents[0], 3);
+  EXPECT_EQ(failure(3), Reason::kReset);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+  keep(e, 4, 4, keys_of(1, 2));
+  EXPECT_EQ(lookup(e, 5, keys_of(1, 2)).matched_blocks, 2U);
+}
+
+TEST_F(NodeTest, ResetCountsWhileARankIsAway) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 2));
+  node->detach_agent(agents[0], now);
+  node->reset(e, now);
+  node->attach_agent(agent_hello("e")).value();
+  EXPECT_EQ(lookup(e, 1, keys_of(1, 2)).reason, Reason::kReset);
+}
+
+TEST_F(NodeTest, ResetAllReachesSpacesThatNobodyUsesAndTheirRunningSaves) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 2));
+  ASSERT_EQ(save(e, 2, 2, keys_of(2, 2)), Reason::kNone);
+  node->detach_client(e);
+  node->reset_all(now);
+  report(agents[0], 2);
+  node->attach_client(client_hello("e")).value();
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 2)).matched_blocks, 0U);
+  EXPECT_EQ(lookup(e, 4, keys_of(2, 2)).matched_blocks, 0U);
+  node->detach_client(e);
+  node->reset_all(now);
+  EXPECT_TRUE(node->spaces().empty());
+}
+
+TEST_F(NodeTest, EnginesOfOneModelShareAndOthersDoNot) {
+  start(12);
+  const auto a = engine("a");
+  keep(a, 1, 1, keys_of(1, 2));
+  const auto b = engine("b");
+  const auto c = engine("c", 1, 2);
+  EXPECT_EQ(lookup(b, 1, keys_of(1, 2)).matched_blocks, 2U);
+  EXPECT_EQ(lookup(c, 1, keys_of(1, 2)).matched_blocks, 0U);
+  EXPECT_EQ(node->spaces().size(), 2U);
+  node->reset(c, now);
+  EXPECT_EQ(lookup(b, 2, keys_of(1, 2)).matched_blocks, 2U);
+}
+
+TEST_F(NodeTest, ASpaceOutlivesItsEnginesUntilAnotherNeedsTheRoom) {
+  start(4);
+  const auto a = engine("a");
+  keep(a, 1, 1, keys_of(1, 4));
+  node->detach_client(a);
+  node->detach_agent(agents[0], now);
+  agents.clear();
+  const auto again = engine("a2");
+  EXPECT_EQ(lookup(again, 1, keys_of(1, 4)).matched_blocks, 4U);
+  node->detach_client(again);
+  node->detach_agent(agents[0], now);
+  agents.clear();
+  const auto b = engine("b", 1, 2);
+  keep(b, 1, 2, keys_of(5, 3));
+  EXPECT_EQ(lookup(b, 2, keys_of(5, 3)).matched_blocks, 3U);
+  EXPECT_EQ(node->spaces().size(), 1U);
+}
+
+TEST_F(NodeTest, BoundsSequencesAndJobs) {
+  NodeOptions options;
+  options.pool_bytes = 8 * kPage;
+  options.sequence_keys_max = 5;
+  options.jobs_max = 1;
+  start(options);
+  const auto e = engine("e");
+  EXPECT_EQ(lookup(e, 1, keys_of(1, 4)).reason, Reason::kNeverSeen);
+  EXPECT_EQ(lookup(e, 2, keys_of(2, 2)).reason, Reason::kTooManySequences);
+  EXPECT_EQ(node->engines()[0].sequences, 1U);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  EXPECT_EQ(save(e, 1, 2, keys_of(1, 4), 2), Reason::kQueueFull);
+  EXPECT_EQ(load(e, 1, 3, keys_of(1, 2)), Reason::kQueueFull);
+  EXPECT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kQueueFull);  // the same job again:
+  EXPECT_FALSE(result(1));                                      // the first one goes on
+  EXPECT_TRUE(sent<proto::CancelCommand>(agents[0], 1).empty());
+  report(agents[0], 1);
+  EXPECT_TRUE(done(1));
+  node->close_sequence(e, 1);
+  EXPECT_EQ(lookup(e, 2, keys_of(2, 2)).reason, Reason::kNeverSeen);
+}
+
+TEST_F(NodeTest, ALongChainOfSavesEndsAtOnce) {
+  constexpr std::uint32_t kLength = 1500;
+  start(kLength);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, kLength);
+  for (std::uint32_t i = 0; i < kLength; ++i) {
+    const bool first = i == 0;
+    proto::TransferRequest request{true, false, 1, i + 1, first ? 0 : kLength, first ? keys : Keys{}, i, {i}};
+    ASSERT_EQ(node->save(e, request, now), Reason::kNone);
+  }
+  for (std::uint32_t i = kLength; i > 0; --i) node->on_report(agents[0], {i, JobStatus::kDone}, now);
+  EXPECT_EQ(node->jobs_in_flight(), 0U);
+  EXPECT_EQ(lookup(e, 2, keys).matched_blocks, kLength);
+}
+
+}  // namespace
+}  // namespace flexkv::node

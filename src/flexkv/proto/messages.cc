@@ -1,0 +1,297 @@
+#include "flexkv/proto/messages.h"
+
+#include "flexkv/ipc/wire.h"
+
+namespace flexkv::proto {
+namespace {
+
+using ipc::Reader;
+using ipc::Writer;
+
+constexpr std::size_t kNameBytesMax = 4096;
+
+// First byte of every message on a ring.
+enum class Tag : std::uint8_t {
+  kCopy = 1,
+  kCancelCopy = 2,
+  kJobReport = 3,
+  kLookup = 4,
+  kTransfer = 5,
+  kCloseSequence = 6,
+  kCancel = 7,
+  kReset = 8,
+  kLookupReply = 9,
+  kJobResult = 10,
+};
+
+Error malformed(const char* what) {
+  return {ErrorCode::kPeer, std::string("malformed ") + what + ": wrong length, count or enumerator"};
+}
+
+template <typename T>
+Result<T> finish(const Reader& reader, T value, const char* what) {
+  if (!reader.done()) return malformed(what);
+  return value;
+}
+
+template <typename Enum>
+bool read_enum(Reader& reader, Enum last, Enum& out) {
+  const auto raw = reader.pod<std::uint8_t>();
+  if (!reader.ok() || raw > static_cast<std::uint8_t>(last)) return false;
+  out = static_cast<Enum>(raw);
+  return true;
+}
+
+template <typename T>
+std::vector<T> read_blocks(Reader& reader) {
+  return reader.array<T>(kBlocksPerMessageMax);
+}
+
+bool read_flag(Reader& reader, bool& out) {
+  const auto raw = reader.pod<std::uint8_t>();
+  out = raw == 1;
+  return raw <= 1;
+}
+
+constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
+static_assert(kLastReason == Reason::kCanceled, "kReasonCount follows the list");
+
+}  // namespace
+
+const char* reason_name(Reason reason) {
+  static constexpr std::array<const char*, kReasonCount> kNames = {
+      "none",      "never_seen",     "evicted", "reset",      "in_flight",          "not_ready",        "no_node",
+      "pool_full", "parent_missing", "gone",    "queue_full", "too_many_sequences", "unknown_sequence", "rank_failed",
+      "deadline",  "canceled"};
+  return kNames[static_cast<std::size_t>(reason)];
+}
+
+std::vector<std::byte> encode(const AgentHello& value) {
+  Writer writer;
+  writer.string(value.engine_id);
+  writer.pod(value.rank);
+  writer.pod(value.rank_count);
+  writer.pod(value.layout_id);
+  writer.pod(value.shard_bytes);
+  writer.pod(value.block_count);
+  writer.string(value.device);
+  return writer.take();
+}
+
+Result<AgentHello> decode_agent_hello(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  AgentHello value;
+  value.engine_id = reader.string(kNameBytesMax);
+  value.rank = reader.pod<std::uint32_t>();
+  value.rank_count = reader.pod<std::uint32_t>();
+  value.layout_id = reader.pod<std::array<std::byte, 16>>();
+  value.shard_bytes = reader.pod<std::uint64_t>();
+  value.block_count = reader.pod<std::uint32_t>();
+  value.device = reader.string(kNameBytesMax);
+  return finish(reader, std::move(value), "agent hello");
+}
+
+std::vector<std::byte> encode(const ClientHello& value) {
+  Writer writer;
+  writer.string(value.engine_id);
+  writer.pod(value.rank_count);
+  writer.string(value.model);
+  writer.pod(value.fingerprint);
+  return writer.take();
+}
+
+Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  ClientHello value;
+  value.engine_id = reader.string(kNameBytesMax);
+  value.rank_count = reader.pod<std::uint32_t>();
+  value.model = reader.string(kNameBytesMax);
+  value.fingerprint = reader.pod<std::array<std::byte, 32>>();
+  return finish(reader, std::move(value), "client hello");
+}
+
+std::vector<std::byte> encode(const Welcome& value) {
+  Writer writer;
+  writer.pod(value.epoch);
+  writer.pod(value.pool_bytes);
+  writer.pod(value.key_secret);
+  return writer.take();
+}
+
+Result<Welcome> decode_welcome(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  Welcome value;
+  value.epoch = reader.pod<std::uint64_t>();
+  value.pool_bytes = reader.pod<std::uint64_t>();
+  value.key_secret = reader.pod<std::array<std::uint8_t, 32>>();
+  return finish(reader, value, "welcome");
+}
+
+std::vector<std::byte> encode(const ToAgent& value) {
+  Writer writer;
+  if (const auto* copy = std::get_if<CopyCommand>(&value)) {
+    writer.pod(Tag::kCopy);
+    writer.pod(copy->job);
+    writer.pod(copy->direction);
+    writer.pod(static_cast<std::uint8_t>(copy->armed));
+    std::vector<std::uint32_t> device_blocks;
+    std::vector<std::uint64_t> host_offsets;
+    device_blocks.reserve(copy->blocks.size());
+    host_offsets.reserve(copy->blocks.size());
+    for (const auto& block : copy->blocks) {
+      device_blocks.push_back(block.device_block);
+      host_offsets.push_back(block.host_offset);
+    }
+    writer.array(std::span<const std::uint32_t>(device_blocks));
+    writer.array(std::span<const std::uint64_t>(host_offsets));
+  } else {
+    writer.pod(Tag::kCancelCopy);
+    writer.pod(std::get<CancelCommand>(value).job);
+  }
+  return writer.take();
+}
+
+Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  switch (reader.pod<Tag>()) {
+    case Tag::kCopy: {
+      CopyCommand copy;
+      copy.job = reader.pod<JobId>();
+      if (!read_enum(reader, device::Direction::kToDevice, copy.direction) || !read_flag(reader, copy.armed)) break;
+      const auto device_blocks = read_blocks<std::uint32_t>(reader);
+      const auto host_offsets = read_blocks<std::uint64_t>(reader);
+      if (device_blocks.size() != host_offsets.size()) break;
+      copy.blocks.reserve(device_blocks.size());
+      for (std::size_t i = 0; i < device_blocks.size(); ++i) copy.blocks.push_back({device_blocks[i], host_offsets[i]});
+      return finish<ToAgent>(reader, std::move(copy), "copy command");
+    }
+    case Tag::kCancelCopy:
+      return finish<ToAgent>(reader, CancelCommand{reader.pod<JobId>()}, "cancel command");
+    default:
+      break;
+  }
+  return malformed("message to an agent");
+}
+
+std::vector<std::byte> encode(const JobReport& value) {
+  Writer writer;
+  writer.pod(Tag::kJobReport);
+  writer.pod(value.job);
+  writer.pod(value.status);
+  return writer.take();
+}
+
+Result<JobReport> decode_job_report(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  JobReport value;
+  if (reader.pod<Tag>() != Tag::kJobReport) return malformed("message from an agent");
+  value.job = reader.pod<JobId>();
+  if (!read_enum(reader, JobStatus::kCanceled, value.status)) return malformed("job report");
+  return finish(reader, value, "job report");
+}
+
+std::vector<std::byte> encode(const FromClient& value) {
+  Writer writer;
+  if (const auto* lookup = std::get_if<LookupRequest>(&value)) {
+    writer.pod(Tag::kLookup);
+    writer.pod(lookup->request);
+    writer.pod(lookup->sequence);
+    writer.pod(lookup->base);
+    writer.array(std::span<const key::BlockKey>(lookup->keys));
+  } else if (const auto* transfer = std::get_if<TransferRequest>(&value)) {
+    writer.pod(Tag::kTransfer);
+    writer.pod(static_cast<std::uint8_t>(transfer->save));
+    writer.pod(static_cast<std::uint8_t>(transfer->armed));
+    writer.pod(transfer->sequence);
+    writer.pod(transfer->job);
+    writer.pod(transfer->base);
+    writer.array(std::span<const key::BlockKey>(transfer->keys));
+    writer.pod(transfer->first_block);
+    writer.array(std::span<const std::uint32_t>(transfer->device_blocks));
+  } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
+    writer.pod(Tag::kCloseSequence);
+    writer.pod(closed->sequence);
+  } else if (const auto* cancel = std::get_if<CancelRequest>(&value)) {
+    writer.pod(Tag::kCancel);
+    writer.pod(cancel->job);
+  } else {
+    writer.pod(Tag::kReset);
+  }
+  return writer.take();
+}
+
+Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  switch (reader.pod<Tag>()) {
+    case Tag::kLookup: {
+      LookupRequest lookup;
+      lookup.request = reader.pod<std::uint64_t>();
+      lookup.sequence = reader.pod<SequenceId>();
+      lookup.base = reader.pod<std::uint32_t>();
+      lookup.keys = read_blocks<key::BlockKey>(reader);
+      return finish<FromClient>(reader, std::move(lookup), "lookup request");
+    }
+    case Tag::kTransfer: {
+      TransferRequest transfer;
+      if (!read_flag(reader, transfer.save) || !read_flag(reader, transfer.armed)) break;
+      transfer.sequence = reader.pod<SequenceId>();
+      transfer.job = reader.pod<JobId>();
+      transfer.base = reader.pod<std::uint32_t>();
+      transfer.keys = read_blocks<key::BlockKey>(reader);
+      transfer.first_block = reader.pod<std::uint32_t>();
+      transfer.device_blocks = read_blocks<std::uint32_t>(reader);
+      return finish<FromClient>(reader, std::move(transfer), "transfer request");
+    }
+    case Tag::kCloseSequence:
+      return finish<FromClient>(reader, CloseSequence{reader.pod<SequenceId>()}, "close request");
+    case Tag::kCancel:
+      return finish<FromClient>(reader, CancelRequest{reader.pod<JobId>()}, "cancel request");
+    case Tag::kReset:
+      return finish<FromClient>(reader, ResetRequest{}, "reset request");
+    default:
+      break;
+  }
+  return malformed("message from a client");
+}
+
+std::vector<std::byte> encode(const ToClient& value) {
+  Writer writer;
+  if (const auto* reply = std::get_if<LookupReply>(&value)) {
+    writer.pod(Tag::kLookupReply);
+    writer.pod(reply->request);
+    writer.pod(reply->matched_blocks);
+    writer.pod(reply->reason);
+  } else {
+    const auto& result = std::get<JobResult>(value);
+    writer.pod(Tag::kJobResult);
+    writer.pod(result.job);
+    writer.pod(result.status);
+    writer.pod(result.reason);
+  }
+  return writer.take();
+}
+
+Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  switch (reader.pod<Tag>()) {
+    case Tag::kLookupReply: {
+      LookupReply reply;
+      reply.request = reader.pod<std::uint64_t>();
+      reply.matched_blocks = reader.pod<std::uint32_t>();
+      if (!read_enum(reader, kLastReason, reply.reason)) break;
+      return finish<ToClient>(reader, reply, "lookup reply");
+    }
+    case Tag::kJobResult: {
+      JobResult result;
+      result.job = reader.pod<JobId>();
+      if (!read_enum(reader, JobStatus::kCanceled, result.status) || !read_enum(reader, kLastReason, result.reason))
+        break;
+      return finish<ToClient>(reader, result, "job result");
+    }
+    default:
+      break;
+  }
+  return malformed("message to a client");
+}
+
+}  // namespace flexkv::proto

@@ -1,0 +1,150 @@
+// What engines, rank agents and the node say to each other: plain values, and their encoding.
+//
+// Every decode() checks every length and enumerator and returns an Error for anything malformed; nothing here trusts
+// the sender. Thread-compatible values.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "flexkv/base/result.h"
+#include "flexkv/device/device.h"
+#include "flexkv/key/block_key.h"
+
+namespace flexkv::proto {
+
+using JobId = std::uint64_t;       // chosen by the client, unique within its engine
+using SequenceId = std::uint64_t;  // chosen by the client, unique within its engine
+
+// Who connects, in the Hello frame.
+enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 4 };
+
+constexpr std::uint32_t kRanksMax = 1024;
+constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
+
+struct AgentHello {
+  std::string engine_id;
+  std::uint32_t rank = 0;
+  std::uint32_t rank_count = 1;
+  std::array<std::byte, 16> layout_id{};
+  std::uint64_t shard_bytes = 0;  // host bytes of one block on this rank
+  std::uint32_t block_count = 0;  // device blocks
+  std::string device;
+};
+
+struct ClientHello {
+  std::string engine_id;
+  std::uint32_t rank_count = 1;
+  std::string model;                        // for people
+  std::array<std::byte, 32> fingerprint{};  // of everything that KV bytes depend on, but for the tokens
+};
+
+struct Welcome {
+  std::uint64_t epoch = 0;  // differs between any two starts of a node
+  std::uint64_t pool_bytes = 0;
+  std::array<std::uint8_t, 32> key_secret{};  // clients only; zero for agents
+};
+
+enum class JobStatus : std::uint8_t { kDone = 0, kFailed = 1, kCanceled = 2 };
+
+// node -> agent
+struct CopyCommand {
+  JobId job = 0;
+  device::Direction direction = device::Direction::kToHost;
+  bool armed = false;  // may start at once; otherwise waits until the engine's worker arms it
+  std::vector<device::BlockCopy> blocks;
+};
+struct CancelCommand {
+  JobId job = 0;
+};
+using ToAgent = std::variant<CopyCommand, CancelCommand>;
+
+// agent -> node: this rank will not touch the job's host blocks any more
+struct JobReport {
+  JobId job = 0;
+  JobStatus status = JobStatus::kDone;
+};
+
+// Why a block was not served, or not kept. One closed list, counted per reason.
+enum class Reason : std::uint8_t {
+  kNone = 0,
+  kNeverSeen,
+  kEvicted,
+  kReset,
+  kInFlight,       // being saved right now
+  kNotReady,       // the engine's ranks have not all registered yet
+  kNoNode,         // no connection to the node
+  kPoolFull,       // nothing could be evicted
+  kParentMissing,  // the blocks before it are not kept
+  kGone,           // evicted between lookup and load
+  kQueueFull,
+  kTooManySequences,
+  kUnknownSequence,  // the node has forgotten the sequence: its keys must be sent again
+  kRankFailed,
+  kDeadline,
+  kCanceled,
+};
+constexpr std::size_t kReasonCount = 16;
+const char* reason_name(Reason reason);
+
+// client -> node
+struct LookupRequest {
+  std::uint64_t request = 0;
+  SequenceId sequence = 0;
+  std::uint32_t base = 0;  // keys the client has sent before
+  std::vector<key::BlockKey> keys;
+};
+struct TransferRequest {
+  bool save = false;
+  bool armed = false;
+  SequenceId sequence = 0;
+  JobId job = 0;
+  std::uint32_t base = 0;
+  std::vector<key::BlockKey> keys;  // as in LookupRequest
+  std::uint32_t first_block = 0;
+  std::vector<std::uint32_t> device_blocks;
+};
+struct CloseSequence {
+  SequenceId sequence = 0;
+};
+struct CancelRequest {
+  JobId job = 0;
+};
+struct ResetRequest {};
+using FromClient = std::variant<LookupRequest, TransferRequest, CloseSequence, CancelRequest, ResetRequest>;
+
+// node -> client
+struct LookupReply {
+  std::uint64_t request = 0;
+  std::uint32_t matched_blocks = 0;
+  Reason reason = Reason::kNone;
+};
+struct JobResult {
+  JobId job = 0;
+  JobStatus status = JobStatus::kDone;
+  Reason reason = Reason::kNone;
+};
+using ToClient = std::variant<LookupReply, JobResult>;
+
+std::vector<std::byte> encode(const AgentHello& value);
+std::vector<std::byte> encode(const ClientHello& value);
+std::vector<std::byte> encode(const Welcome& value);
+std::vector<std::byte> encode(const ToAgent& value);
+std::vector<std::byte> encode(const JobReport& value);
+std::vector<std::byte> encode(const FromClient& value);
+std::vector<std::byte> encode(const ToClient& value);
+
+Result<AgentHello> decode_agent_hello(std::span<const std::byte> bytes);
+Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes);
+Result<Welcome> decode_welcome(std::span<const std::byte> bytes);
+Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes);
+Result<JobReport> decode_job_report(std::span<const std::byte> bytes);
+Result<FromClient> decode_from_client(std::span<const std::byte> bytes);
+Result<ToClient> decode_to_client(std::span<const std::byte> bytes);
+
+}  // namespace flexkv::proto

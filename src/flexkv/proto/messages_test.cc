@@ -1,0 +1,70 @@
+#include "flexkv/proto/messages.h"
+
+#include <gtest/gtest.h>
+
+#include "flexkv/base/prng.h"
+
+namespace flexkv::proto {
+namespace {
+
+TEST(Messages, CopyCommandSurvivesTheTrip) {
+  CopyCommand copy{7, device::Direction::kToDevice, true, {{1, 4096}, {9, 1ULL << 40}}};
+  const auto decoded = decode_to_agent(encode(ToAgent{copy}));
+  ASSERT_TRUE(decoded.ok());
+  const auto& got = std::get<CopyCommand>(decoded.value());
+  EXPECT_EQ(got.job, 7u);
+  EXPECT_EQ(got.direction, device::Direction::kToDevice);
+  EXPECT_TRUE(got.armed);
+  ASSERT_EQ(got.blocks.size(), 2u);
+  EXPECT_EQ(got.blocks[1].device_block, 9u);
+  EXPECT_EQ(got.blocks[1].host_offset, 1ULL << 40);
+}
+
+TEST(Messages, ClientMessagesSurviveTheTrip) {
+  TransferRequest transfer{true, false, 3, 4, 1, {{5, 6}, {7, 8}}, 1, {10, 11}};
+  const auto decoded = decode_from_client(encode(FromClient{transfer}));
+  ASSERT_TRUE(decoded.ok());
+  const auto& got = std::get<TransferRequest>(decoded.value());
+  EXPECT_TRUE(got.save);
+  EXPECT_EQ(got.keys, transfer.keys);
+  EXPECT_EQ(got.device_blocks, transfer.device_blocks);
+  const auto reply = decode_to_client(encode(ToClient{LookupReply{1, 2, Reason::kEvicted}}));
+  ASSERT_TRUE(reply.ok());
+  EXPECT_EQ(std::get<LookupReply>(reply.value()).reason, Reason::kEvicted);
+  AgentHello hello{"engine", 1, 2, {}, 4096, 100, "host"};
+  ASSERT_TRUE(decode_agent_hello(encode(hello)).ok());
+  EXPECT_EQ(decode_agent_hello(encode(hello)).value().engine_id, "engine");
+}
+
+TEST(Messages, EveryTruncationAndExtensionIsRefused) {
+  const FromClient messages[] = {LookupRequest{1, 2, 0, {{1, 2}}},
+                                 TransferRequest{true, true, 1, 2, 0, {{1, 2}}, 0, {3}}, CloseSequence{1},
+                                 CancelRequest{2}};
+  for (const auto& message : messages) {
+    auto bytes = encode(message);
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+      EXPECT_FALSE(decode_from_client(std::span(bytes).first(size)).ok());
+    }
+    bytes.push_back(std::byte{0});
+    EXPECT_FALSE(decode_from_client(bytes).ok());
+  }
+}
+
+TEST(Messages, RandomBytesNeverCrash) {
+  Prng prng(1);
+  for (int round = 0; round < 20000; ++round) {
+    std::vector<std::byte> bytes(prng.below(80));
+    for (auto& byte : bytes) byte = static_cast<std::byte>(prng.next());
+    if (!bytes.empty()) bytes[0] = static_cast<std::byte>(prng.below(12));
+    (void)decode_to_agent(bytes);
+    (void)decode_from_client(bytes);
+    (void)decode_to_client(bytes);
+    (void)decode_job_report(bytes);
+    (void)decode_agent_hello(bytes);
+    (void)decode_client_hello(bytes);
+    (void)decode_welcome(bytes);
+  }
+}
+
+}  // namespace
+}  // namespace flexkv::proto

@@ -1,0 +1,425 @@
+#include "flexkv/server/node_server.h"
+
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "flexkv/base/log.h"
+#include "flexkv/ipc/runtime_dir.h"
+#include "flexkv/proto/messages.h"
+#include "flexkv/server/status.h"
+
+namespace flexkv::server {
+namespace {
+
+constexpr std::size_t kRingCapacity = 4U << 20;  // touched only as far as it is used
+constexpr std::size_t kPendingMax = 64;
+constexpr Nanos kPatience = 5 * kSecond;
+constexpr std::size_t kPeersMax = 4096;
+constexpr std::size_t kEndedMax = 65536;
+constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+
+// epoll tokens: what the event is about, and which one.
+enum Kind : std::uint64_t { kListener = 0, kWake = 1, kPending = 2, kPeerRing = 3, kPeerSocket = 4 };
+constexpr std::uint64_t token(Kind kind, std::uint64_t id) { return id << 3 | kind; }
+
+void fill_random(void* data, std::size_t size) {
+  // 32 bytes or less after boot cannot fail or come short.
+  FLEXKV_ASSERT(::getrandom(data, size, 0) == static_cast<ssize_t>(size));
+}
+
+}  // namespace
+
+NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener)
+    : options_(std::move(options)),
+      pool_(std::move(pool)),
+      started_at_(monotonic_now()),
+      listener_(std::move(listener)),
+      pending_(kPendingMax, kPatience),
+      node_(options_.node, *this) {
+  fill_random(key_secret_.data(), key_secret_.size());
+  fill_random(&epoch_, sizeof epoch_);
+}
+
+Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options) {
+  if (auto swept = ipc::sweep_stale(options.runtime_dir); !swept) return swept.error();
+  auto listener = ipc::Listener::listen(options.runtime_dir, options.name);
+  if (!listener) return listener.error();
+  memory::HostRegion::Options region;
+  region.huge_pages = options.huge_pages;
+  region.touch_threads = options.touch_threads;
+  auto pool = memory::HostRegion::create(options.node.pool_bytes, region);
+  if (!pool) return pool.error();
+  options.node.pool_bytes = pool.value().bytes();
+  std::unique_ptr<NodeServer> server(
+      new NodeServer(std::move(options), std::move(pool).value(), std::move(listener).value()));
+  auto wake = ipc::make_eventfd();
+  if (!wake) return wake.error();
+  server->wake_ = std::move(wake).value();
+  server->epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
+  if (!server->epoll_.valid()) return errno_error("epoll_create1", errno);
+  server->watch(server->listener_.fd(), token(kListener, 0));
+  server->watch(server->wake_.get(), token(kWake, 0));
+  NodeServer* self = server.get();
+  server->lane_ = std::thread([self] { self->lane(); });
+  server->toucher_ = std::thread([self] {
+    pthread_setname_np(pthread_self(), "flexkv-touch");
+    if (auto touched = self->pool_.touch(); !touched) log_warning("host pool: " + touched.error().message);
+  });
+  return server;
+}
+
+NodeServer::~NodeServer() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+  }
+  ipc::ring_eventfd(wake_.get());
+  if (lane_.joinable()) lane_.join();
+  if (toucher_.joinable()) toucher_.join();
+}
+
+// ---- direct calls --------------------------------------------------------------------------------------------------
+
+Result<node::EngineHandle> NodeServer::attach_client(const proto::ClientHello& hello) {
+  MutexLock lock(mutex_);
+  auto attached = node_.attach_client(hello);
+  if (attached.ok()) ended_[attached.value()];
+  return attached;
+}
+
+void NodeServer::detach_client(node::EngineHandle engine) {
+  MutexLock lock(mutex_);
+  ended_.erase(engine);
+  node_.detach_client(engine);
+}
+
+node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
+                                      std::span<const key::BlockKey> keys) {
+  MutexLock lock(mutex_);
+  return node_.lookup(engine, sequence, base, keys, monotonic_now());
+}
+
+proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::TransferRequest& request) {
+  MutexLock lock(mutex_);
+  const Nanos now = monotonic_now();
+  const auto reason = request.save ? node_.save(engine, request, now) : node_.load(engine, request, now);
+  wake_if_earlier();
+  return reason;
+}
+
+void NodeServer::close_sequence(node::EngineHandle engine, proto::SequenceId sequence) {
+  MutexLock lock(mutex_);
+  node_.close_sequence(engine, sequence);
+}
+
+void NodeServer::cancel(node::EngineHandle engine, proto::JobId job) {
+  MutexLock lock(mutex_);
+  node_.cancel(engine, job);
+}
+
+void NodeServer::reset(node::EngineHandle engine) {
+  MutexLock lock(mutex_);
+  node_.reset(engine, monotonic_now());
+}
+
+void NodeServer::reset_all() {
+  MutexLock lock(mutex_);
+  node_.reset_all(monotonic_now());
+}
+
+bool NodeServer::ready(node::EngineHandle engine) const {
+  MutexLock lock(mutex_);
+  return node_.ready(engine);
+}
+
+std::vector<proto::JobId> NodeServer::take_ended_jobs(node::EngineHandle engine) {
+  MutexLock lock(mutex_);
+  const auto found = ended_.find(engine);
+  return found == ended_.end() ? std::vector<proto::JobId>{} : std::exchange(found->second, {});
+}
+
+std::string NodeServer::socket_path() const { return ipc::socket_path(options_.runtime_dir, options_.name); }
+
+std::string NodeServer::describe() const {
+  char gib[32];
+  std::snprintf(gib, sizeof gib, "%.2f GiB", static_cast<double>(pool_.bytes()) / (1U << 30));
+  return "host pool of " + std::string(gib) + " in " + pool_.description() + ", listening at " + socket_path();
+}
+
+std::string NodeServer::status_json() const {
+  MutexLock lock(mutex_);
+  NodeIdentity identity;
+  identity.name = options_.name;
+  identity.mode = options_.mode;
+  identity.epoch = epoch_;
+  identity.uptime = monotonic_now() - started_at_;
+  identity.page_kind = pool_.description();
+  identity.pool_bytes = pool_.bytes();
+  identity.peers = peers_.size();
+  return render_status(identity, node_);
+}
+
+// ---- outbox (the mutex is held: the node is only called with it)
+// ------------------------------------------------------
+
+bool NodeServer::send(node::AgentHandle agent, const proto::ToAgent& message) {
+  const auto found = agents_.find(agent);
+  if (found == agents_.end()) return false;
+  const auto bytes = proto::encode(message);
+  return bytes.size() <= found->second->channel.max_record() && found->second->channel.send(bytes);
+}
+
+void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result) {
+  const auto found = clients_.find(engine);
+  // A client that does not read its results loses some: they are for its statistics only.
+  if (found != clients_.end()) {
+    (void)found->second->channel.send(proto::encode(proto::ToClient{result}));
+    return;
+  }
+  const auto direct = ended_.find(engine);
+  if (direct == ended_.end()) return;
+  if (direct->second.size() == kEndedMax) direct->second.erase(direct->second.begin());
+  direct->second.push_back(result.job);
+}
+
+void NodeServer::wake_if_earlier() {
+  if (node_.next_deadline().value_or(kForever) < lane_wakeup_) ipc::ring_eventfd(wake_.get());
+}
+
+// ---- the lane ------------------------------------------------------------------------------------------------------
+
+void NodeServer::watch(int fd, std::uint64_t tok) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = tok;
+  FLEXKV_ASSERT(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
+}
+
+void NodeServer::lane() {
+  pthread_setname_np(pthread_self(), "flexkv-node");
+  std::array<epoll_event, 64> events;
+  while (true) {
+    Nanos wakeup = kForever;
+    {
+      MutexLock lock(mutex_);
+      if (stopping_) break;
+      const Nanos now = monotonic_now();
+      node_.on_time(now);
+      wakeup = std::min(node_.next_deadline().value_or(kForever), pending_.next_deadline().value_or(kForever));
+      lane_wakeup_ = wakeup;
+    }
+    int timeout_ms = -1;
+    if (wakeup != kForever) {
+      timeout_ms = static_cast<int>(
+          std::clamp<Nanos>((wakeup - monotonic_now() + kMillisecond - 1) / kMillisecond, 0, 1000 * 3600));
+    }
+    const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+    for (int i = 0; i < count; ++i) {
+      const std::uint64_t id = events[static_cast<std::size_t>(i)].data.u64 >> 3;
+      switch (events[static_cast<std::size_t>(i)].data.u64 & 7) {
+        case kListener:
+          accept_clients();
+          break;
+        case kWake:
+          ipc::drain_eventfd(wake_.get());
+          break;
+        case kPending:
+          advance_pending(static_cast<int>(id));
+          break;
+        case kPeerRing:
+          serve(id, false);
+          break;
+        case kPeerSocket:
+          serve(id, true);
+          break;
+        default:
+          break;
+      }
+    }
+    (void)pending_.expire(monotonic_now());
+  }
+  MutexLock lock(mutex_);
+  agents_.clear();
+  clients_.clear();
+  peers_.clear();
+}
+
+void NodeServer::accept_clients() {
+  while (auto socket = listener_.accept()) {
+    if (const auto fd = pending_.add(std::move(*socket), monotonic_now())) {
+      watch(*fd, token(kPending, static_cast<std::uint64_t>(*fd)));
+    }
+  }
+}
+
+void NodeServer::advance_pending(int fd) {
+  ipc::PendingChannel* waiting = pending_.find(fd);
+  if (waiting == nullptr) return;  // expired in this very round
+  auto step = waiting->advance();
+  if (step.ok() && step.value() == ipc::PendingChannel::Step::kWaiting) return;
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  ipc::PendingChannel pending = pending_.take(fd);
+  if (!step.ok()) {
+    log_debug("a client left during the handshake: " + step.error().message);
+    return;
+  }
+  auto admitted = admit(pending);
+  if (!admitted) {
+    log_warning("process " + std::to_string(pending.peer_pid()) + " refused: " + admitted.error().message);
+    pending.refuse(admitted.error());
+    return;
+  }
+  if (admitted.value() == nullptr) return;  // a question, answered
+  const std::uint64_t id = next_peer_++;
+  watch(admitted.value()->channel.wake_fd(), token(kPeerRing, id));
+  watch(admitted.value()->channel.socket_fd(), token(kPeerSocket, id));
+  {
+    MutexLock lock(mutex_);
+    peers_.emplace(id, std::move(admitted).value());
+  }
+  serve(id, false);
+}
+
+// Welcomes an agent or a client, or answers a question (then there is no peer).
+Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel& pending) {
+  const auto& hello = pending.hello();
+  const auto role = static_cast<proto::Role>(hello.role);
+  if (role == proto::Role::kStatus || role == proto::Role::kReset) {
+    if (role == proto::Role::kReset) reset_all();
+    const std::string status = status_json();
+    auto answered = pending.accept(std::as_bytes(std::span(status).first(std::min(status.size(), ipc::kMaxPayload))),
+                                   {}, ipc::kMinRingCapacity);
+    if (!answered) return answered.error();
+    return std::unique_ptr<Peer>();
+  }
+  MutexLock lock(mutex_);
+  if (peers_.size() >= kPeersMax) return Error{ErrorCode::kNoSpace, "too many processes are attached"};
+  proto::Welcome welcome;
+  welcome.epoch = epoch_;
+  welcome.pool_bytes = pool_.bytes();
+  const int pool_fd[] = {pool_.fd()};
+
+  if (role == proto::Role::kAgent) {
+    auto decoded = proto::decode_agent_hello(hello.payload);
+    if (!decoded) return decoded.error();
+    auto attached = node_.attach_agent(decoded.value());
+    if (!attached) return attached.error();
+    auto channel = pending.accept(proto::encode(welcome), pool_fd, kRingCapacity);
+    if (!channel) {
+      node_.detach_agent(attached.value(), monotonic_now());
+      return channel.error();
+    }
+    auto peer = std::make_unique<Peer>(std::move(channel).value());
+    peer->agent = attached.value();
+    agents_[peer->agent] = peer.get();
+    log_info("rank " + std::to_string(decoded.value().rank) + " of engine " + decoded.value().engine_id +
+             " attached (" + decoded.value().device + ", " + std::to_string(decoded.value().shard_bytes) +
+             " bytes a block)");
+    return peer;
+  }
+  if (role == proto::Role::kClient) {
+    auto decoded = proto::decode_client_hello(hello.payload);
+    if (!decoded) return decoded.error();
+    auto attached = node_.attach_client(decoded.value());
+    if (!attached) return attached.error();
+    welcome.key_secret = key_secret_;
+    auto channel = pending.accept(proto::encode(welcome), {}, kRingCapacity);
+    if (!channel) {
+      node_.detach_client(attached.value());
+      return channel.error();
+    }
+    auto peer = std::make_unique<Peer>(std::move(channel).value());
+    peer->engine = attached.value();
+    clients_[peer->engine] = peer.get();
+    log_info("engine " + decoded.value().engine_id + " attached (" + decoded.value().model + ")");
+    return peer;
+  }
+  return Error{ErrorCode::kUnsupported, "unknown role " + std::to_string(hello.role)};
+}
+
+void NodeServer::serve(std::uint64_t id, bool socket_event) {
+  Peer* peer = nullptr;
+  {
+    MutexLock lock(mutex_);
+    const auto found = peers_.find(id);
+    if (found == peers_.end()) return;  // dropped in this very round
+    peer = found->second.get();
+  }
+  // Only the lane pops and only the lane drops, so the peer stays while we are here.
+  ipc::Channel& channel = peer->channel;
+  channel.disarm();
+  std::vector<std::byte> record;
+  do {
+    ipc::PopResult popped = ipc::PopResult::kEmpty;
+    while ((popped = channel.pop(record)) == ipc::PopResult::kRecord) {
+      if (!apply(*peer, record)) {
+        drop(id);
+        return;
+      }
+    }
+    if (popped == ipc::PopResult::kCorrupt) {
+      log_error("process " + std::to_string(channel.peer_pid()) + " broke the ring format; dropped");
+      drop(id);
+      return;
+    }
+  } while (!channel.arm_sleep());
+  if (socket_event && channel.peer_gone()) drop(id);
+}
+
+bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
+  const auto malformed = [&](const Error& error) {
+    log_error("process " + std::to_string(peer.channel.peer_pid()) + ": " + error.message + "; dropped");
+    return false;
+  };
+  if (peer.agent != 0) {
+    const auto report = proto::decode_job_report(record);
+    if (!report) return malformed(report.error());
+    MutexLock lock(mutex_);
+    node_.on_report(peer.agent, report.value(), monotonic_now());
+    return true;
+  }
+  const auto message = proto::decode_from_client(record);
+  if (!message) return malformed(message.error());
+  MutexLock lock(mutex_);
+  const Nanos now = monotonic_now();
+  if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
+    const auto found = node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now);
+    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason};
+    return peer.channel.send(proto::encode(proto::ToClient{reply}));
+  }
+  if (const auto* transfer = std::get_if<proto::TransferRequest>(&message.value())) {
+    (void)(transfer->save ? node_.save(peer.engine, *transfer, now) : node_.load(peer.engine, *transfer, now));
+  } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message.value())) {
+    node_.close_sequence(peer.engine, closed->sequence);
+  } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message.value())) {
+    node_.cancel(peer.engine, cancel->job);
+  } else {
+    node_.reset(peer.engine, now);
+  }
+  return true;
+}
+
+void NodeServer::drop(std::uint64_t id) {
+  MutexLock lock(mutex_);
+  const auto found = peers_.find(id);
+  if (found == peers_.end()) return;
+  Peer& peer = *found->second;
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel.wake_fd(), nullptr);
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel.socket_fd(), nullptr);
+  if (peer.agent != 0) {
+    agents_.erase(peer.agent);
+    node_.detach_agent(peer.agent, monotonic_now());
+  }
+  if (peer.engine != 0) {
+    clients_.erase(peer.engine);
+    node_.detach_client(peer.engine);
+  }
+  log_info("process " + std::to_string(peer.channel.peer_pid()) + " detached");
+  peers_.erase(found);
+}
+
+}  // namespace flexkv::server

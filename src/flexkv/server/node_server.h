@@ -1,0 +1,108 @@
+// A Node with its surroundings: the host pool, the socket that agents and clients connect to, one lane, one mutex.
+//
+// The same class embedded in an engine's process (its scheduler calls the methods below directly) and in a daemon
+// (clients speak the protocol). Thread-safe. One thread, the lane: accepts, decodes, applies, watches deadlines; it
+// sleeps in epoll and uses no CPU when nothing happens.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "flexkv/base/fd.h"
+#include "flexkv/base/mutex.h"
+#include "flexkv/ipc/channel.h"
+#include "flexkv/ipc/listener.h"
+#include "flexkv/ipc/pending.h"
+#include "flexkv/memory/host_region.h"
+#include "flexkv/node/node.h"
+
+namespace flexkv::server {
+
+struct NodeServerOptions {
+  node::NodeOptions node;
+  bool huge_pages = true;
+  unsigned touch_threads = 4;
+  std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
+  std::string name;         // of the socket
+  std::string mode;         // "embedded" or "daemon": for the status
+};
+
+class NodeServer final : private node::Outbox {
+ public:
+  static Result<std::unique_ptr<NodeServer>> start(NodeServerOptions options);
+  // Ends the lane and closes every connection; agents and clients see the node go.
+  ~NodeServer();
+
+  // For the engine this node is embedded in; see Node.
+  Result<node::EngineHandle> attach_client(const proto::ClientHello& hello);
+  void detach_client(node::EngineHandle engine);
+  node::Node::Lookup lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
+                            std::span<const key::BlockKey> keys);
+  proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
+  void close_sequence(node::EngineHandle engine, proto::SequenceId sequence);
+  void cancel(node::EngineHandle engine, proto::JobId job);
+  void reset(node::EngineHandle engine);
+  void reset_all();
+  bool ready(node::EngineHandle engine) const;
+  // The engine's jobs that have ended since the last call; a client that never asks loses the oldest.
+  std::vector<proto::JobId> take_ended_jobs(node::EngineHandle engine);
+
+  const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
+  // What `flexkv status` shows, as JSON (docs/reference/status.md).
+  std::string status_json() const;
+  std::string socket_path() const;
+  // One line for the log: pool size, page kind, socket.
+  std::string describe() const;
+
+ private:
+  struct Peer {
+    explicit Peer(ipc::Channel c) : channel(std::move(c)) {}
+    ipc::Channel channel;
+    node::AgentHandle agent = 0;    // one of the two is set
+    node::EngineHandle engine = 0;  // a client's
+  };
+
+  NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
+
+  bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
+  void send(node::EngineHandle engine, const proto::JobResult& result) override FLEXKV_REQUIRES(mutex_);
+
+  void lane();
+  void watch(int fd, std::uint64_t token);
+  void accept_clients();
+  void advance_pending(int fd);
+  Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
+  void serve(std::uint64_t id, bool socket_event);
+  bool apply(Peer& peer, std::span<const std::byte> record);
+  void drop(std::uint64_t id);
+  void wake_if_earlier() FLEXKV_REQUIRES(mutex_);
+
+  const NodeServerOptions options_;
+  memory::HostRegion pool_;
+  std::array<std::uint8_t, 32> key_secret_{};
+  std::uint64_t epoch_ = 0;
+  Nanos started_at_ = 0;
+
+  // Owned by the lane.
+  ipc::Listener listener_;
+  ipc::PendingChannels pending_;
+  Fd epoll_;
+  Fd wake_;  // stop, or a deadline that came nearer
+
+  mutable Mutex mutex_;
+  node::Node node_ FLEXKV_GUARDED_BY(mutex_);
+  std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
+  std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
+  std::unordered_map<node::EngineHandle, Peer*> clients_ FLEXKV_GUARDED_BY(mutex_);
+  std::unordered_map<node::EngineHandle, std::vector<proto::JobId>> ended_ FLEXKV_GUARDED_BY(mutex_);
+  bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
+  Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
+  std::uint64_t next_peer_ = 1;
+
+  std::thread lane_;
+  std::thread toucher_;
+};
+
+}  // namespace flexkv::server

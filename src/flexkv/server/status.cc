@@ -1,0 +1,119 @@
+#include "flexkv/server/status.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace flexkv::server {
+namespace {
+
+using nlohmann::json;
+
+json render(const telemetry::Histogram& histogram) {
+  json bounds = json::array();
+  json counts = json::array();
+  unsigned last = 0;
+  for (unsigned i = 0; i < telemetry::Histogram::kBucketCount; ++i) {
+    if (histogram.bucket(i) != 0) last = i + 1;
+  }
+  // Buckets of one doubling together: enough for a graph, short enough for a terminal.
+  for (unsigned i = 0; i < last; i += 4) {
+    std::uint64_t sum = 0;
+    for (unsigned j = i; j < std::min(i + 4, telemetry::Histogram::kBucketCount); ++j) sum += histogram.bucket(j);
+    const double bound = telemetry::Histogram::bound_us(std::min(i + 3, telemetry::Histogram::kBucketCount - 1));
+    bounds.push_back(std::isfinite(bound) ? json(bound) : json("inf"));
+    counts.push_back(sum);
+  }
+  return {{"count", histogram.count()},
+          {"p50", histogram.quantile_us(0.5)},
+          {"p90", histogram.quantile_us(0.9)},
+          {"p99", histogram.quantile_us(0.99)},
+          {"max", static_cast<double>(histogram.max()) / kMicrosecond},
+          {"sum_us", histogram.sum_us()},
+          {"bounds_us", bounds},
+          {"counts", counts}};
+}
+
+json render(const std::array<std::uint64_t, proto::kReasonCount>& by_reason) {
+  json out = json::object();
+  for (std::size_t i = 1; i < by_reason.size(); ++i) {
+    if (by_reason[i] != 0) out[proto::reason_name(static_cast<proto::Reason>(i))] = by_reason[i];
+  }
+  return out;
+}
+
+json render(const node::DirectionStats& direction) {
+  return {{"jobs", direction.jobs},
+          {"failed", direction.failed_jobs},
+          {"blocks", direction.blocks},
+          {"bytes", direction.bytes},
+          {"latency_us", render(direction.latency)}};
+}
+
+}  // namespace
+
+std::string render_status(const NodeIdentity& identity, const node::Node& node) {
+  const auto& stats = node.stats();
+  json spaces = json::array();
+  std::uint64_t used_bytes = 0;
+  std::uint64_t metadata_bytes = 0;
+  for (const auto& space : node.spaces()) {
+    used_bytes += std::uint64_t{space.used} * space.slot_bytes;
+    metadata_bytes += space.metadata_bytes;
+    spaces.push_back({{"id", space.id},
+                      {"model", space.model},
+                      {"block_bytes", space.block_bytes},
+                      {"slot_bytes", space.slot_bytes},
+                      {"slots", space.slots},
+                      {"used", space.used},
+                      {"reserved", space.reserved},
+                      {"engines", space.engines}});
+  }
+  json engines = json::array();
+  json messages = json::array();
+  for (const auto& engine : node.engines()) {
+    const char* state = engine.ready ? "ready" : "waiting";
+    engines.push_back({{"id", engine.id},
+                       {"model", engine.model},
+                       {"ranks", engine.ranks},
+                       {"attached_ranks", engine.ranks_attached},
+                       {"sequences", engine.sequences},
+                       {"state", state}});
+    if (!engine.ready) {
+      messages.push_back("engine " + engine.id + " is not served yet: " + std::to_string(engine.ranks_attached) +
+                         " of " + std::to_string(engine.ranks) + " ranks attached, scheduler " +
+                         (engine.client ? "attached" : "not attached"));
+    }
+  }
+  const json out = {{"node",
+                     {{"name", identity.name},
+                      {"pid", ::getpid()},
+                      {"mode", identity.mode},
+                      {"version", FLEXKV_VERSION},
+                      {"uptime_s", static_cast<double>(identity.uptime) / kSecond},
+                      {"epoch", identity.epoch}}},
+                    {"pool",
+                     {{"bytes", identity.pool_bytes},
+                      {"used_bytes", used_bytes},
+                      {"free_bytes", node.free_pool_bytes()},
+                      {"metadata_bytes", metadata_bytes},
+                      {"page_kind", identity.page_kind}}},
+                    {"spaces", spaces},
+                    {"engines", engines},
+                    {"lookups",
+                     {{"count", stats.lookups},
+                      {"blocks_queried", stats.blocks_queried},
+                      {"blocks_hit", stats.blocks_hit},
+                      {"miss_blocks", render(stats.missed_blocks)}}},
+                    {"saves", {{"blocks", stats.blocks_saved}, {"unsaved_blocks", render(stats.unsaved_blocks)}}},
+                    {"loads", {{"failed", render(stats.failed_loads)}}},
+                    {"evictions", {{"blocks", stats.blocks_evicted}}},
+                    {"transfers", {{"to_device", render(stats.to_device)}, {"to_host", render(stats.to_host)}}},
+                    {"queues", {{"jobs_in_flight", node.jobs_in_flight()}, {"peers", identity.peers}}},
+                    {"health", {{"state", messages.empty() ? "ok" : "degraded"}, {"messages", messages}}}};
+  return out.dump();
+}
+
+}  // namespace flexkv::server

@@ -1,0 +1,123 @@
+#include "flexkv/testing/faulty_device.h"
+
+#include <algorithm>
+#include <optional>
+
+namespace flexkv::testing {
+
+using device::BlockCopy;
+using device::CopyStream;
+using device::Direction;
+
+class FaultyDevice::Stream final : public CopyStream {
+ public:
+  Stream(Direction direction, std::unique_ptr<CopyStream> inner, std::shared_ptr<Script> script)
+      : direction_(direction), inner_(std::move(inner)), script_(std::move(script)) {}
+  ~Stream() override { (void)synchronize(); }
+
+  CopyStream& inner() { return *inner_; }
+
+  Status order_after(const device::EngineEvent& event) override {
+    if (broken_) return *broken_;
+    return inner_->order_after(event);
+  }
+
+  Status submit(std::span<const BlockCopy> copies) override {
+    if (broken_) return *broken_;
+    const std::optional<Fault> fault = next_fault();
+    if (fault && fault->kind == Fault::Kind::kRefuse) {
+      broken_ = Error{ErrorCode::kDevice, "scripted fault: submit refused"};
+      return *broken_;
+    }
+    if (fault && fault->kind == Fault::Kind::kTruncate) {
+      Status kept = inner_->submit(copies.first(std::min(fault->keep_blocks, copies.size())));
+      broken_ = Error{ErrorCode::kDevice, "scripted fault: copies cut short"};
+      return kept;
+    }
+    if (stalled_.empty() && !fault) return inner_->submit(copies);
+    // Behind a stall everything waits, in order.
+    stalled_.emplace_back(copies.begin(), copies.end());
+    return {};
+  }
+
+  Status synchronize() override {
+    if (!stalled_.empty()) {
+      std::unique_lock lock(script_->mutex);
+      script_->released.wait(lock, [&] { return script_->open; });
+    }
+    Status status;
+    for (const std::vector<BlockCopy>& copies : stalled_) {
+      if (status) status = inner_->submit(copies);
+    }
+    stalled_.clear();
+    const Status done = inner_->synchronize();
+    if (broken_) return *broken_;
+    return status ? done : status;
+  }
+
+ private:
+  std::optional<Fault> next_fault() {
+    std::lock_guard lock(script_->mutex);
+    const std::uint64_t number = script_->submits[static_cast<std::size_t>(direction_)]++;
+    for (const Fault& fault : script_->faults) {
+      const bool stall_is_over = fault.kind == Fault::Kind::kStall && script_->open;
+      if (fault.direction == direction_ && fault.submit == number && !stall_is_over) return fault;
+    }
+    return std::nullopt;
+  }
+
+  const Direction direction_;
+  const std::unique_ptr<CopyStream> inner_;
+  const std::shared_ptr<Script> script_;
+  std::vector<std::vector<BlockCopy>> stalled_;
+  std::optional<Error> broken_;
+};
+
+FaultyDevice::FaultyDevice(std::shared_ptr<device::Device> inner, std::vector<Fault> script)
+    : inner_(std::move(inner)) {
+  script_->faults = std::move(script);
+}
+
+void FaultyDevice::add(const Fault& fault) {
+  std::lock_guard lock(script_->mutex);
+  script_->faults.push_back(fault);
+}
+
+void FaultyDevice::release() {
+  {
+    std::lock_guard lock(script_->mutex);
+    script_->open = true;
+  }
+  script_->released.notify_all();
+}
+
+void FaultyDevice::refuse_pool(unsigned times) {
+  std::lock_guard lock(script_->mutex);
+  script_->refuse_pool = times;
+}
+
+Status FaultyDevice::register_pool(std::byte* base, std::size_t bytes) {
+  {
+    std::lock_guard lock(script_->mutex);
+    if (script_->refuse_pool > 0) {
+      --script_->refuse_pool;
+      return Error{ErrorCode::kDevice, "scripted fault: pool refused"};
+    }
+  }
+  return inner_->register_pool(base, bytes);
+}
+
+Result<std::unique_ptr<CopyStream>> FaultyDevice::open_stream(Direction direction, const layout::BlockLayout& layout,
+                                                              std::span<std::byte> pool) {
+  Result<std::unique_ptr<CopyStream>> inner = inner_->open_stream(direction, layout, pool);
+  if (!inner) return inner;
+  return std::unique_ptr<CopyStream>(std::make_unique<Stream>(direction, std::move(inner).value(), script_));
+}
+
+Status FaultyDevice::order_engine_after(std::uintptr_t engine_stream, CopyStream& stream) {
+  auto* faulty = dynamic_cast<Stream*>(&stream);
+  FLEXKV_ASSERT(faulty != nullptr);
+  return inner_->order_engine_after(engine_stream, faulty->inner());
+}
+
+}  // namespace flexkv::testing

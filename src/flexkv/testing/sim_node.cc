@@ -1,0 +1,185 @@
+#include "flexkv/testing/sim_node.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace flexkv::testing {
+namespace {
+
+constexpr std::uint64_t kPage = node::kExtentAlignment;
+constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
+
+}  // namespace
+
+SimNode::SimNode(SimLoop& loop, const SimPlan& plan, std::uint64_t epoch)
+    : loop_(loop),
+      plan_(plan),
+      pool_(std::make_shared<Bytes>(plan.node.pool_bytes)),
+      timer_(kNever),
+      node_(plan.node, *this) {
+  for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(epoch));
+  for (auto& byte : *pool_) byte = static_cast<std::byte>(epoch * 37 + 11);  // garbage
+}
+
+SimNode::~SimNode() {
+  *alive_ = false;
+  const auto die = [&](auto& link, auto& pipe_out, auto& pipe_in) {
+    pipe_in->close();
+    pipe_out->close();
+    loop_.after(loop_.delay(plan_.message_delay), [link] { link->lost(); });
+  };
+  for (auto& [handle, link] : agents_) die(link, link->to_agent, link->to_node);
+  for (auto& [handle, link] : clients_) die(link, link->to_client, link->to_node);
+}
+
+std::shared_ptr<AgentLink> SimNode::attach_agent(const proto::AgentHello& hello) {
+  const auto attached = node_.attach_agent(hello);
+  loop_.note("node: attach agent", hello.rank, attached.ok() ? attached.value() : 0);
+  if (!attached.ok()) return nullptr;
+  auto link = std::make_shared<AgentLink>();
+  link->handle = attached.value();
+  link->to_agent = std::make_shared<SimPipe>(loop_, plan_.message_delay, nullptr);
+  link->to_node = std::make_shared<SimPipe>(loop_, plan_.message_delay, paused_until_);
+  link->pool = pool_;
+  link->shard_bytes = hello.shard_bytes;
+  agents_.emplace(link->handle, link);
+  all_links_.push_back(link);
+  after_call();
+  return link;
+}
+
+std::shared_ptr<ClientLink> SimNode::attach_client(const proto::ClientHello& hello) {
+  const auto attached = node_.attach_client(hello);
+  loop_.note("node: attach client", attached.ok() ? attached.value() : 0);
+  if (!attached.ok()) return nullptr;
+  auto link = std::make_shared<ClientLink>();
+  link->handle = attached.value();
+  link->to_node = std::make_shared<SimPipe>(loop_, plan_.message_delay, paused_until_);
+  link->to_client = std::make_shared<SimPipe>(loop_, plan_.message_delay, nullptr);
+  clients_.emplace(link->handle, link);
+  after_call();
+  return link;
+}
+
+void SimNode::drop(const std::shared_ptr<AgentLink>& link) {
+  if (agents_.erase(link->handle) == 0) return;
+  loop_.note("node: detach agent", link->handle);
+  // What the node sent after the rank had closed its end never arrived.
+  for (const auto& [job, live] : link->live) SIM_CHECK(!live.delivered);
+  link->live.clear();
+  link->to_agent->close();
+  link->to_node->close();
+  node_.detach_agent(link->handle, loop_.now());
+  after_call();
+}
+
+void SimNode::drop(const std::shared_ptr<ClientLink>& link) {
+  if (clients_.erase(link->handle) == 0) return;
+  loop_.note("node: detach client", link->handle);
+  link->to_client->close();
+  link->to_node->close();
+  node_.detach_client(link->handle);
+  after_call();
+}
+
+proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
+  const auto found = node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now());
+  loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
+  after_call();
+  return {request.request, found.matched_blocks, found.reason};
+}
+
+proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient& message) {
+  auto reason = proto::Reason::kNone;
+  if (const auto* lookup_request = std::get_if<proto::LookupRequest>(&message)) {
+    (void)lookup(engine, *lookup_request);
+  } else if (const auto* transfer = std::get_if<proto::TransferRequest>(&message)) {
+    reason = transfer->save ? node_.save(engine, *transfer, loop_.now()) : node_.load(engine, *transfer, loop_.now());
+    loop_.note(transfer->save ? "node: save" : "node: load", engine, transfer->job, transfer->device_blocks.size(),
+               static_cast<std::uint64_t>(reason));
+  } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
+    node_.close_sequence(engine, closed->sequence);
+  } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
+    loop_.note("node: cancel", engine, cancel->job);
+    node_.cancel(engine, cancel->job);
+  } else {
+    loop_.note("node: reset", engine);
+    node_.reset(engine, loop_.now());
+  }
+  after_call();
+  return reason;
+}
+
+void SimNode::report(node::AgentHandle agent, const proto::JobReport& report) {
+  loop_.note("node: report", agent, report.job, static_cast<std::uint64_t>(report.status));
+  node_.on_report(agent, report, loop_.now());
+  after_call();
+}
+
+void SimNode::after_call() {
+  node_.check_invariants();
+  const Nanos deadline = node_.next_deadline().value_or(kNever);
+  if (deadline >= timer_) return;
+  timer_ = deadline;
+  loop_.at(deadline + loop_.delay(kMillisecond), [this, alive = alive_] {
+    if (!*alive) return;
+    if (paused()) {
+      timer_ = kNever;
+      loop_.at(*paused_until_, [this, alive] {
+        if (*alive) after_call();
+      });
+      return;
+    }
+    timer_ = kNever;
+    node_.on_time(loop_.now());
+    after_call();
+  });
+}
+
+bool SimNode::send(node::AgentHandle agent, const proto::ToAgent& message) {
+  const auto found = agents_.find(agent);
+  if (found == agents_.end()) return false;
+  if (loop_.chance(plan_.ring_full)) {
+    loop_.note("node: ring full", agent);
+    return false;
+  }
+  const std::shared_ptr<AgentLink>& link = found->second;
+  if (const auto* command = std::get_if<proto::CopyCommand>(&message)) check_and_claim(*link, *command);
+  link->to_agent->send([link, message] { link->deliver(message); });
+  return true;
+}
+
+void SimNode::send(node::EngineHandle engine, const proto::JobResult& result) {
+  loop_.note("node: result", engine, result.job, static_cast<std::uint64_t>(result.status),
+             static_cast<std::uint64_t>(result.reason));
+  const auto found = clients_.find(engine);
+  if (found == clients_.end() || loop_.chance(plan_.ring_full)) return;
+  const std::shared_ptr<ClientLink>& link = found->second;
+  link->to_client->send([link, result] { link->deliver(result); });
+}
+
+// NEVER two writers of one page, nor a writer beside readers, over all ranks that ever attached and may still copy.
+void SimNode::check_and_claim(AgentLink& link, const proto::CopyCommand& command) {
+  AgentLink::Live live;
+  live.writes_host = command.direction == device::Direction::kToHost;
+  for (const auto& block : command.blocks) {
+    SIM_CHECK(block.host_offset + link.shard_bytes <= pool_->size());
+    for (std::uint64_t at = 0; at < link.shard_bytes; at += kPage)
+      live.pages.push_back(block.host_offset / kPage + at / kPage);
+  }
+  std::erase_if(all_links_, [&](const auto& other) { return other->live.empty() && !agents_.contains(other->handle); });
+  for (const auto& other : all_links_) {
+    for (const auto& [job, claimed] : other->live) {
+      if (!live.writes_host && !claimed.writes_host) continue;
+      for (const std::uint64_t page : claimed.pages) {
+        const bool shared = std::find(live.pages.begin(), live.pages.end(), page) != live.pages.end();
+        if (shared) loop_.note("PAGE IN USE", page, other->handle, job, command.job);
+        SIM_CHECK(!shared);
+      }
+    }
+  }
+  SIM_CHECK(!link.live.contains(command.job));
+  link.live.emplace(command.job, std::move(live));
+}
+
+}  // namespace flexkv::testing

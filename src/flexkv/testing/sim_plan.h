@@ -1,0 +1,73 @@
+// What a seed's world looks like and which faults strike it. Swarm testing: each fault is off in about half of the
+// worlds, so that the others are not always drowned by it. Plain values.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "flexkv/node/node.h"
+#include "flexkv/testing/sim_loop.h"
+
+namespace flexkv::testing {
+
+struct SimPlan {
+  explicit SimPlan(SimLoop& loop);
+
+  // One per model and number of ranks: engines of the same kind share blocks.
+  struct Kind {
+    std::uint32_t model = 0;
+    std::uint32_t ranks = 1;
+    std::uint32_t layers = 1;
+    std::uint32_t layer_bytes = 16;
+    std::uint32_t engines = 0;
+    std::uint64_t shard_bytes() const { return std::uint64_t{layers} * layer_bytes; }
+  };
+  std::vector<Kind> kinds;
+  std::vector<std::uint32_t> engine_kinds;  // per engine
+  node::NodeOptions node;
+  Nanos duration = 0;
+  Nanos load_timeout = 0;
+  Nanos save_timeout = 0;
+
+  // engines
+  std::uint32_t device_blocks = 0;
+  std::uint32_t running_max = 0;
+  std::uint32_t prompt_blocks_max = 0;
+  std::uint32_t prefill_tokens_max = 0;  // per step
+  std::uint32_t sync_blocks_max = 0;     // longer loads are asynchronous
+  std::uint32_t steps_in_flight = 1;
+  std::uint32_t documents = 1;
+  unsigned branch_permille = 0;
+  bool embedded_port = false;
+  Nanos reuse_time = 0;
+  Nanos fence_patience = 0;
+  Nanos forward_time = 0;
+
+  // time
+  Nanos message_delay = 0;
+  Nanos piece_time = 0;  // of half a block
+  Nanos stall_time = 0;
+  std::uint32_t chunk_pieces = 1;
+
+  // faults, per mille of the occasions
+  unsigned ring_full = 0;
+  unsigned lookup_timeout = 0;
+  unsigned copy_fails = 0;
+  unsigned copy_stalls = 0;
+  unsigned cancel_job = 0;
+  unsigned abort_request = 0;
+  // faults, per mille of the ticks of the fault clock (kFaultTick)
+  unsigned agent_loses_node = 0;
+  unsigned client_loses_node = 0;
+  unsigned rank_dies = 0;
+  unsigned engine_dies = 0;
+  unsigned node_dies = 0;
+  unsigned node_pauses = 0;
+  unsigned reset = 0;
+  unsigned new_weights = 0;
+};
+
+constexpr Nanos kFaultTick = kMillisecond;
+constexpr std::uint32_t kBlockTokens = 4;
+
+}  // namespace flexkv::testing

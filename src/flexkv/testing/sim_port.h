@@ -1,0 +1,48 @@
+// The client's way to the simulated node: like the remote port (posted messages, one answer waited for) or like the
+// embedded one (calls), with lost connections, full rings and answers that come too late. Owned by one thread.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "flexkv/client/node_port.h"
+#include "flexkv/testing/sim_node.h"
+
+namespace flexkv::testing {
+
+class SimWorld;
+
+class SimPort final : public client::NodePort {
+ public:
+  SimPort(SimWorld& world, proto::ClientHello hello);
+  ~SimPort() override;
+
+  std::uint64_t generation() override { return link_ ? generation_ : 0; }
+  const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
+  proto::LookupReply lookup(const proto::LookupRequest& request) override;
+  bool post(const proto::FromClient& message) override;
+  std::vector<proto::JobId> take_ended_jobs() override;
+  Nanos reuse_time() const override;
+
+  void lose_connection();
+
+ private:
+  void connect_after(Nanos delay);
+  void connect();
+  void take_results();
+  void note(proto::Reason reason) { generation_ += reason == proto::Reason::kUnknownSequence; }
+  // The node that we are connected to; null once it is gone, noticed or not.
+  SimNode* peer() const;
+
+  SimWorld& world_;
+  const proto::ClientHello hello_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  std::shared_ptr<ClientLink> link_;
+  std::uint64_t epoch_ = 0;  // of the node at its other end
+  std::array<std::uint8_t, 32> key_secret_{};
+  std::uint64_t generation_ = 0;
+  std::vector<proto::JobResult> arrived_;
+  std::vector<proto::JobId> ended_;
+};
+
+}  // namespace flexkv::testing

@@ -1,0 +1,167 @@
+#include "flexkv/testing/sim_world.h"
+
+#include <algorithm>
+
+namespace flexkv::testing {
+namespace {
+
+void add_all(auto& sums, const auto& values) {
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += values[i];
+}
+
+}  // namespace
+
+void SimTotals::add(const SimTotals& other) {
+  requests += other.requests;
+  loads += other.loads;
+  loads_ok += other.loads_ok;
+  blocks_hit += other.blocks_hit;
+  blocks_loaded += other.blocks_loaded;
+  blocks_saved += other.blocks_saved;
+  blocks_evicted += other.blocks_evicted;
+  nodes += other.nodes;
+  engines += other.engines;
+  add_all(failed_loads, other.failed_loads);
+  add_all(unsaved_blocks, other.unsaved_blocks);
+  add_all(missed_blocks, other.missed_blocks);
+}
+
+SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) {
+  start_node();
+  engines_.resize(plan_.engine_kinds.size());
+  for (std::size_t i = 0; i < engines_.size(); ++i) start_engine(i);
+}
+
+SimWorld::~SimWorld() {
+  for (const auto& engine : engines_) engine->die();
+  node_.reset();
+}
+
+void SimWorld::start_node() {
+  loop_.note("node: starts", ++epoch_);
+  ++totals_.nodes;
+  node_ = std::make_unique<SimNode>(loop_, plan_, epoch_);
+}
+
+void SimWorld::stop_node() {
+  loop_.note("node: dies", epoch_);
+  const auto& stats = node_->core().stats();
+  totals_.blocks_saved += stats.blocks_saved;
+  totals_.blocks_evicted += stats.blocks_evicted;
+  add_all(totals_.failed_loads, stats.failed_loads);
+  add_all(totals_.unsaved_blocks, stats.unsaved_blocks);
+  add_all(totals_.missed_blocks, stats.missed_blocks);
+  node_.reset();
+}
+
+void SimWorld::start_engine(std::size_t index) {
+  ++totals_.engines;
+  engines_[index] = std::make_shared<SimEngine>(*this, plan_.engine_kinds[index], next_engine_++);
+  engines_[index]->start();
+}
+
+std::uint32_t SimWorld::engines_of_model(std::uint32_t model) const {
+  std::uint32_t count = 0;
+  for (const auto& kind : plan_.kinds) count += kind.model == model ? kind.engines : 0;
+  return count;
+}
+
+Nanos SimWorld::transfer_time_max() const {
+  const Nanos pieces = 2 * plan_.device_blocks;
+  return std::max(plan_.load_timeout, plan_.save_timeout) + plan_.stall_time + pieces * plan_.piece_time +
+         2 * kMillisecond;
+}
+
+void SimWorld::strike() {
+  if (node_ == nullptr) {
+    if (loop_.chance(200)) start_node();
+  } else if (loop_.chance(plan_.node_dies)) {
+    stop_node();
+  } else if (loop_.chance(plan_.node_pauses)) {
+    const Nanos pause = loop_.delay(loop_.chance(200) ? 2 * plan_.save_timeout : 5 * kMillisecond);
+    loop_.note("node: pauses", static_cast<std::uint64_t>(pause));
+    node_->pause(loop_.now() + pause);
+  }
+  SimEngine& engine = *engines_[loop_.below(engines_.size())];
+  if (!engine.dead()) {
+    if (loop_.chance(plan_.agent_loses_node)) engine.lose_agent_connection(loop_.below(4));
+    if (loop_.chance(plan_.client_loses_node)) engine.lose_client_connection();
+    if (loop_.chance(plan_.reset)) engine.reset_cache();
+    if (loop_.chance(plan_.new_weights) && engine.alone()) engine.change_weights();
+    if (loop_.chance(plan_.rank_dies)) engine.kill_rank(loop_.below(4));
+    if (loop_.chance(plan_.engine_dies)) engine.die();
+  }
+  for (std::size_t i = 0; i < engines_.size(); ++i) {
+    if (engines_[i]->dead() && loop_.chance(300)) start_engine(i);
+  }
+}
+
+void SimWorld::pass(Nanos time) {
+  const Nanos end = loop_.now() + time;
+  while (loop_.step(end)) {
+  }
+}
+
+std::uint64_t SimWorld::run() {
+  for (Nanos tick = kFaultTick; tick < plan_.duration; tick += kFaultTick) {
+    pass(kFaultTick);
+    strike();
+  }
+  drain();
+  check_nothing_left();
+  return loop_.hash();
+}
+
+// No more faults of the large kind and no new requests: everything comes to its end, in bounded time.
+void SimWorld::drain() {
+  loop_.note("world: drains");
+  if (node_ == nullptr) start_node();
+  for (std::size_t i = 0; i < engines_.size(); ++i) {
+    if (engines_[i]->dead()) start_engine(i);
+    engines_[i]->drain();
+  }
+  const Nanos patience = 20 * kSecond;
+  const Nanos end = loop_.now() + patience;
+  const auto quiet = [&] {
+    return !node_->paused() && node_->core().jobs_in_flight() == 0 &&
+           std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
+  };
+  while (!quiet()) {
+    SIM_CHECK(loop_.now() < end);  // NEVER HANGING
+    pass(kFaultTick);
+    // A rank that was killed last takes its engine along only now.
+    for (std::size_t i = 0; i < engines_.size(); ++i) {
+      if (!engines_[i]->dead()) continue;
+      start_engine(i);
+      engines_[i]->drain();
+    }
+  }
+  pass(20 * kMillisecond);
+}
+
+void SimWorld::check_nothing_left() {
+  node::Node& core = node_->core();
+  core.check_invariants();
+  SIM_CHECK(core.jobs_in_flight() == 0);
+  SIM_CHECK(!core.next_deadline().has_value());
+  for (const auto& engine : core.engines()) SIM_CHECK(engine.sequences == 0);
+  std::uint32_t used = 0;
+  for (const auto& space : core.spaces()) {
+    SIM_CHECK(space.reserved == 0);
+    used += space.used;
+  }
+  SIM_CHECK(used == core.blocks_in_use());
+  // Blocks that a forgotten pin holds would outlive the reset.
+  core.reset_all(loop_.now());
+  core.check_invariants();
+  SIM_CHECK(core.blocks_in_use() == 0);
+  for (const auto& engine : engines_) engine->die();
+  pass(20 * kMillisecond);
+  SIM_CHECK(core.engines().empty());
+  core.reset_all(loop_.now());
+  SIM_CHECK(core.spaces().empty());
+  SIM_CHECK(core.free_pool_bytes() == plan_.node.pool_bytes);
+  stop_node();
+}
+
+}  // namespace flexkv::testing

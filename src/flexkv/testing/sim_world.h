@@ -1,0 +1,68 @@
+// A whole machine in one thread: a node, several engines with their ranks and schedulers, and faults by plan. Runs a
+// seed to its end and checks what must always hold: right bytes only, no two users of one place in the pool, every load
+// ends in time, nothing is left over. A violation prints the latest events and aborts. Owned by one thread.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "flexkv/testing/sim_engine.h"
+#include "flexkv/testing/sim_plan.h"
+
+namespace flexkv::testing {
+
+struct SimTotals {
+  std::uint64_t requests = 0;
+  std::uint64_t loads = 0;
+  std::uint64_t loads_ok = 0;
+  std::uint64_t blocks_hit = 0;
+  std::uint64_t blocks_loaded = 0;  // per rank
+  std::uint64_t blocks_saved = 0;
+  std::uint64_t blocks_evicted = 0;
+  std::uint64_t nodes = 0;
+  std::uint64_t engines = 0;
+  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
+  std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
+  void add(const SimTotals& other);
+};
+
+class SimWorld {
+ public:
+  SimWorld(std::uint64_t seed, bool verbose);
+  ~SimWorld();
+  // Runs the world to its end; the hash of all that happened.
+  std::uint64_t run();
+
+  SimLoop& loop() { return loop_; }
+  const SimPlan& plan() const { return plan_; }
+  SimNode* node() { return node_.get(); }
+  std::uint64_t epoch() const { return epoch_; }
+  SimTotals& totals() { return totals_; }
+  std::uint64_t weights(std::uint32_t model) { return weights_[model]; }
+  std::uint64_t new_weights(std::uint32_t model) { return ++weights_[model]; }
+  std::uint32_t engines_of_model(std::uint32_t model) const;
+  // No transfer may take longer from when it was allowed to run.
+  Nanos transfer_time_max() const;
+
+ private:
+  void start_node();
+  void stop_node();
+  void start_engine(std::size_t index);
+  void pass(Nanos time);
+  void strike();
+  void drain();
+  void check_nothing_left();
+
+  SimLoop loop_;
+  SimPlan plan_;
+  SimTotals totals_;
+  std::unique_ptr<SimNode> node_;
+  std::uint64_t epoch_ = 0;
+  std::map<std::uint32_t, std::uint64_t> weights_;
+  std::vector<std::shared_ptr<SimEngine>> engines_;
+  std::uint64_t next_engine_ = 1;
+};
+
+}  // namespace flexkv::testing
