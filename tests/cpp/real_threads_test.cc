@@ -1,0 +1,272 @@
+// The real node, agents and clients, with their threads, sockets and rings, on host memory: what the simulation leaves
+// out. Small enough to run under the thread sanitizer.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "flexkv/agent/rank_agent.h"
+#include "flexkv/base/prng.h"
+#include "flexkv/client/client.h"
+#include "flexkv/device/host_device.h"
+#include "flexkv/server/node_server.h"
+
+namespace flexkv {
+namespace {
+
+constexpr std::uint32_t kBlockBytes = 4096;
+constexpr std::uint32_t kDeviceBlocks = 64;
+constexpr std::uint32_t kBlocks = 24;
+
+class RealThreads : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (std::filesystem::temp_directory_path() / "flexkv-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    dir_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+
+  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20) const {
+    server::NodeServerOptions options;
+    options.node.pool_bytes = pool_bytes;
+    options.huge_pages = false;
+    options.runtime_dir = dir_;
+    options.name = "node";
+    options.mode = "test";
+    auto started = server::NodeServer::start(options);
+    EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().message);
+    return std::move(started).value();
+  }
+
+  std::string dir_;
+};
+
+// One engine: its device memory, an agent per rank, and a client.
+class Engine {
+ public:
+  Engine(const std::string& dir, const std::string& id, std::uint32_t ranks) : id_(id), ranks_(ranks) {
+    for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+      memory_.push_back(std::make_unique<std::vector<std::byte>>(std::size_t{kDeviceBlocks} * kBlockBytes));
+      layout::TensorDesc tensor;
+      tensor.name = "kv";
+      tensor.address = reinterpret_cast<std::uint64_t>(memory_.back()->data());
+      tensor.shape = {kDeviceBlocks, kBlockBytes};
+      tensor.stride = {kBlockBytes, 1};
+      auto layout = layout::BlockLayout::derive({&tensor, 1}, kDeviceBlocks);
+      EXPECT_TRUE(layout.ok());
+      agent::RankAgentOptions options;
+      options.runtime_dir = dir;
+      options.node_name = "node";
+      options.engine_id = id;
+      options.rank = rank;
+      options.rank_count = ranks;
+      auto agent = agent::RankAgent::start(options, device::open_host_device().value(), std::move(layout).value());
+      EXPECT_TRUE(agent.ok());
+      agents_.push_back(std::move(agent).value());
+    }
+  }
+
+  proto::ClientHello hello() const {
+    proto::ClientHello hello;
+    hello.engine_id = id_;
+    hello.rank_count = ranks_;
+    hello.model = "model";
+    return hello;
+  }
+  void embed(server::NodeServer& node) {
+    client_ = std::make_unique<client::Client>(client::open_embedded_port(node, hello()).value(), hello());
+  }
+  void connect(const std::string& dir) {
+    client_ = std::make_unique<client::Client>(client::open_remote_port(dir, "node", hello()).value(), hello());
+  }
+  void disconnect() { client_.reset(); }
+  client::Client& client() { return *client_; }
+  agent::RankAgent& agent(std::uint32_t rank) { return *agents_[rank]; }
+
+  void fill(std::uint32_t device_block, std::uint64_t content) {
+    for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
+      std::memset(at(rank, device_block), static_cast<int>(Prng::mix(content * 31 + rank) & 0xFF), kBlockBytes);
+    }
+  }
+  bool holds(std::uint32_t device_block, std::uint64_t content) {
+    for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
+      const auto expected = static_cast<std::byte>(Prng::mix(content * 31 + rank) & 0xFF);
+      for (std::uint32_t i = 0; i < kBlockBytes; ++i) {
+        if (at(rank, device_block)[i] != expected) return false;
+      }
+    }
+    return true;
+  }
+
+  // Saves blocks [0, kBlocks) of the prompt from device blocks of the same numbers; true if all ranks were told.
+  bool save(const std::vector<std::array<std::byte, 32>>& hashes) {
+    const auto views = spans(hashes);
+    const auto sequence = client_->open_sequence();
+    std::vector<std::uint32_t> device_blocks(hashes.size());
+    for (std::uint32_t i = 0; i < hashes.size(); ++i) device_blocks[i] = i;
+    const auto job = client_->save(sequence, 0, views, 0, device_blocks);
+    if (job == 0) return false;
+    for (auto& agent : agents_) agent->arm_saves({&job, 1}, 0);
+    for (auto& agent : agents_) agent->fence({&job, 1}, 10 * kSecond);
+    client_->close_sequence(sequence);
+    return true;
+  }
+
+  // Blocks found and loaded into device blocks [32, ...); 0 if none is kept or the load failed.
+  std::uint32_t load(const std::vector<std::array<std::byte, 32>>& hashes) {
+    const auto views = spans(hashes);
+    const auto sequence = client_->open_sequence();
+    const auto found = client_->lookup(sequence, 0, views).matched_blocks;
+    bool failed = found == 0;
+    if (!failed) {
+      std::vector<std::uint32_t> device_blocks(found);
+      for (std::uint32_t i = 0; i < found; ++i) device_blocks[i] = 32 + i;
+      const auto job = client_->load(sequence, 0, device_blocks);
+      for (auto& agent : agents_) agent->arm_loads({&job, 1}, 0);
+      for (auto& agent : agents_) failed |= !agent->wait_loads({&job, 1}).empty();
+    }
+    client_->close_sequence(sequence);
+    return failed ? 0 : found;
+  }
+
+ private:
+  std::byte* at(std::uint32_t rank, std::uint32_t block) {
+    return memory_[rank]->data() + std::size_t{block} * kBlockBytes;
+  }
+  static std::vector<std::span<const std::byte>> spans(const std::vector<std::array<std::byte, 32>>& hashes) {
+    return {hashes.begin(), hashes.end()};
+  }
+
+  const std::string id_;
+  const std::uint32_t ranks_;
+  std::vector<std::unique_ptr<std::vector<std::byte>>> memory_;
+  std::vector<std::unique_ptr<agent::RankAgent>> agents_;
+  std::unique_ptr<client::Client> client_;
+};
+
+std::vector<std::array<std::byte, 32>> prompt(std::uint64_t seed, std::uint32_t blocks = kBlocks) {
+  std::vector<std::array<std::byte, 32>> hashes(blocks);
+  Prng prng(seed);
+  for (auto& hash : hashes) {
+    for (std::size_t i = 0; i < hash.size(); i += 8) {
+      const auto word = prng.next();
+      std::memcpy(hash.data() + i, &word, 8);
+    }
+  }
+  return hashes;
+}
+
+template <typename Condition>
+bool eventually(Condition condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
+void save_and_load(Engine& engine, std::uint64_t seed) {
+  const auto hashes = prompt(seed);
+  for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, seed * 1000 + block);
+  for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(32 + block, 77);
+  // Until all ranks are attached the node refuses, and a save that was posted to it is lost.
+  ASSERT_TRUE(eventually([&] { return engine.save(hashes) && engine.load(hashes) == kBlocks; }));
+  for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(engine.holds(32 + block, seed * 1000 + block));
+}
+
+TEST_F(RealThreads, EmbeddedNodeServesTwoRanks) {
+  Engine engine(dir_, "engine", 2);  // before there is a node
+  const auto node = start_node();
+  engine.embed(*node);
+  save_and_load(engine, 1);
+  save_and_load(engine, 2);
+  engine.disconnect();
+}
+
+TEST_F(RealThreads, SecondEngineFindsWhatTheFirstSaved) {
+  const auto node = start_node();
+  const auto hashes = prompt(5);
+  {
+    Engine first(dir_, "first", 1);
+    first.connect(dir_);
+    save_and_load(first, 5);
+  }
+  Engine second(dir_, "second", 1);
+  second.connect(dir_);
+  ASSERT_TRUE(eventually([&] { return second.load(hashes) == kBlocks; }));
+  for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(second.holds(32 + block, 5000 + block));
+}
+
+TEST_F(RealThreads, EngineOutlivesItsNode) {
+  auto node = start_node();
+  Engine engine(dir_, "engine", 2);
+  engine.connect(dir_);
+  save_and_load(engine, 1);
+  node.reset();
+  ASSERT_TRUE(eventually([&] { return !engine.agent(0).counters().attached; }));
+  EXPECT_EQ(engine.load(prompt(1)), 0u);
+  node = start_node();
+  EXPECT_EQ(engine.load(prompt(1)), 0u) << "a new node knows nothing";
+  save_and_load(engine, 2);
+}
+
+TEST_F(RealThreads, ManyEnginesAtOnceInASmallPool) {
+  const auto node = start_node(60 * kBlockBytes);  // less than three prompts
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([this, i] {
+      Engine engine(dir_, "engine-" + std::to_string(i), 1);
+      engine.connect(dir_);
+      for (int round = 0; round < 20; ++round) {
+        const auto seed = static_cast<std::uint64_t>((i + round) % 4 + 1);
+        const auto hashes = prompt(seed);
+        for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, seed * 1000 + block);
+        (void)engine.save(hashes);
+        const std::uint32_t loaded = engine.load(hashes);
+        for (std::uint32_t block = 0; block < loaded; ++block) {
+          EXPECT_TRUE(engine.holds(32 + block, seed * 1000 + block));
+        }
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    for (int i = 0; i < 50; ++i) EXPECT_FALSE(node->status_json().empty());
+  });
+  for (auto& thread : threads) thread.join();
+}
+
+TEST_F(RealThreads, NodeRestartsUnderLoad) {
+  auto node = start_node();
+  std::atomic<bool> stop{false};
+  std::thread worker([&] {
+    Engine engine(dir_, "engine", 1);
+    engine.connect(dir_);
+    std::uint64_t seed = 1;
+    while (!stop) {
+      const auto hashes = prompt(seed);
+      for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, seed * 1000 + block);
+      (void)engine.save(hashes);
+      const std::uint32_t loaded = engine.load(hashes);
+      for (std::uint32_t block = 0; block < loaded; ++block) EXPECT_TRUE(engine.holds(32 + block, seed * 1000 + block));
+      ++seed;
+    }
+  });
+  for (int i = 0; i < 5; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    node.reset();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    node = start_node();
+  }
+  stop = true;
+  worker.join();
+}
+
+}  // namespace
+}  // namespace flexkv
