@@ -1,0 +1,361 @@
+// The Python module flexkv._core: the node, the scheduler's client and the rank agent, with plain Python values.
+// No KV bytes pass through here. Calls that may wait release the GIL; all others are short.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string_view>
+
+#include "flexkv/agent/rank_agent.h"
+#include "flexkv/base/log.h"
+#include "flexkv/client/client.h"
+#include "flexkv/device/cuda_device.h"
+#include "flexkv/device/host_device.h"
+#include "flexkv/device/self_test.h"
+#include "flexkv/ipc/runtime_dir.h"
+#include "flexkv/server/node_server.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace flexkv::bind {
+namespace {
+
+[[noreturn]] void raise(const Error& error) {
+  if (error.code == ErrorCode::kInvalidArgument) throw nb::value_error(error.message.c_str());
+  throw std::runtime_error(error.message);
+}
+
+template <typename T>
+T unwrap(Result<T> result) {
+  if (!result) raise(result.error());
+  return std::move(result).value();
+}
+
+template <typename T>
+T option(const nb::dict& options, const char* name, T fallback) {
+  if (!options.contains(name)) return fallback;
+  return nb::cast<T>(options[name]);
+}
+
+index::PolicyOptions policy_options(const nb::dict& options) {
+  using Kind = index::PolicyKind;
+  static constexpr std::pair<std::string_view, Kind> kNames[] = {
+      {"adaptive", Kind::kAdaptive}, {"lru", Kind::kLru}, {"lfu", Kind::kLfu},   {"slru", Kind::kSlru},
+      {"fifo", Kind::kFifo},         {"mru", Kind::kMru}, {"filo", Kind::kFilo}, {"s3fifo", Kind::kS3Fifo}};
+  index::PolicyOptions policy;
+  const auto name = option<std::string>(options, "policy", "adaptive");
+  const auto* found =
+      std::find_if(std::begin(kNames), std::end(kNames), [&](const auto& e) { return e.first == name; });
+  if (found == std::end(kNames)) throw nb::value_error(("unknown eviction policy '" + name + "'").c_str());
+  policy.kind = found->second;
+  policy.protected_after = option<unsigned>(options, "slru_protected_hits", policy.protected_after);
+  const double reward = option<double>(options, "hit_reward_seconds", 0);
+  if (reward > 0 && policy.kind == Kind::kLru) {
+    policy.kind = Kind::kHitReward;
+    policy.hit_reward = static_cast<Nanos>(reward * kSecond);
+  }
+  return policy;
+}
+
+server::NodeServerOptions server_options(const nb::dict& options) {
+  server::NodeServerOptions out;
+  out.node.pool_bytes = option<std::uint64_t>(options, "pool_bytes", 0);
+  out.node.policy = policy_options(options);
+  out.node.evict_ratio = option<double>(options, "evict_ratio", 0.0);
+  out.node.evict_start_threshold = option<double>(options, "evict_start_threshold", 1.0);
+  out.node.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
+  out.node.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
+  out.huge_pages = option<bool>(options, "huge_pages", true);
+  return out;
+}
+
+void set_log_level_by_name(const std::string& level) {
+  if (level == "debug") return set_log_level(LogLevel::kDebug);
+  if (level == "info") return set_log_level(LogLevel::kInfo);
+  if (level == "warning") return set_log_level(LogLevel::kWarning);
+  set_log_level(LogLevel::kError);
+}
+
+// A node that is configured, and once it listens, running.
+class PyNode {
+ public:
+  explicit PyNode(const nb::dict& options) : options_(server_options(options)) {
+    options_.mode = option<std::string>(options, "mode", "daemon");
+    set_log_level_by_name(option<std::string>(options, "log_level", "info"));
+  }
+
+  void listen(const std::string& runtime_dir, const std::string& name) {
+    if (server_) throw std::runtime_error("this node listens already");
+    options_.runtime_dir = unwrap(ipc::runtime_dir(runtime_dir));
+    options_.name = name;
+    nb::gil_scoped_release release;
+    server_ = unwrap(server::NodeServer::start(options_));
+  }
+
+  void wait(int stop_fd) const {
+    nb::gil_scoped_release release;
+    pollfd stop{stop_fd, POLLIN, 0};
+    (void)::poll(&stop, 1, -1);
+  }
+
+  void stop() {
+    auto ended = std::move(server_);  // a client that still holds it keeps it alive
+    nb::gil_scoped_release release;
+    ended.reset();
+  }
+
+  std::shared_ptr<server::NodeServer> running() const {
+    if (!server_) throw std::runtime_error("this node does not listen");
+    return server_;
+  }
+
+ private:
+  server::NodeServerOptions options_;
+  std::shared_ptr<server::NodeServer> server_;
+};
+
+proto::ClientHello client_hello(const std::string& engine_id, std::uint32_t rank_count, const std::string& model,
+                                const nb::bytes& fingerprint) {
+  proto::ClientHello hello;
+  hello.engine_id = engine_id;
+  hello.rank_count = rank_count;
+  hello.model = model;
+  if (fingerprint.size() != hello.fingerprint.size()) throw nb::value_error("the fingerprint must have 32 bytes");
+  std::memcpy(hello.fingerprint.data(), fingerprint.c_str(), hello.fingerprint.size());
+  return hello;
+}
+
+class PyClient {
+ public:
+  PyClient(std::shared_ptr<server::NodeServer> node, std::unique_ptr<client::Client> client)
+      : node_(std::move(node)), client_(std::move(client)) {}
+
+  client::Client& get() {
+    if (!client_) throw std::runtime_error("this client is closed");
+    return *client_;
+  }
+  void close() {
+    client_.reset();
+    node_.reset();
+  }
+
+  // The hashes that the client does not know yet, as views into the list's bytes objects.
+  std::pair<std::uint32_t, std::vector<std::span<const std::byte>>> unknown(proto::SequenceId sequence,
+                                                                            const nb::list& hashes) {
+    const std::uint32_t known = get().known_hashes(sequence);
+    std::vector<std::span<const std::byte>> views;
+    const std::size_t count = nb::len(hashes);
+    if (count > known) views.reserve(count - known);
+    for (std::size_t i = known; i < count; ++i) {
+      PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(i));  // borrowed
+      char* data = nullptr;
+      Py_ssize_t size = 0;
+      if (hash == nullptr || PyBytes_AsStringAndSize(hash, &data, &size) != 0) throw nb::python_error();
+      if (size == 0 || static_cast<std::size_t>(size) > key::kEngineHashBytesMax) {
+        throw nb::value_error("a block hash must have 1 to 256 bytes");
+      }
+      views.emplace_back(reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size));
+    }
+    return {known, std::move(views)};
+  }
+
+  std::pair<std::uint32_t, const char*> lookup(proto::SequenceId sequence, const nb::list& hashes) {
+    const auto [known, views] = unknown(sequence, hashes);
+    // The list keeps the bytes alive, and only this thread changes it.
+    nb::gil_scoped_release release;
+    const auto reply = get().lookup(sequence, known, views);
+    return {reply.matched_blocks, proto::reason_name(reply.reason)};
+  }
+
+  proto::JobId save(proto::SequenceId sequence, const nb::list& hashes, std::uint32_t first_block,
+                    const std::vector<std::uint32_t>& device_blocks) {
+    const auto [known, views] = unknown(sequence, hashes);
+    return get().save(sequence, known, views, first_block, device_blocks);
+  }
+
+ private:
+  std::shared_ptr<server::NodeServer> node_;  // an embedded one outlives its client
+  std::unique_ptr<client::Client> client_;
+};
+
+layout::TensorDesc tensor_desc(const nb::handle& item) {
+  const auto fields = nb::cast<nb::dict>(item);
+  layout::TensorDesc desc;
+  desc.name = nb::cast<std::string>(fields["name"]);
+  desc.address = nb::cast<std::uint64_t>(fields["address"]);
+  desc.element_bytes = nb::cast<std::uint32_t>(fields["element_bytes"]);
+  desc.shape = nb::cast<std::vector<std::int64_t>>(fields["shape"]);
+  desc.stride = nb::cast<std::vector<std::int64_t>>(fields["stride"]);
+  desc.block_axis = option<unsigned>(fields, "block_axis", 0);
+  desc.kernel_blocks_per_block = option<std::uint32_t>(fields, "kernel_blocks_per_block", 1);
+  return desc;
+}
+
+class PyAgent {
+ public:
+  // device: "host" or "cuda:N".
+  PyAgent(const nb::dict& options, const nb::list& tensors, std::uint32_t block_count, const std::string& device) {
+    agent::RankAgentOptions out;
+    out.runtime_dir = unwrap(ipc::runtime_dir(option<std::string>(options, "runtime_dir", "")));
+    out.node_name = nb::cast<std::string>(options["node_name"]);
+    out.engine_id = nb::cast<std::string>(options["engine_id"]);
+    out.rank = nb::cast<std::uint32_t>(options["rank"]);
+    out.rank_count = nb::cast<std::uint32_t>(options["rank_count"]);
+    out.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
+    out.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
+    set_log_level_by_name(option<std::string>(options, "log_level", "info"));
+    std::vector<layout::TensorDesc> descs;
+    for (const nb::handle item : tensors) descs.push_back(tensor_desc(item));
+
+    nb::gil_scoped_release release;
+    auto opened = device == "host" ? device::open_host_device() : open_cuda(device);
+    auto memory = unwrap(std::move(opened));
+    auto plan = unwrap(layout::BlockLayout::derive(descs, block_count));
+    unwrap(device::self_test(*memory, plan, descs));
+    description_ = plan.describe();
+    agent_ = unwrap(agent::RankAgent::start(std::move(out), std::move(memory), std::move(plan)));
+  }
+
+  agent::RankAgent& get() {
+    if (!agent_) throw std::runtime_error("this agent is stopped");
+    return *agent_;
+  }
+  void stop() {
+    nb::gil_scoped_release release;
+    agent_.reset();
+  }
+  const std::string& layout() const { return description_; }
+
+  std::vector<std::pair<std::uint64_t, bool>> take_loads() {
+    std::vector<std::pair<std::uint64_t, bool>> out;
+    for (const auto& load : get().take_loads()) out.emplace_back(load.job, load.ok);
+    return out;
+  }
+
+  nb::dict counters() {
+    const auto counters = get().counters();
+    nb::dict out;
+    out["attached"] = counters.attached;
+    out["attach_count"] = counters.attach_count;
+    out["loaded_blocks"] = counters.loaded_blocks;
+    out["saved_blocks"] = counters.saved_blocks;
+    out["failed_jobs"] = counters.failed_jobs;
+    out["refusal"] = counters.refusal;
+    return out;
+  }
+
+ private:
+  static Result<std::shared_ptr<device::Device>> open_cuda(const std::string& device) {
+    if (!device.starts_with("cuda:") || device.size() > 8) {
+      return Error{ErrorCode::kInvalidArgument, "unknown device '" + device + "': allowed are host and cuda:N"};
+    }
+    return device::open_cuda_device(std::atoi(device.c_str() + 5));
+  }
+
+  std::unique_ptr<agent::RankAgent> agent_;
+  std::string description_;
+};
+
+// Asks the node that listens at `socket_path` one question; the answer is its status.
+std::string ask(const std::string& socket_path, proto::Role role) {
+  nb::gil_scoped_release release;
+  ipc::Hello hello;
+  hello.role = static_cast<std::uint32_t>(role);
+  auto connected = unwrap(ipc::Channel::connect(socket_path, hello, 5 * kSecond));
+  return {reinterpret_cast<const char*>(connected.payload.data()), connected.payload.size()};
+}
+
+}  // namespace
+}  // namespace flexkv::bind
+
+NB_MODULE(_core, m) {
+  // Engines end their processes without unloading modules; what is alive then is no leak.
+  nb::set_leak_warnings(false);
+  using namespace flexkv;
+  using namespace flexkv::bind;
+
+  m.def("build_info", [] {
+    nb::dict info;
+    info["version"] = FLEXKV_VERSION;
+    info["compiler"] = __VERSION__;
+    return info;
+  });
+  m.def(
+      "query_status", [](const std::string& path) { return ask(path, proto::Role::kStatus); }, "socket_path"_a,
+      "The status of the node that listens at this path, as JSON. RuntimeError when none answers.");
+  m.def(
+      "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
+      "Makes the node that listens at this path forget all blocks. Returns its status, as JSON.");
+
+  nb::class_<PyNode>(m, "Node", "The cache of one machine. Thread-safe.")
+      .def(nb::init<nb::dict>(), "options"_a)
+      .def("listen", &PyNode::listen, "runtime_dir"_a, "name"_a)
+      .def("wait", &PyNode::wait, "stop_fd"_a, "Waits, without the GIL, until the descriptor is readable.")
+      .def("status", [](const PyNode& node) { return node.running()->status_json(); })
+      .def("describe", [](const PyNode& node) { return node.running()->describe(); })
+      .def("socket_path", [](const PyNode& node) { return node.running()->socket_path(); })
+      .def("reset", [](const PyNode& node) { node.running()->reset_all(); })
+      .def("stop", &PyNode::stop);
+
+  nb::class_<PyClient>(m, "Client", "The scheduler's side of one engine. Owned by one thread.")
+      .def_static(
+          "embedded",
+          [](const PyNode& node, const std::string& engine_id, std::uint32_t rank_count, const std::string& model,
+             const nb::bytes& fingerprint) {
+            const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
+            auto server = node.running();
+            auto port = unwrap(client::open_embedded_port(*server, hello));
+            return std::make_unique<PyClient>(server, std::make_unique<client::Client>(std::move(port), hello));
+          },
+          "node"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
+      .def_static(
+          "remote",
+          [](const std::string& runtime_dir, const std::string& node_name, const std::string& engine_id,
+             std::uint32_t rank_count, const std::string& model, const nb::bytes& fingerprint) {
+            const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
+            auto port = unwrap(client::open_remote_port(unwrap(ipc::runtime_dir(runtime_dir)), node_name, hello));
+            return std::make_unique<PyClient>(nullptr, std::make_unique<client::Client>(std::move(port), hello));
+          },
+          "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
+      .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
+      .def("close_sequence", [](PyClient& client, proto::SequenceId id) { client.get().close_sequence(id); })
+      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "(leading blocks kept, why the next one is not)")
+      .def("load", [](PyClient& client, proto::SequenceId id, std::uint32_t first,
+                      const std::vector<std::uint32_t>& blocks) { return client.get().load(id, first, blocks); })
+      .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a)
+      .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
+      .def("take_ended_jobs", [](PyClient& client) { return client.get().take_ended_jobs(); })
+      .def("reset", [](PyClient& client) { client.get().reset(); })
+      .def("ready", [](PyClient& client) { return client.get().ready(); })
+      .def("close", &PyClient::close);
+
+  nb::class_<PyAgent>(m, "RankAgent", "Copies blocks between one rank's device memory and its node. Thread-safe.")
+      .def(nb::init<nb::dict, nb::list, std::uint32_t, std::string>(), "options"_a, "tensors"_a, "block_count"_a,
+           "device"_a)
+      .def("arm_loads", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
+                           std::uintptr_t stream) { agent.get().arm_loads(jobs, stream); })
+      .def("arm_saves", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
+                           std::uintptr_t stream) { agent.get().arm_saves(jobs, stream); })
+      .def("take_loads", &PyAgent::take_loads)
+      .def("wait_loads",
+           [](PyAgent& agent, const std::vector<std::uint64_t>& jobs) {
+             nb::gil_scoped_release release;
+             return agent.get().wait_loads(jobs);
+           })
+      .def("fence",
+           [](PyAgent& agent, const std::vector<std::uint64_t>& jobs, std::int64_t patience_ms) {
+             nb::gil_scoped_release release;
+             agent.get().fence(jobs, patience_ms * kMillisecond);
+           })
+      .def("cancel", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs) { agent.get().cancel(jobs); })
+      .def("layout", &PyAgent::layout)
+      .def("counters", &PyAgent::counters)
+      .def("stop", &PyAgent::stop);
+}

@@ -1,0 +1,3 @@
+from flexkv.cli.app import main
+
+main()

@@ -1,0 +1,116 @@
+"""The commands and their options; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flexkv.cli import config_show, reset_nodes, serve_node, show_status, versions
+from flexkv.config.reference import reference_page
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="KV cache for LLM engines: keeps what a GPU has computed, in host memory and beyond, and brings it back.\n\n"
+    "An engine needs no daemon: its own process holds the cache unless it is told to share one.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no node is running.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
+app.add_typer(config_app, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "--file", "-c", help="Settings file instead of FLEXKV_CONFIG_PATH.")
+]
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Versions of the package, its compiled part and what they run on."""
+    versions.run(as_json)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "flexkv serve --cpu-cache 64\n\n"
+    "flexkv serve --cpu-cache auto --name prod  [dim]# for engines with FLEXKV_NODE=prod[/dim]\n\n"
+    "FLEXKV_ENABLE_METRICS=1 flexkv serve -c /etc/flexkv.yml"
+)
+def serve(
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name that engines give as FLEXKV_NODE. (default: from the settings, else `default`)"),
+    ] = None,
+    cpu_cache: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Host memory of the cache: 16 (GiB), 512MB, 1.5T, auto.")
+    ] = None,
+    config: ConfigFile = None,
+    foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
+) -> None:
+    """Run a node that several engines share and that outlives them, until SIGTERM or SIGINT.
+
+    It stays in the foreground: use systemd, a container or `&` to put it in the background."""
+    del foreground  # the only mode; the name is accepted because unit files like to say it
+    serve_node.run(name, cpu_cache, config)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "flexkv status                [dim]# all nodes of this machine, embedded ones too[/dim]\n\n"
+    "flexkv status --watch 2      [dim]# anew every 2 seconds, with rates[/dim]\n\n"
+    "flexkv status --json         [dim]# for scripts; see docs/reference/status.md[/dim]"
+)
+def status(
+    as_json: Json = False,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="Repeat at this interval until Ctrl-C.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """What the nodes of this machine hold and do: occupancy, hits, misses and their reasons, transfers, engines."""
+    show_status.run(as_json, watch, name, config)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nflexkv reset  [dim]# after a weight update[/dim]\n\nflexkv reset --name prod"
+)
+def reset(
+    name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Make the nodes of this machine forget all blocks: after the weights of a model changed under its name."""
+    reset_nodes.run(name, config)
+
+
+@config_app.command(
+    epilog="[bold]Examples[/bold]\n\nflexkv config show --changed\n\nflexkv config show --file flexkv.yml --json"
+)
+def show(
+    as_json: Json = False,
+    file: ConfigFile = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is not a default.")] = False,
+) -> None:
+    """Each setting, its effective value and where that came from."""
+    config_show.run(as_json, file, changed)
+
+
+@config_app.command()
+def reference() -> None:
+    """The reference page of all settings, in Markdown."""
+    print(reference_page(), end="")
+
+
+def main() -> None:
+    """Entry point of the `flexkv` script."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("flexkv: %(levelname)s: %(message)s"))
+    logging.getLogger("flexkv").addHandler(handler)
+    app(prog_name="flexkv")

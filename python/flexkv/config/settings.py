@@ -1,0 +1,324 @@
+"""The active settings, one field each: this table feeds the environment, files, `flexkv config show` and the docs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from flexkv.config import sizes
+from flexkv.config.setting import (
+    Setting,
+    Status,
+    choice,
+    integer,
+    number,
+    setting,
+    size,
+    size_choice,
+    switch,
+    text,
+)
+
+POLICIES = ("adaptive", "lru", "lfu", "slru", "fifo", "mru", "filo", "s3fifo")
+_MODES = ("embedded", "external")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOG_SYNONYMS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
+_PATH = text("a path", r".{1,4096}")
+_DEFAULT_PORT = "ipc:///tmp/flexkv_server"
+_SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path less its NUL
+_HOUR_MS = 3_600_000
+
+
+def default_runtime_dir() -> str:
+    """Where nodes listen unless told otherwise. The core creates it (0700) and refuses one that is not ours."""
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if session and os.path.isdir(session):
+        return os.path.join(session, "flexkv")
+    return "/run/flexkv" if os.geteuid() == 0 else f"/tmp/flexkv-{os.geteuid()}"
+
+
+def _auto() -> sizes.AutoSize:
+    return sizes.auto_cache_size(sizes.read_host_memory())
+
+
+@dataclass(frozen=True)
+class NodeTarget:
+    """Which node an engine uses: its own ("embedded"), one that the first process of the machine hosts and the others
+    join ("shared"), or a running daemon ("daemon"). `socket` is where it listens."""
+
+    mode: str
+    name: str
+    runtime_dir: str
+
+    @property
+    def socket(self) -> str:
+        return os.path.join(self.runtime_dir, f"{self.name}.sock")
+
+
+@dataclass(frozen=True)
+class IgnoredEntry:
+    """A setting of the original that was given and has no effect here."""
+
+    setting: Setting
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The effective configuration of this process. Immutable; made by `load`. Sizes in bytes, times as named."""
+
+    # ---- general
+    enable_flexkv: bool = setting(
+        switch(),
+        True,
+        "Off: the connector does nothing and every lookup is a miss.",
+        topic="General",
+        env=("ENABLE_FLEXKV", "FLEXKV_ENABLE_FLEXKV"),
+    )
+    config_path: str = setting(
+        _PATH,
+        "",
+        "File with settings, YAML (.yml, .yaml) or JSON (.json). What it says wins over the environment.",
+        topic="General",
+        default_text="none",
+        in_file=False,
+    )
+    namespace: str = setting(
+        text("printable text, at most 256 characters", r".{0,256}"),
+        "",
+        "Part of every key: processes with different namespaces never see each other's blocks.",
+        topic="General",
+        default_text="empty",
+    )
+    log_level: str = setting(
+        choice(*_LOG_LEVELS, synonyms=_LOG_SYNONYMS), "info", "Least severity that is logged.", topic="General"
+    )
+    logging_prefix: str = setting(
+        text("printable text, at most 64 characters", r".{0,64}"),
+        "FLEXKV",
+        "Begins every log line of the Python part.",
+        topic="General",
+    )
+    cuda_library: str = setting(
+        _PATH,
+        "",
+        "The CUDA device library to load instead of the one in the package.",
+        topic="General",
+        default_text="the package's",
+    )
+
+    # ---- host memory
+    cpu_cache_bytes: int = setting(
+        size(sizes.GIB, sizes.MIB, sizes.PIB, auto=_auto),
+        16 * sizes.GIB,
+        "Host memory of one node's cache. `auto`: 0.8 x (available memory, bounded by the control group's limit, less "
+        "a reserve of 10 GiB or of half where there is little), in whole GiB, at least 1 GiB.",
+        topic="Host memory",
+        key="cpu_cache_gb",
+    )
+    use_hugepage_cpu_buffer: bool = setting(
+        switch(),
+        False,
+        "Take the pool from huge pages; falls back to ordinary ones, and says so, if there are too few.",
+        topic="Host memory",
+    )
+    hugepage_size_bytes: int = setting(
+        size_choice(2 * sizes.MIB, sizes.GIB), 2 * sizes.MIB, "Size of a huge page.", topic="Host memory"
+    )
+
+    # ---- eviction
+    eviction_policy: str = setting(
+        choice(*POLICIES), "adaptive", "Which blocks leave a full tier first.", topic="Eviction"
+    )
+    hit_reward_seconds: float = setting(
+        number(0, 1e9),
+        0.0,
+        "LRU only: each hit counts as if the block had been used this much later.",
+        topic="Eviction",
+    )
+    slru_protected_threshold: int = setting(
+        integer(1, 1_000_000), 2, "SLRU only: hits after which a block is protected.", topic="Eviction"
+    )
+    evict_ratio: float = setting(
+        number(0, 1), 0.0, "Least share of a tier that is freed each time blocks are evicted.", topic="Eviction"
+    )
+    evict_start_threshold: float = setting(
+        number(0.01, 1), 1.0, "Share of a tier in use above which eviction begins.", topic="Eviction"
+    )
+
+    # ---- node
+    node: str = setting(
+        text(
+            "`embedded`, a daemon's name (letters, digits, `.`, `_`, `-`, at most 64) or the path of its .sock file",
+            rf"{_NAME}|/(.{{0,4000}}/)?{_NAME}\.sock",
+        ),
+        "",
+        "Which node to use: `embedded` (in the engine's process) or a daemon (`flexkv serve`). Not given: what "
+        "server_client_mode, server_launch_mode and instance_num ask for, else embedded.",
+        topic="Node",
+        default_text="see meaning",
+    )
+    runtime_dir: str = setting(
+        text("an absolute path", r"/.{1,4096}"),
+        default_runtime_dir,
+        "Private directory (0700) of the sockets by which processes of one machine meet.",
+        topic="Node",
+        default_text="$XDG_RUNTIME_DIR/flexkv; /run/flexkv for root; else /tmp/flexkv-UID",
+    )
+    server_client_mode: bool = setting(
+        switch(),
+        False,
+        "Several engine processes share one node, which the first of them hosts unless server_launch_mode is external.",
+        topic="Node",
+    )
+    server_launch_mode: str = setting(
+        choice(*_MODES),
+        "embedded",
+        "external: the shared node is a daemon that someone started with `flexkv serve`.",
+        topic="Node",
+    )
+    server_recv_port: str = setting(
+        text(
+            "ipc:///path whose last part is a name (letters, digits, `.`, `_`, `-`, at most 64)",
+            rf"ipc:///(.{{0,4000}}/)?{_NAME}",
+        ),
+        _DEFAULT_PORT,
+        "Names the shared node: the last part of the path becomes its name in runtime_dir (the default: `default`).",
+        topic="Node",
+    )
+    instance_num: int = setting(
+        integer(1, 4096), 1, "Engine replicas on this machine; more than one share a node.", topic="Node"
+    )
+    instance_id: int = setting(
+        integer(0, 4095), 0, "Which of the instance_num replicas this process belongs to.", topic="Node"
+    )
+
+    # ---- transfers
+    load_timeout_ms: int = setting(
+        integer(1, _HOUR_MS),
+        10_000,
+        "Deadline of a load; after it the engine recomputes. Milliseconds.",
+        topic="Transfers",
+    )
+    save_timeout_ms: int = setting(
+        integer(1, _HOUR_MS),
+        30_000,
+        "Deadline of a save; after it the blocks are not kept. Milliseconds.",
+        topic="Transfers",
+    )
+    min_load_tokens: int = setting(
+        integer(0, 1 << 30), 0, "A shorter match is not worth loading: the engine recomputes it.", topic="Transfers"
+    )
+    sync_load_max_bytes: int = setting(
+        size(sizes.MIB, 0, sizes.TIB),
+        4 * sizes.MIB,
+        "A load up to this size runs within the engine's step; a larger one beside it while the request waits.",
+        topic="Transfers",
+        key="sync_load_max_mb",
+    )
+
+    # ---- metrics
+    enable_metrics: bool = setting(switch(), False, "Serve Prometheus metrics on 127.0.0.1.", topic="Metrics")
+    metrics_port: int = setting(
+        integer(0, 65535),
+        8081,
+        "The one port for all metrics; 0 takes a free one and logs it.",
+        topic="Metrics",
+        env=("FLEXKV_METRICS_PORT", "FLEXKV_CPP_METRICS_PORT", "FLEXKV_PY_METRICS_PORT"),
+        aliases=("cpp_metrics_port", "py_metrics_port"),
+    )
+
+    # ---- how these values came about
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    ignored: tuple[IgnoredEntry, ...] = field(default=(), repr=False, compare=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origins", MappingProxyType(dict(self.origins)))
+
+    def origin(self, name: str) -> str:
+        """Where the value of this key (or attribute) came from: a variable, a file and line, an argument, `default`."""
+        return self.origins.get(BY_NAME[name].key, "default")
+
+    def value(self, name: str) -> Any:
+        return getattr(self, BY_NAME[name].attribute)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All active settings by key; sizes as bytes."""
+        return {one.key: self.value(one.key) for one in ACTIVE}
+
+    @property
+    def node_target(self) -> NodeTarget:
+        if self.node.startswith("/"):
+            path = Path(self.node)
+            return NodeTarget("daemon", path.name.removesuffix(".sock"), str(path.parent))
+        if self.node and self.node != "embedded":
+            return NodeTarget("daemon", self.node, self.runtime_dir)
+        shared = self.server_client_mode or self.instance_num > 1 or self.server_launch_mode == "external"
+        if self.node == "embedded" or not shared:
+            return NodeTarget("embedded", f"embedded-{os.getpid()}", self.runtime_dir)
+        name = "default" if self.server_recv_port == _DEFAULT_PORT else self.server_recv_port.rpartition("/")[2]
+        return NodeTarget("daemon" if self.server_launch_mode == "external" else "shared", name, self.runtime_dir)
+
+    def node_options(self) -> dict[str, bool | int | float | str]:
+        """What the core's Node takes, as plain values."""
+        target = self.node_target
+        return {
+            "pool_bytes": int(self.cpu_cache_bytes),
+            "huge_pages": self.use_hugepage_cpu_buffer,
+            "huge_page_bytes": self.hugepage_size_bytes,
+            "policy": self.eviction_policy,
+            "hit_reward_seconds": self.hit_reward_seconds,
+            "slru_protected_hits": self.slru_protected_threshold,
+            "evict_ratio": self.evict_ratio,
+            "evict_start_threshold": self.evict_start_threshold,
+            "load_timeout_ms": self.load_timeout_ms,
+            "save_timeout_ms": self.save_timeout_ms,
+            "runtime_dir": target.runtime_dir,
+            "node_name": target.name,
+            "metrics_enabled": self.enable_metrics,
+            "metrics_port": self.metrics_port,
+            "log_level": self.log_level,
+        }
+
+    def problems(self) -> list[str]:
+        """What is wrong with values that are fine each on its own."""
+        found = []
+        if self.instance_id >= self.instance_num:
+            found.append(
+                f"instance_id: wrong value {self.instance_id} from {self.origin('instance_id')}; "
+                f"allowed: less than instance_num, which is {self.instance_num} ({self.origin('instance_num')})"
+            )
+        socket = self.node_target.socket
+        if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
+            key = "node" if self.node.startswith("/") else "runtime_dir"
+            found.append(
+                f"{key}: wrong value {self.value(key)!r} from {self.origin(key)}; allowed: a path short enough for the "
+                f"socket {socket!r} to have at most {_SOCKET_PATH_MAX} bytes"
+            )
+        return found
+
+
+def env_name(key: str) -> str:
+    return f"FLEXKV_{key.upper()}"
+
+
+def _active() -> tuple[Setting, ...]:
+    table = []
+    for one in fields(Settings):
+        if "spec" in one.metadata:
+            spec = dict(one.metadata["spec"])
+            spec["key"] = spec["key"] or one.name
+            spec["env"] = spec["env"] or (env_name(spec["key"]),)
+            table.append(Setting(**spec, status=Status.ACTIVE, attribute=one.name))
+    return tuple(table)
+
+
+ACTIVE = _active()
+BY_NAME: Mapping[str, Setting] = {name: one for one in ACTIVE for name in (one.attribute, one.key, *one.aliases)}

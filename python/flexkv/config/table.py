@@ -1,0 +1,194 @@
+"""All settings: the active ones, and the names of the original that have no effect here or not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flexkv.config.setting import Setting, Status, anything
+from flexkv.config.settings import ACTIVE, env_name
+
+
+def _inactive(status: Status, topic: str, rows: str) -> tuple[Setting, ...]:
+    """One setting a line: `key[, another key][ @ VARIABLE]: meaning or reason`."""
+    table = []
+    for row in rows.strip().splitlines():
+        names, _, doc = row.strip().partition(": ")
+        keys_text, _, variable = names.partition(" @ ")
+        key, *aliases = keys_text.split(", ")
+        env = (variable,) if variable else tuple(env_name(name) for name in (key, *aliases))
+        secret = "password" in key
+        table.append(Setting(key, env, tuple(aliases), anything(), "", doc, topic, status, secret=secret))
+    return tuple(table)
+
+
+_PLANNED = (
+    *_inactive(
+        Status.PLANNED,
+        "SSD tier",
+        """
+        ssd_cache_gb: size of the SSD tier
+        ssd_cache_dir: its directories, one per drive
+        ssd_io_opt: joining of neighbouring reads and writes
+        iouring_entries: depth of the io_uring queues
+        iouring_flags: set-up flags of the io_uring queues
+        max_file_size_gb: largest file of the SSD tier
+        enable_gds: reads from SSD straight into GPU memory
+        enable_nixl: the NIXL library for those reads
+        nixl_backend_plugin: the NIXL plugin to use
+        """,
+    ),
+    *_inactive(
+        Status.PLANNED,
+        "GPU transfers",
+        """
+        enable_layerwise_transfer: loading layer by layer while the model runs
+        layerwise_notify_mode: how a loaded layer is announced
+        layerwise_eventfd_socket: where SGLang's workers fetch the layer events
+        layerwise_eventfd_connect_max_retries: tries to reach that socket
+        layerwise_wait_timeout_s: longest wait for a layer
+        use_ce_transfer_h2d: copy engines instead of a kernel, to the GPU
+        use_ce_transfer_d2h: copy engines instead of a kernel, from the GPU
+        transfer_num_cta_h2d: thread blocks of the copy kernel, to the GPU
+        transfer_num_cta_d2h: thread blocks of the copy kernel, from the GPU
+        enable_nvcomp: compression on the GPU
+        nvcomp_batch_size: chunks per compression batch
+        nvcomp_ssd_packed_write_threads: writers of compressed SSD blocks
+        nvcomp_ssd_packed_read_threads: readers of compressed SSD blocks
+        """,
+    ),
+    *_inactive(
+        Status.PLANNED,
+        "Models with several kinds of cache",
+        """
+        swa_multi_group: state rows that travel with sliding-window pages
+        enable_swa_transfer: separate pages for sliding-window layers
+        """,
+    ),
+    *_inactive(
+        Status.PLANNED,
+        "Remote tiers and cluster",
+        """
+        enable_p2p_cpu: reads from the host memory of other nodes
+        enable_p2p_ssd: reads from the SSDs of other nodes
+        enable_3rd_remote: a shared file system as a tier
+        use_mooncake_store_backend: Mooncake Store as a tier
+        mooncake_store_config_path: its configuration file
+        mooncake_config_path @ MOONCAKE_CONFIG_PATH: configuration file of Mooncake's transfer engine
+        mc_redis_password @ MC_REDIS_PASSWORD: password for Mooncake's metadata in Redis
+        redis_host: the metadata service
+        redis_port: its port
+        redis_password: its password
+        local_ip: address of this node for the others
+        local_zmq_ip: address for requests between nodes
+        local_zmq_port: port for requests between nodes
+        node_ttl_seconds: time after which a silent node counts as gone
+        lease_ttl_ms: time to live of a lease on another node's block
+        renew_lease_ms: interval of renewing leases
+        safety_ttl_ms: margin before a lease ends
+        refresh_batch_size: entries per refresh of the directory
+        rebuild_interval_ms: interval of rebuilding the directory
+        reset_barrier_timeout_ms: longest wait for all nodes at a reset
+        master_host: host of the first node of an engine that spans several
+        master_ports: its ports
+        """,
+    ),
+    *_inactive(
+        Status.PLANNED,
+        "Engines and tracing",
+        """
+        dynamo_use_flexkv @ DYNAMO_USE_FLEXKV: KV events for NVIDIA Dynamo's router
+        tensorrt_llm_use_flexkv @ TENSORRT_LLM_USE_FLEXKV: switch of the TensorRT-LLM connector
+        trt_subprocess_host: rendezvous of the TensorRT-LLM connector
+        trt_subprocess_ports: its ports
+        maybe_skip_put: saves are skipped on demand
+        enable_trace: recording of requests for replay
+        trace_file_path: file of that recording
+        trace_max_file_size_mb: its largest size
+        trace_max_files: number of files kept
+        trace_flush_interval_ms: interval of writing it out
+        """,
+    ),
+)
+
+_NOT_NEEDED = (
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Index and layout",
+        """
+        index_accel: there is one index, in C++
+        cpu_layout: host blocks have one form, all layers of a block in one piece
+        ssd_layout: as cpu_layout
+        remote_layout: as cpu_layout
+        gds_layout: as cpu_layout
+        kv_cache_dtype: read from the engine's tensors
+        swa_multi_layer: dropped by the original too
+        kv_shared_across_ranks_mode, mla_d2h_mode: blocks that all ranks share are stored once
+        mooncake_store_pp_rank: derived from the engine's ranks
+        mooncake_store_pp_size: derived from the engine's ranks
+        mooncake_store_node_layer_start: derived from the engine's ranks
+        mooncake_store_node_layer_end: derived from the engine's ranks
+        mooncake_store_total_layers: derived from the engine's ranks
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Memory and copies",
+        """
+        use_hugepage_tmp_buffer: there is no second buffer beside the pool
+        hugetlbfs_dir: huge pages come from a memfd, no mount is needed
+        cudahost_chunk_size_gb: the pool is pinned in pieces in the background
+        vmm_fd_sock_dir: GPU memory is never exported, each rank copies its own
+        ce_path_opt: copies are planned from the layout
+        ce_segment_threshold: copies are planned from the layout
+        enable_ce_memcpy2d: copies are planned from the layout
+        ce_gather_threads: copies are planned from the layout
+        ce_gather_nt: copies are planned from the layout
+        sync_get: loads are ordered on the GPU's streams, the scheduler never waits; see sync_load_max_mb
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Processes",
+        """
+        enable_mps: there are no worker processes, so MPS is neither needed nor started
+        enable_collective_sync: ranks agree through the node
+        idle_sleep_ms: nothing polls
+        reset_barrier_poll_ms: nothing polls
+        lt_pool_initial_capacity: lease records are not preallocated
+        worker_shutdown_timeout_s: there are no worker processes
+        transfer_manager_shutdown_timeout_s: there is no transfer manager process
+        sglang_scheduler_shutdown_wait_s @ SGLANG_SCHEDULER_SHUTDOWN_WAIT_S: nothing has to be waited for
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Metrics and logs",
+        """
+        prometheus_multiproc_dir @ PROMETHEUS_MULTIPROC_DIR: one process serves all metrics
+        transfer_trace: latency histograms are always kept, see `flexkv status`
+        num_log_interval_requests: counters are always kept, see `flexkv status`
+        eviction_log_interval_s: counters are always kept, see `flexkv status`
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Building and testing the original",
+        """
+        mooncake_fault_mode: faults are injected in the simulated tiers of the tests
+        mooncake_fault_prob: as mooncake_fault_mode
+        mooncake_fault_op: as mooncake_fault_mode
+        mooncake_fault_seed: as mooncake_fault_mode
+        mooncake_fault_tail_n: as mooncake_fault_mode
+        mooncake_fault_random_ratio: as mooncake_fault_mode
+        enable_p2p: a switch of the original's build
+        enable_cfs: a switch of the original's build
+        enable_cputest: a switch of the original's build
+        debug: a switch of the original's build
+        git_commit: a switch of the original's build
+        """,
+    ),
+)
+
+TABLE: tuple[Setting, ...] = (*ACTIVE, *_PLANNED, *_NOT_NEEDED)
+BY_KEY: Mapping[str, Setting] = {key: one for one in TABLE for key in (one.key, *one.aliases)}
+BY_ENV: Mapping[str, Setting] = {name: one for one in TABLE for name in one.env}

@@ -1,0 +1,1 @@
+"""The demo behind `./scripts/demo`: one multi-turn workload through vLLM, without FlexKV and with it."""

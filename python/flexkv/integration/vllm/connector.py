@@ -1,0 +1,104 @@
+"""Our own connector for vLLM, with the whole connector interface. The engine stays unmodified:
+
+    --kv-transfer-config '{"kv_connector": "FlexKVConnector", "kv_role": "kv_both",
+      "kv_connector_module_path": "flexkv.integration.vllm.connector", "kv_load_failure_policy": "recompute"}'
+
+It adds to vLLM's own FlexKVConnectorV1 (its base, so that whoever checks for that class is content): saves that run
+beside the next step on every model runner, a reset that reaches the cache, failures reported by request, statistics.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Counter
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    CacheHitSource,
+    KVConnectorMetadata,
+    KVConnectorTransferResults,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
+
+from flexkv.integration.vllm.guard import never_raises
+from flexkv.integration.vllm.metadata import FlexKVMetadata
+from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class FlexKVConnector(FlexKVConnectorV1):
+    _cache_hit_source = CacheHitSource.HOST
+
+    def __init__(self, vllm_config: VllmConfig, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._flexkv_connector.report_stats = True
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A save that is dropped is a miss later on, nothing worse."""
+        return False
+
+    @never_raises(lambda: None)
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        worker = self._flexkv_connector.worker
+        if worker is not None and isinstance(kv_connector_metadata, FlexKVMetadata):
+            worker.hears_before_forward = True
+            worker.before_forward(kv_connector_metadata)
+
+    @never_raises(KVConnectorTransferResults)
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        worker = self._flexkv_connector.worker
+        if worker is None:
+            return KVConnectorTransferResults()
+        meta = self._connector_metadata
+        ended = worker.take_ended_loads(meta.step if isinstance(meta, FlexKVMetadata) else 0)
+        return KVConnectorTransferResults(
+            finished_recving={order.request_id for order, _ in ended},
+            failed_recving={order.request_id for order, ok in ended if not ok},
+        )
+
+    def reset_cache(self) -> bool | None:
+        return self._flexkv_connector.reset_cache()
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """None, unless the user asks: `"kvcache_layout": "BLHNC"` in kv_connector_extra_config makes a block one piece
+        of memory on backends that can, and so one copy."""
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+        return extra.get("kvcache_layout")
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        return FlexKVStats(data=dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics | None:
+        return _PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+class _PromMetrics(KVConnectorPromMetrics):
+    """The same counts beside vLLM's own, at its /metrics."""
+
+    def __init__(self, vllm_config: Any, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        counter = metric_types[Counter]
+        self._counters = {
+            name: {
+                engine: family.labels(*values)
+                for family in [counter(name=f"vllm:flexkv_{name}", documentation=text, labelnames=labelnames)]
+                for engine, values in per_engine_labelvalues.items()
+            }
+            for name, text in COUNTS.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        for name, by_engine in self._counters.items():
+            by_engine[engine_idx].inc(transfer_stats_data.get(name, 0))

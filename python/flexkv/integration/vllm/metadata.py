@@ -1,0 +1,27 @@
+"""What the scheduler side tells the worker side, once per step. Job ids only: blocks travel through the node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+
+@dataclass(slots=True)
+class LoadOrder:
+    job: int
+    request_id: str
+    # The step's forward needs it (the request runs in this step); otherwise the request is parked until it is reported.
+    sync: bool
+    # Device blocks to be filled, to name those that were not when the load fails.
+    block_ids: list[int]
+
+
+@dataclass(slots=True)
+class FlexKVMetadata(KVConnectorMetadata):
+    step: int = 0
+    loads: list[LoadOrder] = field(default_factory=list)
+    # Saves whose blocks are complete after this step's forward.
+    saves: list[int] = field(default_factory=list)
+    # Saves that read blocks which this step is going to overwrite: they must end first.
+    fences: list[int] = field(default_factory=list)

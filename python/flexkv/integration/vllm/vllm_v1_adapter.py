@@ -1,0 +1,171 @@
+"""The implementation behind vLLM's own `FlexKVConnectorV1`, which imports exactly this name and forwards to it.
+
+That connector keeps the step's metadata to itself, passes no KV cache configuration, and does not forward resets,
+preemptions or worker metadata; what that costs, and what `connector` does better, is in docs/engines/vllm.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+from flexkv.integration.vllm.guard import never_raises
+from flexkv.integration.vllm.metadata import FlexKVMetadata
+from flexkv.integration.vllm.scheduler import SchedulerSide
+from flexkv.integration.vllm.setup import load_settings
+from flexkv.integration.vllm.stats import FlexKVStats
+from flexkv.integration.vllm.worker import WorkerSide
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+_NOTHING = FlexKVMetadata()
+
+
+class FlexKVConnectorV1Impl:
+    """One per scheduler and one per worker process. Never raises; without a node, or switched off, it finds nothing."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole) -> None:
+        self.scheduler: SchedulerSide | None = None
+        self.worker: WorkerSide | None = None
+        self._failed_blocks: set[int] = set()
+        # vLLM's own connector cannot read our statistics and would only warn about them.
+        self.report_stats = False
+        settings = load_settings(vllm_config)
+        if not settings.enable_flexkv:
+            return
+        if role == KVConnectorRole.SCHEDULER:
+            self.scheduler = SchedulerSide(vllm_config, settings)
+        else:
+            self.worker = WorkerSide(vllm_config, settings)
+
+    @never_raises(lambda: None)
+    def shutdown(self) -> None:
+        for side in (self.worker, self.scheduler):
+            if side is not None:
+                side.shutdown()
+        self.worker = self.scheduler = None
+
+    # ---- worker
+
+    @never_raises(lambda: None)
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self.worker is not None:
+            self.worker.register_kv_caches(kv_caches)
+
+    @never_raises(lambda: None)
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        if self.worker is None:
+            return
+        # Comes before the forward only in steps that load for themselves; so through this connector saves have to end
+        # within their step (WorkerSide.hears_before_forward).
+        meta = self._metadata(kwargs.get("scheduler_output"))
+        self.worker.before_forward(meta)
+        self.worker.start_loads(meta)
+
+    @never_raises(lambda: None)
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads that a step needs have ended when start_load_kv returns."""
+
+    @never_raises(lambda: None)
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata, **kwargs: Any
+    ) -> None:
+        """Blocks are saved whole, after the forward."""
+
+    @never_raises(lambda: None)
+    def wait_for_save(self) -> None:
+        if self.worker is not None:
+            self.worker.start_saves(self._metadata(None))
+
+    @never_raises(lambda: (None, None))
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self.worker is None:
+            return None, None
+        ended = self.worker.take_ended_loads(self._metadata(None).step)
+        # Only blocks can be named as failed through this connector.
+        self._failed_blocks.update(*(order.block_ids for order, ok in ended if not ok))
+        return None, {order.request_id for order, _ in ended} or None
+
+    @never_raises(set)
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        if self.worker is None:
+            return set()
+        failed, self._failed_blocks = self._failed_blocks, set()
+        return failed | self.worker.take_bad_blocks()
+
+    @never_raises(lambda: None)
+    def get_kv_connector_stats(self) -> FlexKVStats | None:
+        return self.worker.stats() if self.worker is not None and self.report_stats else None
+
+    def _metadata(self, output: Any) -> FlexKVMetadata:
+        """This step's metadata. vLLM's connector keeps it: from the step's own output where that is passed, else from
+        the connector, found in the worker's tree of connectors."""
+        meta = getattr(output, "kv_connector_metadata", None)
+        if isinstance(meta, FlexKVMetadata):
+            return meta
+        holder = _holder_of(self)
+        meta = getattr(holder, "_connector_metadata", None) if holder is not None else None
+        return meta if isinstance(meta, FlexKVMetadata) else _NOTHING
+
+    # ---- scheduler
+
+    @never_raises(lambda: (0, False))
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        if self.scheduler is None:
+            return 0, False
+        return self.scheduler.get_num_new_matched_tokens(request, num_computed_tokens)
+
+    @never_raises(lambda: None)
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        if self.scheduler is not None:
+            self.scheduler.update_state_after_alloc(request, blocks, num_external_tokens)
+
+    @never_raises(FlexKVMetadata)
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> FlexKVMetadata:
+        return self.scheduler.build_connector_meta(scheduler_output) if self.scheduler is not None else FlexKVMetadata()
+
+    @never_raises(lambda: None)
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        if self.scheduler is not None:
+            self.scheduler.update_connector_output(connector_output)
+
+    @never_raises(lambda: (False, None))
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        if self.scheduler is not None:
+            self.scheduler.request_finished(request)
+        return False, None
+
+    @never_raises(tuple)
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        return ()
+
+    @never_raises(lambda: False)
+    def reset_cache(self) -> bool:
+        if self.scheduler is not None:
+            self.scheduler.reset_cache()
+        return True
+
+
+def _holder_of(impl: FlexKVConnectorV1Impl) -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    if not has_kv_transfer_group():
+        return None
+    waiting = [get_kv_transfer_group()]
+    while waiting:
+        connector = waiting.pop()
+        if getattr(connector, "_flexkv_connector", None) is impl:
+            return connector
+        waiting.extend(getattr(connector, "_connectors", ()))
+    return None

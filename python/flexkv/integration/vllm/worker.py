@@ -1,0 +1,177 @@
+"""The worker side: registers the KV memory with a rank agent, lets transfers run at the right moment, reports loads.
+
+vLLM calls everything here from the worker's main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flexkv import _core
+from flexkv.config import Settings
+from flexkv.integration.vllm import identity
+from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
+from flexkv.integration.vllm.stats import FlexKVStats
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger("flexkv.vllm")
+
+# After a failed load nothing is saved until every step that was scheduled without knowing of it has passed: what they
+# compute may rest on blocks that were never filled. vLLM has at most pipeline stages + 1 steps in flight.
+_DISTRUST_STEPS = 16
+# How long a step waits for a save that reads blocks it will overwrite before the save is given up.
+_FENCE_PATIENCE_MS = 200
+# How long a step may last for the sake of its own saves, where they have to end within it.
+_SAVE_PATIENCE_MS = 1000
+
+
+class WorkerSide:
+    def __init__(self, config: VllmConfig, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._agent: Any = None
+        self._distrust_until = -1
+        self._distrust_steps = _DISTRUST_STEPS + config.parallel_config.pipeline_parallel_size
+        self._loading: dict[int, LoadOrder] = {}
+        self._ended: list[tuple[LoadOrder, bool]] = []
+        self._bad_blocks: set[int] = set()
+        self._reported: dict[str, Any] = {}
+        # False where the engine calls us only after the forward: then saves must end within their step.
+        self.hears_before_forward = False
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self._agent is not None:
+            self._agent.stop()
+        config = self._config
+        target = self._settings.node_target
+        embedded = target.mode == "embedded"
+        options = {
+            "runtime_dir": target.runtime_dir,
+            "node_name": identity.embedded_node_name(config) if embedded else target.name,
+            "engine_id": identity.engine_id(config),
+            "rank": identity.worker_rank(config),
+            "rank_count": identity.rank_count(config),
+            "load_timeout_ms": self._settings.load_timeout_ms,
+            "save_timeout_ms": self._settings.save_timeout_ms,
+            "log_level": self._settings.log_level,
+        }
+        tensors, block_count, device = _describe(kv_caches, config.cache_config)
+        self._agent = _core.RankAgent(options, tensors, block_count, device)
+        for line in self._agent.layout().splitlines():
+            logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
+
+    # ---- one step
+
+    def before_forward(self, meta: FlexKVMetadata) -> None:
+        """Ends saves that read what this step overwrites."""
+        if self._agent is not None and meta.fences:
+            self._agent.fence(meta.fences, _FENCE_PATIENCE_MS)
+
+    def start_loads(self, meta: FlexKVMetadata) -> None:
+        if not meta.loads:
+            return
+        if self._agent is None:
+            for order in meta.loads:
+                self._end(order, False, meta.step)
+            return
+        for order in meta.loads:
+            self._loading[order.job] = order
+        self._agent.arm_loads([order.job for order in meta.loads], _engine_stream())
+        waited = [order.job for order in meta.loads if order.sync]
+        if waited:
+            failed = set(self._agent.wait_loads(waited))
+            for job in waited:
+                self._end(self._loading.pop(job), job not in failed, meta.step)
+
+    def start_saves(self, meta: FlexKVMetadata) -> None:
+        if self._agent is None or not meta.saves:
+            return
+        if meta.step <= self._distrust_until:
+            self._agent.cancel(meta.saves)
+            return
+        self._agent.arm_saves(meta.saves, _engine_stream())
+        if not self.hears_before_forward:
+            self._agent.fence(meta.saves, _SAVE_PATIENCE_MS)
+
+    def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, bool]]:
+        """Loads of parked requests that have ended on this rank since the last call, and whether they succeeded."""
+        for job, ok in self._agent.take_loads() if self._agent is not None else ():
+            if (order := self._loading.pop(job, None)) is not None:
+                self._end(order, ok, step)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def take_bad_blocks(self) -> set[int]:
+        """Device blocks that a load of this step should have filled and did not."""
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def stats(self) -> FlexKVStats | None:
+        if self._agent is None:
+            return None
+        counters = self._agent.counters()
+        stats = FlexKVStats.since(counters, self._reported)
+        self._reported = counters
+        return None if stats.is_empty() else stats
+
+    def _end(self, order: LoadOrder, ok: bool, step: int) -> None:
+        if not ok:
+            logger.warning("FlexKV: loading %d blocks of request %s failed", len(order.block_ids), order.request_id)
+            self._distrust_until = step + self._distrust_steps
+        if not order.sync:
+            self._ended.append((order, ok))
+        elif not ok:
+            self._bad_blocks.update(order.block_ids)
+
+    def shutdown(self) -> None:
+        if self._agent is not None:
+            self._agent.stop()
+            self._agent = None
+
+
+def _engine_stream() -> int:
+    return torch.cuda.current_stream().cuda_stream if torch.cuda.is_initialized() else 0
+
+
+def _describe(kv_caches: dict[str, torch.Tensor], cache_config: Any) -> tuple[list[dict[str, Any]], int, str]:
+    """The tensors as addresses, shapes and strides; how many blocks they hold; where they are."""
+    if not kv_caches:
+        raise ValueError("the engine registered no KV tensors")
+    tensors: list[dict[str, Any]] = []
+    block_count = 0
+    device = ""
+    for name, tensor in kv_caches.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(
+                f"KV cache {name!r} is a {type(tensor).__name__}: models with state caches need the full connector"
+            )
+        where = "host" if tensor.device.type == "cpu" else f"{tensor.device.type}:{tensor.device.index or 0}"
+        if device and where != device:
+            raise ValueError(f"KV cache {name!r} is on {where}, others on {device}")
+        device = where
+        shape = list(tensor.shape)
+        # Before 0.32 some backends stack K and V in front of the blocks: [2, blocks, tokens, heads, size].
+        axis = 1 if len(shape) == 5 and shape[0] == 2 else 0
+        blocks = shape[axis]
+        manager_blocks = cache_config.num_gpu_blocks or blocks
+        ratio = blocks // manager_blocks if manager_blocks and blocks % manager_blocks == 0 else 1
+        if block_count and blocks // ratio != block_count:
+            raise ValueError(f"KV cache {name!r} holds {blocks // ratio} blocks, others {block_count}")
+        block_count = blocks // ratio
+        tensors.append(
+            {
+                "name": name,
+                "address": tensor.data_ptr(),
+                "element_bytes": tensor.element_size(),
+                "shape": shape,
+                "stride": list(tensor.stride()),
+                "block_axis": axis,
+                "kernel_blocks_per_block": ratio,
+            }
+        )
+    return tensors, block_count, device

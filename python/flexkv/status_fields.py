@@ -1,0 +1,41 @@
+"""Reads a node's status (docs/reference/status.md) whatever of it is missing: older nodes tell less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def mapping(status: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = status.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def entries(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = status.get(key)
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def number(status: Mapping[str, Any], key: str) -> float | None:
+    value = status.get(key)
+    return value if is_number(value) else None
+
+
+def buckets(histogram: Mapping[str, Any]) -> list[tuple[float, float]] | None:
+    """(upper bound in microseconds, cumulative count), the last bound infinite; None where there is no histogram."""
+    bounds, counts = histogram.get("bounds_us"), histogram.get("counts")
+    if not _are_numbers(bounds) or not _are_numbers(counts) or len(counts) != len(bounds) + 1:
+        return None
+    result, total = [], 0.0
+    for bound, count in zip([*bounds, float("inf")], counts, strict=True):
+        total += count
+        result.append((float(bound), total))
+    return result
+
+
+def _are_numbers(value: object) -> TypeGuard[Sequence[int | float]]:
+    return isinstance(value, list) and all(is_number(one) for one in value)
