@@ -1,0 +1,186 @@
+"""The program of an engine's process: `engine_child.py SPEC` carries out the spec's steps with vLLM's `LLM`.
+
+Steps are objects with `op`:
+  generate  `prompts` (token ids) together, greedy, `max_tokens` each; optional `salt`, `lora` ({name, path}),
+            `prompt_logprobs`; a `name` under which the result is kept
+  abort     the same prompts are added and aborted after `engine_steps` steps of the engine
+  reset     empties the engine's own prefix cache; it must not refuse, as a block that is still held would make it
+  settle    waits `seconds`: saves run beside the engine
+  run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
+  fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
+  die       kills this very process with SIGKILL, after writing the results so far
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine import marked_processes, open_descriptors
+
+
+class Engine:
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        self._llm = LLM(**arguments)
+        self._added = 0
+
+    def schedules_asynchronously(self) -> bool:
+        return bool(self._llm.llm_engine.vllm_config.scheduler_config.async_scheduling)
+
+    def generate(self, step: dict[str, Any]) -> dict[str, Any]:
+        before = self._counters()
+        outputs = self._llm.generate(
+            [self._prompt(step, ids) for ids in step["prompts"]],
+            self._sampling(step),
+            lora_request=self._lora(step),
+            use_tqdm=False,
+        )
+        after = self._counters()
+        grown = {name: after[name] - before[name] for name in after}
+        return grown | {
+            "outputs": [list(output.outputs[0].token_ids) for output in outputs],
+            "prompt_logprobs": [_chosen_logprobs(output) for output in outputs],
+            "descriptors": open_descriptors(marked_processes(os.environ["E2E_RUN_ID"])),
+        }
+
+    def abort(self, step: dict[str, Any]) -> None:
+        engine = self._llm.llm_engine
+        ids = []
+        for prompt in step["prompts"]:
+            self._added += 1
+            ids.append(engine.add_request(f"abort-{self._added}", self._prompt(step, prompt), self._sampling(step)))
+        for _ in range(step["engine_steps"]):
+            engine.step()
+        engine.abort_request([i or f"abort-{n + 1}" for n, i in enumerate(ids)])
+        while engine.has_unfinished_requests():
+            engine.step()
+
+    def reset(self, step: dict[str, Any]) -> bool:
+        # With the engine in a process of its own an abort may still be on its way there.
+        deadline = time.monotonic() + step.get("patience", 5.0)
+        while not (done := self._llm.reset_prefix_cache()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return done
+
+    @staticmethod
+    def run(step: dict[str, Any]) -> None:
+        if step.get("background"):
+            subprocess.Popen(step["argv"], start_new_session=True, stdin=subprocess.DEVNULL)
+        else:
+            subprocess.run(step["argv"], check=True)
+
+    @staticmethod
+    def fail_loads(step: dict[str, Any]) -> None:
+        """Only for engines in this process: the rank agent is asked to give each load up, by its own means."""
+        from flexkv.integration.vllm.worker import WorkerSide
+
+        original = getattr(WorkerSide, "_original_start_loads", WorkerSide.start_loads)
+        WorkerSide._original_start_loads = original
+
+        def give_up(self: Any, meta: Any) -> None:
+            self._agent.cancel([order.job for order in meta.loads])
+            original(self, meta)
+
+        WorkerSide.start_loads = give_up if step["on"] else original
+
+    def close(self) -> None:
+        # By default vLLM kills its processes after 5 s, and what they leave then would be blamed on us.
+        self._llm.llm_engine.engine_core.shutdown(timeout=60)
+
+    @staticmethod
+    def _prompt(step: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+        return {"prompt_token_ids": list(ids)} | ({"cache_salt": step["salt"]} if "salt" in step else {})
+
+    @staticmethod
+    def _sampling(step: dict[str, Any]) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0,
+            max_tokens=step["max_tokens"],
+            ignore_eos=True,
+            detokenize=False,
+            prompt_logprobs=step.get("prompt_logprobs"),
+        )
+
+    @staticmethod
+    def _lora(step: dict[str, Any]) -> Any:
+        if "lora" not in step:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(step["lora"]["name"], step["lora"]["id"], step["lora"]["path"])
+
+    def _counters(self) -> dict[str, int]:
+        names = {"local_compute": "computed", "local_cache_hit": "engine_hits", "external_kv_transfer": "flexkv_hits"}
+        counters = {}
+        for metric in self._llm.get_metrics():
+            if metric.name == "vllm:prompt_tokens_by_source":
+                counters[names[metric.labels["source"]]] = int(metric.value)
+            elif metric.name == "vllm:num_preemptions":
+                counters["preemptions"] = int(metric.value)
+        return counters
+
+
+def _chosen_logprobs(output: Any) -> list[float]:
+    """The log-probability of each prompt token but the first, as far as they were asked for."""
+    positions = zip(output.prompt_token_ids, output.prompt_logprobs or [], strict=False)
+    return [position[token].logprob for token, position in positions if position]
+
+
+def _force_async_scheduling() -> None:
+    """vLLM's CPU platform switches it off whatever the user says; the scheduler itself does not mind."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def keep(cls: type, vllm_config: Any) -> None:
+        original(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(keep)
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    if spec["async_scheduling"]:
+        _force_async_scheduling()
+    engine = Engine(spec["arguments"])
+    if engine.schedules_asynchronously() != spec["async_scheduling"]:
+        sys.exit("the engine did not take the scheduling mode that the test asks for")
+    results: dict[str, dict[str, Any]] = {}
+    last_reset = None
+    for number, step in enumerate(spec["steps"]):
+        start = time.monotonic()
+        match step["op"]:
+            case "generate":
+                results[step["name"]] = engine.generate(step) | {"reset": last_reset}
+            case "abort":
+                engine.abort(step)
+            case "reset":
+                last_reset = engine.reset(step)
+            case "settle":
+                time.sleep(step["seconds"])
+            case "run":
+                engine.run(step)
+            case "fail_loads":
+                engine.fail_loads(step)
+            case "die":
+                Path(spec["results"]).write_text(json.dumps(results))
+                os.killpg(0, signal.SIGKILL)
+        print(f"step {number} {step['op']} {step.get('name', '')}: {time.monotonic() - start:.3f} s", flush=True)
+    engine.close()
+    Path(spec["results"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

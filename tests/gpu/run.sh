@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft
+# Uses cuda_device_test, a flexkv wheel and, if there, a packed vLLM (vllm026.tar.xz.*, reassemble.py) from carry/.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+out=$1
+shift
+parts=${*:-device equality ttft}
+site=/tmp/site
+failed=0
+if [ ! -d $site/flexkv ]; then
+  [ ! -f carry/reassemble.py ] || python3 carry/reassemble.py carry vllm026 $site
+  python3 - $site carry/flexkv-*.whl <<'P'
+import sys, zipfile
+for wheel in sys.argv[2:]:
+    zipfile.ZipFile(wheel).extractall(sys.argv[1])
+P
+fi
+export PYTHONPATH=$site VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_ENABLE_V1_MULTIPROCESSING=0 HF_HUB_OFFLINE=1 \
+  VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-WARNING} FLEXKV_RUNTIME_DIR=/tmp/flexkv-gpu
+run() {
+  local name=$1
+  shift
+  echo "== $name: $*"
+  timeout 280 "$@" >"$out/$name.log" 2>&1
+  local code=$?
+  grep -E "RESULT|engine started|PASSED|FAILED|GB/s" "$out/$name.log"
+  [ $code = 0 ] || { failed=1; echo "$name: exit code $code"; tail -25 "$out/$name.log"; }
+}
+for part in $parts; do
+  case $part in
+    device) run device carry/cuda_device_test ;;
+    equality)
+      for load in sync async; do
+        run equality_stock_$load python3 tests/gpu/vllm_equality.py --load $load
+      done
+      ;;
+    ttft)
+      run ttft_without python3 tests/gpu/vllm_ttft.py --without
+      run ttft_stock python3 tests/gpu/vllm_ttft.py
+      ;;
+  esac
+done
+exit $failed

@@ -1,0 +1,93 @@
+"""Stands in for flexkv._core: a node that listens on a real socket and keeps its status in a file beside it.
+
+Run as a script it is the `flexkv` command with this core."""
+
+import json
+import os
+import select
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+STATUS: dict[str, Any] = {
+    "node": {"name": "default", "pid": os.getpid(), "mode": "daemon", "version": "9.9", "uptime_s": 4000.5, "epoch": 1},
+    "pool": {"bytes": 1 << 34, "used_bytes": 1 << 33, "page_kind": "4 KiB pages"},
+    "spaces": [{"id": 1, "model": "[red]llama", "block_bytes": 1 << 21, "slots": 8192, "used": 4096, "pinned": 16}],
+    "engines": [{"id": "e1", "ranks": 2, "attached_ranks": 1, "model": "llama", "state": "serving"}],
+    "lookups": {
+        "count": 10,
+        "blocks_queried": 1000,
+        "blocks_hit": 900,
+        "miss_blocks": {"never_seen": 90, "evicted": 10},
+    },
+    "saves": {"count": 5, "blocks": 100, "refused_blocks": {"pool_full": 3}},
+    "loads": {"count": 9, "blocks": 900, "bytes": 1887436800},
+    "transfers": {
+        "to_device": {
+            "bytes": 4_000_500_000,
+            "blocks": 900,
+            "jobs": 9,
+            "failed": 0,
+            "latency_us": {
+                "p50": 80,
+                "p90": 1200,
+                "p99": 2_500_000,
+                "max": 3e6,
+                "count": 9,
+                "bounds_us": [100, 1000],
+                "counts": [6, 2, 1],
+                "sum_us": 1100,
+            },
+        },
+        "to_host": {"bytes": 0, "blocks": 0, "jobs": 0, "failed": 0},
+    },
+    "queues": {"loads": 0, "saves": 1},
+    "health": {"state": "degraded", "messages": ["pool is full"]},
+}
+
+
+class Node:
+    def __init__(self, options: dict[str, Any]) -> None:
+        if options["pool_bytes"] > 1 << 45:
+            raise RuntimeError("cannot map the pool: not enough memory")
+        self.options = options
+        self.socket: socket.socket | None = None
+        self.path = Path()
+
+    def listen(self, runtime_dir: str, name: str) -> None:
+        self.path = Path(runtime_dir) / f"{name}.sock"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.bind(str(self.path))
+        self.socket.listen()
+        self.path.with_suffix(".status").write_text(self.status())
+
+    def wait(self, stop_fd: int) -> None:
+        select.select([stop_fd], [], [])
+
+    def status(self) -> str:
+        node = STATUS["node"] | {"name": self.path.stem, "pid": os.getpid()}
+        return json.dumps(STATUS | {"node": node, "pool": STATUS["pool"] | {"bytes": self.options["pool_bytes"]}})
+
+    def stop(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.path.unlink()
+            print("stopped", flush=True)
+
+
+def query_status(path: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(path)
+    return Path(path).with_suffix(".status").read_text()
+
+
+def build_info() -> dict[str, str]:
+    return {"compiler": "none"}
+
+
+if __name__ == "__main__":
+    import flexkv.cli
+
+    sys.modules["flexkv._core"] = sys.modules["__main__"]
+    flexkv.cli.main()

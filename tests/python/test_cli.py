@@ -1,0 +1,212 @@
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import fake_core
+import pytest
+from flexkv.cli.app import app
+from flexkv.cli.status_tables import node_view
+from flexkv.config.reference import reference_page
+from typer.testing import CliRunner, Result
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.setitem(sys.modules, "flexkv._core", fake_core)
+    return fake_core
+
+
+@pytest.fixture
+def no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flexkv._core", None)  # type: ignore[arg-type]
+
+
+def runtime_dir() -> Path:
+    return Path(os.environ["FLEXKV_RUNTIME_DIR"])
+
+
+@pytest.fixture
+def node(core: types.ModuleType) -> Any:
+    started = fake_core.Node({"pool_bytes": 1 << 34})
+    started.listen(str(runtime_dir()), "default")
+    yield started
+    started.stop()
+
+
+# ---- help and version
+
+
+@pytest.mark.parametrize("command", [[], ["version"], ["serve"], ["status"], ["config"], ["config", "show"]])
+def test_help(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+@pytest.mark.parametrize("command", [["serve"], ["status"], ["config", "show"]])
+def test_help_has_examples(command: list[str]) -> None:
+    assert "flexkv " + " ".join(command) + " -" in run(*command, "--help").output
+
+
+def test_wrong_usage() -> None:
+    assert run("serve", "--no-such-option").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("status", "--watch", "0").exit_code == 2
+
+
+def test_version(core: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "libcuda.so"
+    library.touch()
+    monkeypatch.setenv("FLEXKV_CUDA_LIBRARY", str(library))
+    answer = json.loads(run("version", "--json").stdout)
+    assert answer["core"] == {"present": True, "compiler": "none"}
+    assert answer["cuda_library"] == str(library)
+    assert set(answer) == {"flexkv", "core", "cuda_library", "python", "platform"}
+    assert "compiler none" in run("version").stdout
+
+
+def test_version_without_core_and_with_a_broken_configuration(no_core: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "nonsense")
+    monkeypatch.setenv("FLEXKV_CUDA_LIBRARY", "/does/not/exist.so")
+    result = run("version")
+    assert result.exit_code == 0
+    assert "missing" in result.stdout
+    assert "no device library" in result.stdout
+
+
+# ---- config
+
+
+def test_config_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "32")
+    monkeypatch.setenv("FLEXKV_NAMESPACE", "[bold]x[/bold]")
+    output = run("config", "show").stdout
+    assert "32 GiB" in output
+    assert "env FLEXKV_CPU_CACHE_GB" in output
+    assert "[bold]x[/bold]" in output
+    assert "evict_ratio" in output
+    assert "evict_ratio" not in run("config", "show", "--changed").stdout
+
+
+def test_config_show_explains_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "auto")
+    assert "auto: 0.8 x (" in run("config", "show", "--changed").stdout
+
+
+def test_config_show_json(tmp_path: Path) -> None:
+    file = tmp_path / "flexkv.yml"
+    file.write_text("evict_ratio: 0.25\nredis_password: hunter2\nenable_mps: 1\n")
+    output = run("config", "show", "--json", "--changed", "--file", str(file)).stdout
+    rows = {row["key"]: row for row in json.loads(output)["settings"]}
+    assert rows["evict_ratio"]["value"] == 0.25
+    assert rows["evict_ratio"]["origin"] == f"{file}:1"
+    assert rows["enable_mps"]["status"] == "not needed"
+    assert rows["redis_password"]["text"] == "***"
+    assert "hunter2" not in output
+    assert "hunter2" not in run("config", "show", "--file", str(file)).stdout
+
+
+def test_config_errors_are_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_EVICT_RATIO", "2")
+    for command in (["config", "show"], ["serve"], ["status"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("flexkv: evict_ratio: wrong value '2' from env FLEXKV_EVICT_RATIO")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_config_reference() -> None:
+    assert run("config", "reference").stdout == reference_page()
+
+
+# ---- status
+
+
+def test_status_without_a_node(no_core: None) -> None:
+    result = run("status")
+    assert result.exit_code == 3
+    assert "flexkv serve" in result.output
+    assert run("status", "--json").exit_code == 3
+    assert json.loads(run("status", "--json").stdout) == {"nodes": [], "unreachable": []}
+
+
+def test_status(node: Any) -> None:
+    result = run("status")
+    assert result.exit_code == 0
+    for expected in (
+        *("default", "16 GiB", "50.0 %", "90.0 %", "never seen 90, evicted 10", "[red]llama", "1.2 ms", "2.5 s"),
+        *("1.00 MB/s", "1 h 6 min", "degraded", "pool is full", "refused_blocks.pool_full 3"),
+    ):
+        assert expected in result.output, expected
+
+
+def test_status_json_and_name(node: Any) -> None:
+    (answer,) = json.loads(run("status", "--json", "--name", "default").stdout)["nodes"]
+    assert answer["lookups"] == fake_core.STATUS["lookups"]
+    assert run("status", "--name", "other").exit_code == 3
+
+
+def test_the_socket_of_a_killed_node_is_no_error(core: types.ModuleType) -> None:
+    killed = fake_core.Node({"pool_bytes": 1})
+    killed.listen(str(runtime_dir()), "killed")
+    assert killed.socket is not None
+    killed.socket.close()
+    assert run("status").exit_code == 3
+
+
+@pytest.mark.parametrize("answer", ["[]", "nonsense"])
+def test_a_node_that_does_not_answer_well(node: Any, answer: str) -> None:
+    (runtime_dir() / "default.status").write_text(answer)
+    result = run("status")
+    assert result.exit_code == 1
+    assert "default.sock" in result.stderr
+
+
+def test_status_without_the_compiled_part(node: Any, no_core: None) -> None:
+    result = run("status")
+    assert result.exit_code == 1
+    assert "pip install" in result.stderr
+
+
+@pytest.mark.parametrize("hole", [None, {}, [], [1], "x", 5, {"a": None}, {"to_host": 3}])
+def test_status_tables_bear_holes(hole: object) -> None:
+    from rich.console import Console
+
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    for key in fake_core.STATUS:
+        console.print(node_view(fake_core.STATUS | {key: hole}, None, 0))
+    console.print(node_view({}, fake_core.STATUS, 1))
+    for group, fields in fake_core.STATUS.items():
+        for field in fields if isinstance(fields, dict) else []:
+            console.print(node_view(fake_core.STATUS | {group: fields | {field: hole}}, fake_core.STATUS, 2))
+    console.file.close()
+
+
+# ---- serve
+
+
+def test_serve_without_the_compiled_part(no_core: None) -> None:
+    result = run("serve")
+    assert result.exit_code == 1
+    assert "pip install" in result.stderr
+
+
+def test_serve_that_cannot_start(core: types.ModuleType) -> None:
+    result = run("serve", "--cpu-cache", "100T")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "flexkv: cannot map the pool: not enough memory"
+
+
+def test_serve_wrong_options(core: types.ModuleType) -> None:
+    assert "from command line" in run("serve", "--cpu-cache", "lots").stderr
+    assert run("serve", "--name", "a/b").exit_code == 1
+    assert run("serve", "--name", "embedded").exit_code == 2
