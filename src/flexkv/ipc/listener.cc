@@ -19,13 +19,12 @@ Fd open_spare() { return Fd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 // The socket listens before it gets its name, so that whoever sees the name can connect; the rename replaces what a
 // killed owner left.
 Result<Fd> listen_at(const std::string& path, const std::string& temporary) {
-  const auto address = unix_address(temporary);
+  const auto address = UnixAddress::of(temporary);
   if (!address) return address.error();
-  if (const auto longer = unix_address(path); !longer) return longer.error();
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return errno_error("socket", errno);
   ::unlink(temporary.c_str());
-  if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address.value()), sizeof(sockaddr_un)) != 0) {
+  if (::bind(fd.get(), address.value().get(), UnixAddress::size()) != 0) {
     return errno_error("bind " + temporary, errno);
   }
   if (::chmod(temporary.c_str(), 0600) != 0) return errno_error("chmod " + temporary, errno);

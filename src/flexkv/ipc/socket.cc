@@ -42,25 +42,39 @@ void take_fds(msghdr& message, std::vector<Fd>& fds) {
 
 }  // namespace
 
-Result<sockaddr_un> unix_address(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) {
-    return Error{ErrorCode::kInvalidArgument, "socket path is longer than 107 bytes; use a shorter directory: " + path};
+UnixAddress::UnixAddress(std::string_view path, Fd dir) : dir_(std::move(dir)) {
+  FLEXKV_ASSERT(path.size() < sizeof(address_.sun_path));
+  address_.sun_family = AF_UNIX;
+  std::ranges::copy(path, address_.sun_path);
+}
+
+Result<UnixAddress> UnixAddress::of(const std::string& path) {
+  constexpr std::size_t kMax = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.size() <= kMax) return UnixAddress(path, Fd());
+  const std::size_t slash = path.rfind('/');
+  const std::string dir = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  Fd fd(::open(dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) {
+    const int saved = errno;
+    Error error = errno_error("open " + dir, saved);
+    if (saved == ENOENT) error.code = ErrorCode::kNotFound;
+    return error;
   }
-  std::ranges::copy(path, address.sun_path);
-  return address;
+  const std::string shorter = "/proc/self/fd/" + std::to_string(fd.get()) + "/" + path.substr(slash + 1);
+  if (shorter.size() > kMax) {
+    return Error{ErrorCode::kInvalidArgument, "the name of the socket is too long; use a shorter one: " + path};
+  }
+  return UnixAddress(shorter, std::move(fd));
 }
 
 Result<Socket> Socket::connect(const std::string& path, Nanos timeout) {
-  const auto address = unix_address(path);
+  const auto address = UnixAddress::of(path);
   if (!address) return address.error();
   // A non-blocking connect fails at once when the listener's queue is full and gives nothing to wait for; a blocking
   // one waits in the kernel, for as long as SO_SNDTIMEO says.
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return errno_error("socket", errno);
   const Nanos deadline = deadline_after(timeout);
-  const auto* raw = reinterpret_cast<const sockaddr*>(&address.value());
   while (true) {
     // Zero would mean for ever.
     const Nanos left = std::max(time_left(deadline), kMicrosecond);
@@ -68,7 +82,7 @@ Result<Socket> Socket::connect(const std::string& path, Nanos timeout) {
     if (::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait)) != 0) {
       return errno_error("set SO_SNDTIMEO", errno);
     }
-    if (::connect(fd.get(), raw, sizeof(sockaddr_un)) == 0) return adopt(std::move(fd));
+    if (::connect(fd.get(), address.value().get(), UnixAddress::size()) == 0) return adopt(std::move(fd));
     if (errno != EINTR) return connect_error(path, errno);
   }
 }

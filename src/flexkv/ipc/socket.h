@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "flexkv/base/fd.h"
@@ -53,7 +54,20 @@ class Socket {
   ucred peer_;
 };
 
-// The address of a socket path; an error when it is too long for the kernel (107 bytes).
-Result<sockaddr_un> unix_address(const std::string& path);
+// The kernel's address of a socket path. A path that does not fit into one (107 bytes) is named through a descriptor of
+// its directory, so valid as long as this object; an error when there is no such directory or even the name is too long.
+class UnixAddress {
+ public:
+  static Result<UnixAddress> of(const std::string& path);
+
+  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&address_); }
+  static constexpr socklen_t size() { return sizeof(sockaddr_un); }
+
+ private:
+  UnixAddress(std::string_view path, Fd dir);
+
+  Fd dir_;
+  sockaddr_un address_{};
+};
 
 }  // namespace flexkv::ipc
