@@ -54,8 +54,8 @@ class Socket {
   ucred peer_;
 };
 
-// The kernel's address of a socket path. A path that does not fit into one (107 bytes) is named through a descriptor of
-// its directory, so valid as long as this object; an error when there is no such directory or even the name is too long.
+// The kernel's address of a socket path. One that does not fit (107 bytes) is named through a descriptor of its
+// directory, so this object must outlive the use. An error: there is no such directory, or even the name is too long.
 class UnixAddress {
  public:
   static Result<UnixAddress> of(const std::string& path);
