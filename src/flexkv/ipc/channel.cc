@@ -140,4 +140,15 @@ bool Channel::peer_gone() const {
   return size >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
+void Channel::hang_up() { (void)::shutdown(socket_.fd(), SHUT_WR); }
+
+bool Channel::peer_closed() {
+  std::byte ignored{};
+  while (true) {
+    const ssize_t size = ::recv(socket_.fd(), &ignored, 1, MSG_DONTWAIT);
+    if (size > 0 || (size < 0 && errno == EINTR)) continue;
+    return size == 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+  }
+}
+
 }  // namespace flexkv::ipc

@@ -60,6 +60,12 @@ class Channel {
 
   bool peer_gone() const;
 
+  // Ends the connection for the peer, who sees it gone, but keeps it here, to learn by peer_closed() when it has let
+  // go.
+  void hang_up();
+  // True once the peer has closed its side; what it sent on the socket before does not count.
+  bool peer_closed();
+
   int wake_fd() const { return wake_.get(); }
   int socket_fd() const { return socket_.fd(); }
   pid_t peer_pid() const { return socket_.peer_pid(); }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <limits>
@@ -23,12 +24,20 @@ constexpr std::size_t kEndedMax = 65536;
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
 
 // epoll tokens: what the event is about, and which one.
-enum Kind : std::uint64_t { kListener = 0, kWake = 1, kPending = 2, kPeerRing = 3, kPeerSocket = 4 };
+enum Kind : std::uint64_t { kListener = 0, kWake = 1, kPending = 2, kPeerRing = 3, kPeerSocket = 4, kPeerProcess = 5 };
 constexpr std::uint64_t token(Kind kind, std::uint64_t id) { return id << 3 | kind; }
 
 void fill_random(void* data, std::size_t size) {
   // 32 bytes or less after boot cannot fail or come short.
   FLEXKV_ASSERT(::getrandom(data, size, 0) == static_cast<ssize_t>(size));
+}
+
+// Readable once the process has ended, even while a child that it forked still holds its socket. Not valid where the
+// system has no such descriptor, or the process is in a namespace that we do not see.
+Result<Fd> open_process(pid_t pid) {
+  Fd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process.valid() && errno == ESRCH) return Error{ErrorCode::kPeer, "it has ended"};
+  return process;
 }
 
 }  // namespace
@@ -136,10 +145,10 @@ bool NodeServer::ready(node::EngineHandle engine) const {
   return node_.ready(engine);
 }
 
-std::vector<proto::JobId> NodeServer::take_ended_jobs(node::EngineHandle engine) {
+std::vector<proto::JobResult> NodeServer::take_ended_jobs(node::EngineHandle engine) {
   MutexLock lock(mutex_);
   const auto found = ended_.find(engine);
-  return found == ended_.end() ? std::vector<proto::JobId>{} : std::exchange(found->second, {});
+  return found == ended_.end() ? std::vector<proto::JobResult>{} : std::exchange(found->second, {});
 }
 
 std::string NodeServer::socket_path() const { return ipc::socket_path(options_.runtime_dir, options_.name); }
@@ -163,8 +172,7 @@ std::string NodeServer::status_json() const {
   return render_status(identity, node_);
 }
 
-// ---- outbox (the mutex is held: the node is only called with it)
-// ------------------------------------------------------
+// ---- outbox (the mutex is held: the node is only called with it) ---------------------------------------------------
 
 bool NodeServer::send(node::AgentHandle agent, const proto::ToAgent& message) {
   const auto found = agents_.find(agent);
@@ -183,7 +191,7 @@ void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result)
   const auto direct = ended_.find(engine);
   if (direct == ended_.end()) return;
   if (direct->second.size() == kEndedMax) direct->second.erase(direct->second.begin());
-  direct->second.push_back(result.job);
+  direct->second.push_back(result);
 }
 
 void NodeServer::wake_if_earlier() {
@@ -236,6 +244,9 @@ void NodeServer::lane() {
         case kPeerSocket:
           serve(id, true);
           break;
+        case kPeerProcess:
+          drop(id);
+          break;
         default:
           break;
       }
@@ -275,8 +286,10 @@ void NodeServer::advance_pending(int fd) {
   }
   if (admitted.value() == nullptr) return;  // a question, answered
   const std::uint64_t id = next_peer_++;
-  watch(admitted.value()->channel.wake_fd(), token(kPeerRing, id));
-  watch(admitted.value()->channel.socket_fd(), token(kPeerSocket, id));
+  Peer& peer = *admitted.value();
+  watch(peer.channel.wake_fd(), token(kPeerRing, id));
+  watch(peer.channel.socket_fd(), token(kPeerSocket, id));
+  if (peer.process.valid()) watch(peer.process.get(), token(kPeerProcess, id));
   {
     MutexLock lock(mutex_);
     peers_.emplace(id, std::move(admitted).value());
@@ -302,6 +315,8 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
   welcome.epoch = epoch_;
   welcome.pool_bytes = pool_.bytes();
   const int pool_fd[] = {pool_.fd()};
+  auto process = open_process(pending.peer_pid());
+  if (!process) return process.error();
 
   if (role == proto::Role::kAgent) {
     auto decoded = proto::decode_agent_hello(hello.payload);
@@ -313,7 +328,7 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
       node_.detach_agent(attached.value(), monotonic_now());
       return channel.error();
     }
-    auto peer = std::make_unique<Peer>(std::move(channel).value());
+    auto peer = std::make_unique<Peer>(std::move(channel).value(), std::move(process).value());
     peer->agent = attached.value();
     agents_[peer->agent] = peer.get();
     log_info("rank " + std::to_string(decoded.value().rank) + " of engine " + decoded.value().engine_id +
@@ -332,7 +347,7 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
       node_.detach_client(attached.value());
       return channel.error();
     }
-    auto peer = std::make_unique<Peer>(std::move(channel).value());
+    auto peer = std::make_unique<Peer>(std::move(channel).value(), std::move(process).value());
     peer->engine = attached.value();
     clients_[peer->engine] = peer.get();
     log_info("engine " + decoded.value().engine_id + " attached (" + decoded.value().model + ")");
@@ -351,28 +366,32 @@ void NodeServer::serve(std::uint64_t id, bool socket_event) {
   }
   // Only the lane pops and only the lane drops, so the peer stays while we are here.
   ipc::Channel& channel = peer->channel;
+  if (peer->expelled) {
+    if (channel.peer_closed()) drop(id);
+    return;
+  }
   channel.disarm();
   std::vector<std::byte> record;
   do {
     ipc::PopResult popped = ipc::PopResult::kEmpty;
     while ((popped = channel.pop(record)) == ipc::PopResult::kRecord) {
       if (!apply(*peer, record)) {
-        drop(id);
+        expel(id);
         return;
       }
     }
     if (popped == ipc::PopResult::kCorrupt) {
-      log_error("process " + std::to_string(channel.peer_pid()) + " broke the ring format; dropped");
-      drop(id);
+      log_error("process " + std::to_string(channel.peer_pid()) + " broke the ring format; expelled");
+      expel(id);
       return;
     }
   } while (!channel.arm_sleep());
-  if (socket_event && channel.peer_gone()) drop(id);
+  if (socket_event && channel.peer_gone()) expel(id);
 }
 
 bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   const auto malformed = [&](const Error& error) {
-    log_error("process " + std::to_string(peer.channel.peer_pid()) + ": " + error.message + "; dropped");
+    log_error("process " + std::to_string(peer.channel.peer_pid()) + ": " + error.message + "; expelled");
     return false;
   };
   if (peer.agent != 0) {
@@ -403,13 +422,33 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   return true;
 }
 
+// Ends the conversation with a peer that has ended it, or broke the protocol. An agent's lanes may still be copying, so
+// the host blocks of its jobs stay taken until it closes its socket, which it does when they are quiet, or dies.
+void NodeServer::expel(std::uint64_t id) {
+  {
+    MutexLock lock(mutex_);
+    const auto found = peers_.find(id);
+    if (found == peers_.end()) return;
+    Peer& peer = *found->second;
+    if (peer.agent != 0 && !peer.channel.peer_closed()) {
+      peer.expelled = true;
+      agents_.erase(peer.agent);
+      (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel.wake_fd(), nullptr);
+      peer.channel.hang_up();
+      return;
+    }
+  }
+  drop(id);
+}
+
 void NodeServer::drop(std::uint64_t id) {
   MutexLock lock(mutex_);
   const auto found = peers_.find(id);
   if (found == peers_.end()) return;
   Peer& peer = *found->second;
-  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel.wake_fd(), nullptr);
-  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel.socket_fd(), nullptr);
+  for (const int fd : {peer.channel.wake_fd(), peer.channel.socket_fd(), peer.process.get()}) {
+    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  }
   if (peer.agent != 0) {
     agents_.erase(peer.agent);
     node_.detach_agent(peer.agent, monotonic_now());

@@ -47,7 +47,7 @@ class NodeServer final : private node::Outbox {
   void reset_all();
   bool ready(node::EngineHandle engine) const;
   // The engine's jobs that have ended since the last call; a client that never asks loses the oldest.
-  std::vector<proto::JobId> take_ended_jobs(node::EngineHandle engine);
+  std::vector<proto::JobResult> take_ended_jobs(node::EngineHandle engine);
 
   const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
   // What `flexkv status` shows, as JSON (docs/reference/status.md).
@@ -58,10 +58,12 @@ class NodeServer final : private node::Outbox {
 
  private:
   struct Peer {
-    explicit Peer(ipc::Channel c) : channel(std::move(c)) {}
+    Peer(ipc::Channel c, Fd p) : channel(std::move(c)), process(std::move(p)) {}
     ipc::Channel channel;
+    Fd process;                     // see open_process
     node::AgentHandle agent = 0;    // one of the two is set
     node::EngineHandle engine = 0;  // a client's
+    bool expelled = false;          // broke the protocol: told to go, not yet gone
   };
 
   NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
@@ -76,6 +78,7 @@ class NodeServer final : private node::Outbox {
   Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
   void serve(std::uint64_t id, bool socket_event);
   bool apply(Peer& peer, std::span<const std::byte> record);
+  void expel(std::uint64_t id);
   void drop(std::uint64_t id);
   void wake_if_earlier() FLEXKV_REQUIRES(mutex_);
 
@@ -96,7 +99,7 @@ class NodeServer final : private node::Outbox {
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::EngineHandle, Peer*> clients_ FLEXKV_GUARDED_BY(mutex_);
-  std::unordered_map<node::EngineHandle, std::vector<proto::JobId>> ended_ FLEXKV_GUARDED_BY(mutex_);
+  std::unordered_map<node::EngineHandle, std::vector<proto::JobResult>> ended_ FLEXKV_GUARDED_BY(mutex_);
   bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
   Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
   std::uint64_t next_peer_ = 1;

@@ -1,0 +1,141 @@
+#include "flexkv/server/node_server.h"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/poll.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "flexkv/proto/messages.h"
+
+namespace flexkv::server {
+namespace {
+
+constexpr std::uint32_t kBlockBytes = 4096;
+constexpr proto::SequenceId kSequence = 1;
+
+// A node with one engine, whose agent is a bare channel in the hands of the test.
+class NodeServerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (std::filesystem::temp_directory_path() / "flexkv-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    dir_ = name;
+    NodeServerOptions options;
+    options.node.pool_bytes = 16 * kBlockBytes;
+    options.huge_pages = false;
+    options.runtime_dir = dir_;
+    options.name = "node";
+    auto started = NodeServer::start(options);
+    ASSERT_TRUE(started.ok()) << started.error().message;
+    node_ = std::move(started).value();
+    proto::ClientHello hello;
+    hello.engine_id = "engine";
+    engine_ = node_->attach_client(hello).value();
+  }
+  void TearDown() override {
+    node_.reset();
+    std::filesystem::remove_all(dir_);
+  }
+
+  ipc::Channel attach_agent() const {
+    proto::AgentHello hello;
+    hello.engine_id = "engine";
+    hello.shard_bytes = kBlockBytes;
+    hello.block_count = 64;
+    ipc::Hello frame;
+    frame.role = static_cast<std::uint32_t>(proto::Role::kAgent);
+    frame.payload = proto::encode(hello);
+    auto connected = ipc::Channel::connect(node_->socket_path(), frame, 10 * kSecond);
+    EXPECT_TRUE(connected.ok()) << connected.error().message;
+    return std::move(connected.value().channel);
+  }
+
+  // Orders a save of two blocks, which the agent is told of and does not carry out.
+  void order_save(proto::JobId job) {
+    proto::TransferRequest request;
+    request.save = true;
+    request.sequence = kSequence;
+    request.job = job;
+    request.keys = {{1, 1}, {2, 2}};
+    request.device_blocks = {0, 1};
+    ASSERT_EQ(node_->transfer(engine_, request), proto::Reason::kNone);
+    ASSERT_EQ(reserved(), 2U);
+  }
+
+  std::uint64_t reserved() const {
+    std::uint64_t sum = 0;
+    const auto status = nlohmann::json::parse(node_->status_json());
+    for (const auto& space : status.at("spaces")) sum += space.at("reserved").get<std::uint64_t>();
+    return sum;
+  }
+  bool becomes_free() const {
+    for (int i = 0; i < 1000 && reserved() != 0; ++i) ::poll(nullptr, 0, 10);
+    return reserved() == 0;
+  }
+
+  std::string dir_;
+  std::unique_ptr<NodeServer> node_;
+  node::EngineHandle engine_ = 0;
+};
+
+bool told_to_go(const ipc::Channel& channel) {
+  pollfd socket{channel.socket_fd(), POLLIN, 0};
+  return ::poll(&socket, 1, 10'000) == 1 && channel.peer_gone();
+}
+
+TEST_F(NodeServerTest, BlocksOfAnExpelledAgentStayTakenUntilItHasLetGo) {
+  {
+    ipc::Channel agent = attach_agent();
+    order_save(7);
+    const std::array<std::byte, 3> nonsense{};
+    ASSERT_TRUE(agent.send(nonsense));
+    ASSERT_TRUE(told_to_go(agent));
+    EXPECT_EQ(reserved(), 2U);
+  }
+  EXPECT_TRUE(becomes_free());
+  ipc::Channel again = attach_agent();
+  order_save(8);
+}
+
+TEST_F(NodeServerTest, SoDoThoseOfAnAgentThatTalksOnTheSocket) {
+  {
+    ipc::Channel agent = attach_agent();
+    order_save(7);
+    ASSERT_EQ(::send(agent.socket_fd(), "x", 1, 0), 1);
+    ASSERT_TRUE(told_to_go(agent));
+    EXPECT_EQ(reserved(), 2U);
+  }
+  EXPECT_TRUE(becomes_free());
+}
+
+TEST_F(NodeServerTest, AnAgentThatDiesIsGoneEvenIfItsChildHoldsItsSocket) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const pid_t parent = ::fork();
+  if (parent == 0) {
+    const ipc::Channel agent = attach_agent();
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::poll(nullptr, 0, 60'000);
+      ::_exit(0);
+    }
+    (void)!::write(ready[1], &child, sizeof child);
+    ::poll(nullptr, 0, 60'000);
+    ::_exit(0);
+  }
+  pid_t child = 0;
+  ASSERT_EQ(::read(ready[0], &child, sizeof child), static_cast<ssize_t>(sizeof child));
+  order_save(7);
+  ::kill(parent, SIGKILL);
+  ::waitpid(parent, nullptr, 0);
+  EXPECT_TRUE(becomes_free());
+  ::kill(child, SIGKILL);
+  ::close(ready[0]);
+  ::close(ready[1]);
+}
+
+}  // namespace
+}  // namespace flexkv::server
