@@ -24,6 +24,8 @@ void RankJobs::command(proto::CopyCommand command, Nanos deadline) {
 
 void RankJobs::arm(JobId id, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline) {
   if (!node_up_ || given_up_.contains(id)) {
+    // A node that counts us as attached already may have commanded it: it should not wait for its deadline either.
+    if (!node_up_) remember_given_up(id);
     if (is_load) loads_.push_back({id, false});
     return;
   }
@@ -106,11 +108,7 @@ void RankJobs::remember_given_up(JobId id) {
 
 void RankJobs::cancel(JobId id) { give_up(id); }
 
-void RankJobs::node_found() {
-  given_up_.clear();
-  given_up_order_.clear();
-  node_up_ = true;
-}
+void RankJobs::node_found() { node_up_ = true; }
 
 void RankJobs::node_lost() {
   std::vector<JobId> ids;

@@ -191,6 +191,8 @@ TEST_F(RankJobsTest, NodeLostEndsEverythingAndReportsNothingToAnotherNode) {
   expect_load(3, false);
 
   jobs.node_found();
+  jobs.command(copy(5), 100);  // a node that took us for attached before we knew
+  expect_report(5, JobStatus::kCanceled);
   jobs.command(copy(6), 100);
   arm_load(6);
   ASSERT_TRUE(jobs.next(Direction::kToDevice));
