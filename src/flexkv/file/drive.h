@@ -1,8 +1,8 @@
 // The seam to one drive: asynchronous reads and writes of files in one directory. Forms: io_uring (uring_drive.h), and
 // a simulated drive that loses power, tears, delays and fails (sim_drive.h, for tests).
 //
-// Ownership of a buffer passes to the drive with submit() and comes back with Completion: until then the kernel may read
-// or write it, whatever else was said about the request. That is the only promise that never has an exception.
+// Ownership of a buffer passes to the drive with submit() and comes back with Completion: until then the kernel may
+// read or write it, whatever else was said about the request. That is the only promise that never has an exception.
 #pragma once
 
 #include <cstddef>
