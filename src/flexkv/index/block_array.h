@@ -31,7 +31,7 @@ class BlockArray {
   void append(std::span<const key::BlockKey> keys, unsigned tier_count) {
     const auto count = static_cast<std::uint32_t>(keys.size());
     const std::uint32_t size = size_;
-    if (size + count > capacity_) reallocate(std::max(size + count, capacity_ + capacity_ / 2), 0, size, tier_count);
+    if (size + count > capacity_) reallocate(std::max(size + count, capacity_ + capacity_ / 2), size, tier_count);
     std::copy(keys.begin(), keys.end(), mutable_keys() + size);
     for (Tier tier = 0; tier < tier_count; ++tier) std::fill_n(slots(tier) + size, count, kNoSlot);
     size_ = size + count;
@@ -39,13 +39,15 @@ class BlockArray {
   // Drops the last blocks; gives memory back when less than half is used.
   void truncate(std::uint32_t size, unsigned tier_count) {
     size_ = size;
-    if (size < capacity_ / 2) reallocate(size + size / 4, 0, size, tier_count);
+    if (size < capacity_ / 2) reallocate(size + size / 4, size, tier_count);
   }
-  // Moves the first `count` blocks out.
+  // Moves the first `count` blocks out. They keep their memory if they fill half of it: what is split off a run is
+  // mostly a short end, and the front is what later inserts find room in.
   BlockArray take_front(std::uint32_t count, unsigned tier_count) {
-    BlockArray front = copy(0, count, count, tier_count);
-    reallocate(size_ - count, count, size_ - count, tier_count);
-    return front;
+    BlockArray rest = copy(count, size_ - count, size_ - count, tier_count);
+    truncate(count, tier_count);
+    std::swap(*this, rest);
+    return rest;
   }
 
   std::size_t memory_bytes(unsigned tier_count) const { return capacity_ * block_bytes(tier_count); }
@@ -65,8 +67,8 @@ class BlockArray {
     for (Tier tier = 0; tier < tier_count; ++tier) std::copy_n(slots(tier) + first, count, result.slots(tier));
     return result;
   }
-  void reallocate(std::uint32_t capacity, std::uint32_t first, std::uint32_t count, unsigned tier_count) {
-    *this = copy(first, count, capacity, tier_count);
+  void reallocate(std::uint32_t capacity, std::uint32_t count, unsigned tier_count) {
+    *this = copy(0, count, capacity, tier_count);
   }
 
   std::unique_ptr<std::byte[]> data_;

@@ -164,7 +164,12 @@ class PrefixIndex {
   void split_segments(RunId head_id, RunId tail_id, std::uint32_t at, Tier tier);
   void trim(RunId id);
   void remove_run(RunId id);
-  bool is_bare(const Run& run, std::uint32_t at) const;
+  bool is_bare(const Run& run, std::uint32_t at) const {
+    for (Tier tier = 0; tier < tier_count_; ++tier) {
+      if (run.blocks.slots(tier)[at] != kNoSlot) return false;
+    }
+    return true;
+  }
   void resize_blocks(Run& run, std::uint32_t size);
 
   // prefix_index.cc: pins

@@ -127,13 +127,6 @@ void PrefixIndex::split_segments(RunId head_id, RunId tail_id, std::uint32_t at,
   head.children = tail.any() ? 1U : 0U;
 }
 
-bool PrefixIndex::is_bare(const Run& run, std::uint32_t at) const {
-  for (Tier tier = 0; tier < tier_count_; ++tier) {
-    if (run.blocks.slots(tier)[at] != kNoSlot) return false;
-  }
-  return true;
-}
-
 void PrefixIndex::resize_blocks(Run& run, std::uint32_t size) {
   block_bytes_ -= run.blocks.memory_bytes(tier_count_);
   run.blocks.truncate(size, tier_count_);
