@@ -8,17 +8,20 @@ namespace flexkv::agent {
 void RankJobs::command(proto::CopyCommand command, Nanos deadline) {
   const JobId id = command.job;
   if (given_up_.contains(id)) {
-    reports_.push_back({id, JobStatus::kCanceled});
+    if (command.piece == 0) reports_.push_back({id, JobStatus::kCanceled});
     return;
   }
+  if (command.piece > 0 && !jobs_.contains(id)) return;  // the rest of a job that has ended
   Job& job = jobs_[id];
-  if (job.command != nullptr) return;  // said twice: the first one counts
+  if (command.piece != job.pieces_seen || job.complete) return;  // said twice: the first one counts
+  ++job.pieces_seen;
+  job.complete = command.last;
   job.armed = job.armed || command.armed;
   if (job.deadline == 0) {
     job.deadline = deadline;
     deadlines_.emplace(deadline, id);
   }
-  job.command = std::make_shared<const proto::CopyCommand>(std::move(command));
+  job.pieces.push_back(std::make_shared<const proto::CopyCommand>(std::move(command)));
   start_if_ready(id, job);
 }
 
@@ -41,8 +44,9 @@ void RankJobs::arm(JobId id, bool is_load, std::shared_ptr<device::EngineEvent> 
 }
 
 void RankJobs::start_if_ready(JobId id, Job& job) {
-  if (job.command == nullptr || !job.armed || job.running || job.canceled) return;
-  ready_[static_cast<int>(job.command->direction)].push_back(id);
+  if (job.pieces.empty() || !job.armed || job.running || job.queued || job.canceled) return;
+  job.queued = true;
+  ready_[static_cast<int>(job.pieces.front()->direction)].push_back(id);
 }
 
 std::optional<RankJobs::Work> RankJobs::next(device::Direction direction) {
@@ -51,9 +55,13 @@ std::optional<RankJobs::Work> RankJobs::next(device::Direction direction) {
     const JobId id = queue.front();
     queue.pop_front();
     const auto found = jobs_.find(id);
-    if (found == jobs_.end() || found->second.running) continue;  // given up while it waited
-    found->second.running = true;
-    return Work{id, found->second.command, found->second.event};
+    if (found == jobs_.end()) continue;  // given up while it waited
+    Job& job = found->second;
+    job.queued = false;
+    job.running = true;
+    auto piece = std::move(job.pieces.front());
+    job.pieces.pop_front();
+    return Work{id, std::move(piece), job.event};
   }
   return std::nullopt;
 }
@@ -69,14 +77,25 @@ bool RankJobs::canceled(JobId id) const {
 }
 
 void RankJobs::finished(JobId id, JobStatus status) {
-  if (jobs_.contains(id)) end(id, status);
+  const auto found = jobs_.find(id);
+  if (found == jobs_.end()) return;
+  Job& job = found->second;
+  const bool all_copied = job.complete && job.pieces.empty();
+  if (status != JobStatus::kDone || all_copied) {
+    end(id, status);
+  } else if (job.canceled) {
+    end(id, JobStatus::kCanceled);
+  } else {
+    job.running = false;
+    start_if_ready(id, job);
+  }
 }
 
 void RankJobs::end(JobId id, JobStatus status) {
   auto node = jobs_.extract(id);
   Job& job = node.mapped();
   deadlines_.erase({job.deadline, id});
-  if (job.command != nullptr && job.node_knows) reports_.push_back({id, status});
+  if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status});
   if (job.is_load) loads_.push_back({id, status == JobStatus::kDone});
 }
 
@@ -93,7 +112,7 @@ void RankJobs::give_up(JobId id) {
     deadlines_.erase({job.deadline, id});
     return;
   }
-  if (job.command == nullptr || !job.armed) remember_given_up(id);
+  if (job.pieces_seen == 0 || !job.armed) remember_given_up(id);
   end(id, JobStatus::kCanceled);
 }
 

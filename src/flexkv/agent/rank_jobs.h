@@ -1,8 +1,8 @@
 // The transfers of one rank as pure logic: what the node commands, what the engine's worker arms, what the lanes do.
-// do.
 //
 // A job runs once it is both commanded (the node has told which host blocks) and armed (the engine has reached the
-// point from which its device blocks may be read or written). The two arrive in either order, over different ways.
+// point from which its device blocks may be read or written). The two arrive in either order, over different ways. The
+// node may command it in pieces, in order: each is copied as it comes, and the job ends with the last.
 // INVARIANT: a job is reported to the node, and a load to the worker, exactly once, and only when no lane can touch its
 // memory any more. Thread-compatible: RankAgent guards it with one mutex.
 #pragma once
@@ -48,7 +48,7 @@ class RankJobs {
   // From the engine's worker. `is_load`: the worker will ask for the result. event: may be null.
   void arm(JobId job, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline);
 
-  // For the lanes: the oldest job of that direction that may run; stays "running" until finished().
+  // For the lanes: a piece of the oldest job of that direction that may run; stays "running" until finished().
   struct Work {
     JobId job = 0;
     std::shared_ptr<const proto::CopyCommand> command;
@@ -74,7 +74,10 @@ class RankJobs {
 
  private:
   struct Job {
-    std::shared_ptr<const proto::CopyCommand> command;
+    std::deque<std::shared_ptr<const proto::CopyCommand>> pieces;  // to be copied
+    std::uint32_t pieces_seen = 0;
+    bool complete = false;  // the last piece has come
+    bool queued = false;    // in ready_
     std::shared_ptr<device::EngineEvent> event;
     bool armed = false;
     bool is_load = false;  // the worker waits for it

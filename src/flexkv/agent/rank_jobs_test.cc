@@ -84,6 +84,55 @@ TEST_F(RankJobsTest, SaidTwiceCountsOnce) {
   expect_load(1, true);
 }
 
+proto::CopyCommand piece_of(JobId job, std::uint32_t number, bool last) {
+  proto::CopyCommand command = copy(job);
+  command.piece = number;
+  command.last = last;
+  return command;
+}
+
+TEST_F(RankJobsTest, PiecesAreCopiedAsTheyComeAndTheJobEndsWithTheLast) {
+  arm_load(1);
+  jobs.command(piece_of(1, 0, false), 100);
+  EXPECT_EQ(jobs.next(Direction::kToDevice)->command->piece, 0U);
+  EXPECT_FALSE(jobs.next(Direction::kToDevice));
+  jobs.command(piece_of(1, 1, false), 100);
+  jobs.command(piece_of(1, 1, false), 100);       // said twice
+  EXPECT_FALSE(jobs.next(Direction::kToDevice));  // one lane at a time
+  jobs.finished(1, JobStatus::kDone);
+  EXPECT_EQ(jobs.next(Direction::kToDevice)->command->piece, 1U);
+  jobs.finished(1, JobStatus::kDone);
+  EXPECT_FALSE(jobs.next(Direction::kToDevice));
+  EXPECT_TRUE(jobs.pending(1));
+  expect_silence();
+  jobs.command(piece_of(1, 2, true), 100);
+  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  jobs.finished(1, JobStatus::kDone);
+  expect_report(1, JobStatus::kDone);
+  expect_load(1, true);
+}
+
+TEST_F(RankJobsTest, PiecesOfAJobThatEndedAreNoNewJob) {
+  arm_load(1);
+  jobs.command(piece_of(1, 0, false), 100);
+  jobs.cancel(1);
+  expect_report(1, JobStatus::kCanceled);
+  expect_load(1, false);
+  jobs.command(piece_of(2, 0, false), 100);  // not armed
+  jobs.cancel(2);
+  expect_report(2, JobStatus::kCanceled);
+  jobs.command(piece_of(3, 0, false), 100);
+  arm_load(3);
+  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  jobs.cancel(3);
+  jobs.finished(3, JobStatus::kDone);  // of this piece, but another was to come
+  expect_report(3, JobStatus::kCanceled);
+  expect_load(3, false);
+  for (const JobId job : {1U, 2U, 3U}) jobs.command(piece_of(job, 1, true), 100);
+  expect_silence();
+  EXPECT_EQ(jobs.job_count(), 0U);
+}
+
 TEST_F(RankJobsTest, CanceledBeforeBothHalves) {
   jobs.cancel(1);
   expect_silence();
@@ -228,7 +277,7 @@ TEST_F(RankJobsTest, TakeFailedTakesTheResultsOfTheGivenLoadsOnly) {
 RC_GTEST_PROP(RankJobs, EveryHalfIsAnsweredOnce, ()) {
   RankJobs jobs;
   jobs.node_found();
-  std::map<JobId, int> commanded;
+  std::map<JobId, std::uint32_t> commanded;
   std::map<JobId, int> armed;
   std::set<JobId> running;
   std::map<JobId, int> reported;
@@ -248,8 +297,11 @@ RC_GTEST_PROP(RankJobs, EveryHalfIsAnsweredOnce, ()) {
   for (int step = 0; step < steps; ++step) {
     const auto job = static_cast<JobId>(*rc::gen::inRange(1, 9));
     switch (*rc::gen::inRange(0, 6)) {
-      case 0:
-        if (commanded[job]++ == 0) jobs.command(copy(job), now + 20);
+      case 0:  // three pieces
+        if (commanded[job] < 3) {
+          jobs.command(piece_of(job, commanded[job], commanded[job] == 2), now + 20);
+          ++commanded[job];
+        }
         break;
       case 1:
         if (armed[job]++ == 0) jobs.arm(job, true, nullptr, now + 20);

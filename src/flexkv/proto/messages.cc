@@ -144,6 +144,8 @@ std::vector<std::byte> encode(const ToAgent& value) {
     }
     writer.array(std::span<const std::uint32_t>(device_blocks));
     writer.array(std::span<const std::uint64_t>(host_offsets));
+    writer.pod(copy->piece);
+    writer.pod(static_cast<std::uint8_t>(copy->last));
   } else {
     writer.pod(Tag::kCancelCopy);
     writer.pod(std::get<CancelCommand>(value).job);
@@ -163,6 +165,8 @@ Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes) {
       if (device_blocks.size() != host_offsets.size()) break;
       copy.blocks.reserve(device_blocks.size());
       for (std::size_t i = 0; i < device_blocks.size(); ++i) copy.blocks.push_back({device_blocks[i], host_offsets[i]});
+      copy.piece = reader.pod<std::uint32_t>();
+      if (!read_flag(reader, copy.last)) break;
       return finish<ToAgent>(reader, std::move(copy), "copy command");
     }
     case Tag::kCancelCopy:

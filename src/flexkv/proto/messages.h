@@ -52,12 +52,14 @@ struct Welcome {
 
 enum class JobStatus : std::uint8_t { kDone = 0, kFailed = 1, kCanceled = 2 };
 
-// node -> agent
+// node -> agent. A job comes in one piece, or in several as its host blocks become available.
 struct CopyCommand {
   JobId job = 0;
   device::Direction direction = device::Direction::kToHost;
   bool armed = false;  // may start at once; otherwise waits until the engine's worker arms it
   std::vector<device::BlockCopy> blocks;
+  std::uint32_t piece = 0;  // 0, 1, ...
+  bool last = true;         // no piece follows: the job is reported once this one is copied
 };
 struct CancelCommand {
   JobId job = 0;

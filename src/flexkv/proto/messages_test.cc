@@ -8,7 +8,7 @@ namespace flexkv::proto {
 namespace {
 
 TEST(Messages, CopyCommandSurvivesTheTrip) {
-  CopyCommand copy{7, device::Direction::kToDevice, true, {{1, 4096}, {9, 1ULL << 40}}};
+  CopyCommand copy{7, device::Direction::kToDevice, true, {{1, 4096}, {9, 1ULL << 40}}, 3, false};
   const auto decoded = decode_to_agent(encode(ToAgent{copy}));
   ASSERT_TRUE(decoded.ok());
   const auto& got = std::get<CopyCommand>(decoded.value());
@@ -18,6 +18,8 @@ TEST(Messages, CopyCommandSurvivesTheTrip) {
   ASSERT_EQ(got.blocks.size(), 2u);
   EXPECT_EQ(got.blocks[1].device_block, 9u);
   EXPECT_EQ(got.blocks[1].host_offset, 1ULL << 40);
+  EXPECT_EQ(got.piece, 3U);
+  EXPECT_FALSE(got.last);
 }
 
 TEST(Messages, ClientMessagesSurviveTheTrip) {
