@@ -251,10 +251,19 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   return Reason::kNone;
 }
 
-// Advances `begin` over the blocks of `keys` that saves in flight carry; returns the last such save.
-Node::Parent Node::skip_in_flight(const Space& space, std::span<const key::BlockKey> keys, std::uint32_t& begin) const {
+// Advances `begin` over the first `end` blocks of the sequence, as far as saves in flight carry them; returns the last
+// such save.
+Node::Parent Node::skip_in_flight(const Space& space, Sequence& sequence, std::size_t end, std::uint32_t& begin) const {
   Parent parent;
-  while (begin < keys.size()) {
+  if (sequence.carried.job && sequence.carried_end > begin && sequence.carried_end <= end) {
+    const auto last = jobs_.find(*sequence.carried.job);
+    if (last != jobs_.end() && !last->second->failed) {
+      parent = sequence.carried;
+      begin = sequence.carried_end;
+    }
+  }
+  const std::span<const key::BlockKey> keys(sequence.keys.data(), end);
+  while (begin < end) {
     const auto found = space.in_flight.find(keys[begin]);
     if (found == space.in_flight.end()) break;
     const auto& carried = jobs_.at(found->second)->keys;
@@ -262,6 +271,10 @@ Node::Parent Node::skip_in_flight(const Space& space, std::span<const key::Block
     const auto common = std::mismatch(carried.begin(), carried.end(), rest.begin(), rest.end()).first - carried.begin();
     parent = {found->second, static_cast<std::uint32_t>(common)};
     begin += parent.blocks;
+    if (parent.blocks == carried.size()) {
+      sequence.carried = parent;
+      sequence.carried_end = begin;
+    }
   }
   return parent;
 }
@@ -294,7 +307,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   if (sequence->matched >= end) return nothing_to_do();
   // Blocks that another save is carrying right now are its business; ours follow it.
   std::uint32_t begin = sequence->matched;
-  const Parent parent = skip_in_flight(space, std::span(keys).first(end), begin);
+  const Parent parent = skip_in_flight(space, *sequence, end, begin);
   if (begin >= end) return nothing_to_do();
   wanted = end - std::max(begin, request.first_block);
   if (begin < request.first_block) return refuse(Reason::kParentMissing);
@@ -309,12 +322,17 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   }
   const std::uint32_t granted = reserve(space, count, now);
   stats_.unsaved_blocks[slot_of(Reason::kPoolFull)] += count - granted;
+  if (granted < count) job.failure = Reason::kPoolFull;  // and not failed, for what there is room for
   job.blocks = granted;
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
   job.slots.reserve(granted);
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
-  if (granted > 0) space.in_flight.emplace(job.keys.front(), job_key);
+  if (granted > 0) {
+    space.in_flight.emplace(job.keys.front(), job_key);
+    sequence->carried = {job_key, granted};
+    sequence->carried_end = begin + granted;
+  }
   if (parent.job) {
     job.parent = parent.job;
     job.parent_blocks = parent.blocks;
@@ -322,7 +340,6 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   }
   if (granted == 0) {
     job.failed = true;
-    job.failure = Reason::kPoolFull;
     call_off(engine, request.job);
   } else {
     dispatch(job_key, job, job.slots, std::span(request.device_blocks).subspan(begin - request.first_block),

@@ -100,7 +100,8 @@ class Node {
   // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
   // to the client; a reason other than kNone means that nothing was queued.
   Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
-  // Saves those of the blocks that are not kept yet. kNone: queued, or nothing left to do.
+  // Saves those of the blocks that are not kept yet. kNone: queued, or nothing left to do. A save that had room for
+  // some of its blocks only ends as kDone with the reason kPoolFull.
   Reason save(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
   void close_sequence(EngineHandle engine, SequenceId sequence);
   void cancel(EngineHandle engine, JobId job);
@@ -173,7 +174,7 @@ class Node {
     std::optional<JobKey> job;
     std::uint32_t blocks = 0;
   };
-  Parent skip_in_flight(const Space& space, std::span<const key::BlockKey> keys, std::uint32_t& begin) const;
+  Parent skip_in_flight(const Space& space, Sequence& sequence, std::size_t end, std::uint32_t& begin) const;
   std::uint32_t reserve(Space& space, std::uint32_t count, Nanos now);
   void shed_expired_leases(Space& space, Nanos now);
   void evict(Space& space, std::uint32_t count, Nanos now);

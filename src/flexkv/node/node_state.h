@@ -42,6 +42,10 @@ struct Node::Sequence {
   bool pinned = false;
   std::uint32_t matched = 0;  // blocks up to and including the pinned one
   std::uint64_t generation = 0;
+  // The last save in flight that this sequence was found to follow, whole, and where it ends: the next save need not
+  // walk along all those before it.
+  Parent carried;
+  std::uint32_t carried_end = 0;
   bool counted = false;  // in the lookup statistics
   Nanos used_at = 0;
 };

@@ -293,6 +293,8 @@ TEST_F(NodeTest, GrantsWhatThereIsRoomFor) {
   EXPECT_EQ(save(e, 2, 2, keys_of(2, 1)), Reason::kPoolFull);  // all of it is being written
   EXPECT_EQ(failure(2), Reason::kPoolFull);
   report(agents[0], 1);
+  ASSERT_TRUE(done(1));
+  EXPECT_EQ(result(1)->reason, Reason::kPoolFull);  // for the rest
   EXPECT_EQ(lookup(e, 3, keys_of(1, 6)).matched_blocks, 4U);
 }
 
@@ -473,6 +475,42 @@ TEST_F(NodeTest, BoundsSequencesAndJobs) {
   EXPECT_TRUE(done(1));
   node->close_sequence(e, 1);
   EXPECT_EQ(lookup(e, 2, keys_of(2, 2)).reason, Reason::kNeverSeen);
+}
+
+TEST_F(NodeTest, ASaveAfterOnesInFlightSkipsThemAllAlsoWhenTheirChainWasBroken) {
+  start(16);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 8);
+  const auto save_to = [&](JobId job, std::size_t end, std::uint32_t first) {
+    return save(e, 1, job, Keys(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(end)), first);
+  };
+  ASSERT_EQ(save_to(1, 2, 0), Reason::kNone);
+  ASSERT_EQ(save_to(2, 4, 2), Reason::kNone);
+  ASSERT_EQ(save_to(3, 6, 0), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 3)[0].blocks.size(), 2U);
+  report(agents[0], 2, JobStatus::kFailed);  // and so 3 has failed too, though its copy still runs
+  EXPECT_EQ(failure(2), Reason::kRankFailed);
+  ASSERT_EQ(save_to(4, 8, 0), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 4)[0].blocks.size(), 6U);  // all but what 1 carries
+  for (const JobId job : {JobId{1}, JobId{3}, JobId{4}}) report(agents[0], job);
+  EXPECT_EQ(failure(3), Reason::kParentMissing);
+  EXPECT_TRUE(done(4));
+  EXPECT_EQ(lookup(e, 2, keys).matched_blocks, 8U);
+}
+
+TEST_F(NodeTest, AChainOfSavesInFlightIsNotWalkedByEachOfThem) {
+  // Walking it would cost this test minutes instead of a fraction of a second.
+  constexpr std::uint32_t kLength = 50'000;
+  start(kLength);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, kLength);
+  const auto began = monotonic_now();
+  for (std::uint32_t i = 0; i < kLength; ++i) {
+    const bool first = i == 0;
+    proto::TransferRequest request{true, false, 1, i + 1, first ? 0 : kLength, first ? keys : Keys{}, i, {i}};
+    ASSERT_EQ(node->save(e, request, now), Reason::kNone);
+    ASSERT_LT(monotonic_now() - began, 10 * kSecond) << "after " << i << " saves";
+  }
 }
 
 TEST_F(NodeTest, ALongChainOfSavesEndsAtOnce) {
