@@ -180,6 +180,15 @@ class PyClient {
     return get().save(sequence, known, views, first_block, device_blocks);
   }
 
+  std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
+    std::vector<std::pair<proto::JobId, const char*>> ended;
+    for (const auto& result : get().take_ended_jobs()) {
+      const bool complete = result.status == proto::JobStatus::kDone && result.reason == proto::Reason::kNone;
+      ended.emplace_back(result.job, complete ? "" : proto::reason_name(result.reason));
+    }
+    return ended;
+  }
+
  private:
   std::shared_ptr<server::NodeServer> node_;  // an embedded one outlives its client
   std::unique_ptr<client::Client> client_;
@@ -312,7 +321,8 @@ NB_MODULE(_core, m) {
             const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
             auto server = node.running();
             auto port = unwrap(client::open_embedded_port(*server, hello));
-            return std::make_unique<PyClient>(server, std::make_unique<client::Client>(std::move(port), hello));
+            return std::make_unique<PyClient>(
+                server, std::make_unique<client::Client>(std::move(port), hello, client::random_first_job()));
           },
           "node"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
       .def_static(
@@ -321,7 +331,8 @@ NB_MODULE(_core, m) {
              std::uint32_t rank_count, const std::string& model, const nb::bytes& fingerprint) {
             const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
             auto port = unwrap(client::open_remote_port(unwrap(ipc::runtime_dir(runtime_dir)), node_name, hello));
-            return std::make_unique<PyClient>(nullptr, std::make_unique<client::Client>(std::move(port), hello));
+            return std::make_unique<PyClient>(
+                nullptr, std::make_unique<client::Client>(std::move(port), hello, client::random_first_job()));
           },
           "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
       .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
@@ -331,7 +342,11 @@ NB_MODULE(_core, m) {
                       const std::vector<std::uint32_t>& blocks) { return client.get().load(id, first, blocks); })
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a)
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
-      .def("take_ended_jobs", [](PyClient& client) { return client.get().take_ended_jobs(); })
+      .def("take_ended_jobs", &PyClient::take_ended_jobs,
+           "[(job, why it failed or is incomplete; empty: it did all it was to do)]")
+      .def(
+          "generation", [](PyClient& client) { return client.get().generation(); },
+          "Changes whenever jobs may have been forgotten and kept blocks be gone. 0: no node now.")
       .def("reset", [](PyClient& client) { client.get().reset(); })
       .def("ready", [](PyClient& client) { return client.get().ready(); })
       .def("close", &PyClient::close);

@@ -1,29 +1,160 @@
-"""Which saves a step has to wait for, without an engine."""
+"""Which saves a step has to wait for, and when refused ones are offered again, without an engine."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
+from flexkv.integration.vllm.metadata import FlexKVMetadata
+from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 from flexkv.integration.vllm.scheduler import SchedulerSide
+from flexkv.integration.vllm.worker import WorkerSide
+
+BLOCK = 32
+
+
+def fences(saves: RunningSaves, *block_ids: int) -> set[int]:
+    found: set[int] = set()
+    saves.add_readers(block_ids, found)
+    return found
 
 
 def test_a_block_read_by_two_saves_is_fenced_until_both_have_ended() -> None:
-    ended: list[int] = []
-    side = SchedulerSide.__new__(SchedulerSide)
-    side._saves_by_block = {7: {1, 2}, 8: {2}}
-    side._blocks_by_save = {1: [7], 2: [7, 8]}
-    side.client = SimpleNamespace(take_ended_jobs=lambda: [ended.pop()] if ended else [])
+    saves = RunningSaves()
+    saves.add(1, Save(Offers(), 0, [7]))
+    saves.add(2, Save(Offers(), 0, [7, 8]))
+    assert fences(saves, 7, 9) == {1, 2}
+    saves.end(2)
+    assert fences(saves, 7, 9) == {1}
+    assert fences(saves, 8) == set()
+    saves.end(1)
+    assert fences(saves, 7, 8, 9) == set()
+    assert len(saves) == 0
 
-    def fences() -> set[int]:
-        found: set[int] = set()
-        side._fence([7, 9], found)
-        return found
 
-    assert fences() == {1, 2}
-    ended.append(2)
-    side._forget_ended_saves()
-    assert fences() == {1}
-    ended.append(1)
-    side._forget_ended_saves()
-    assert fences() == set()
-    assert side._saves_by_block == {} and side._blocks_by_save == {}
+class FakeClient:
+    """Takes every save; the test says how they end."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[int, str]] = []
+        self.connection = 1
+        self.saves: list[tuple[int, int]] = []  # first block, blocks
+
+    def open_sequence(self) -> int:
+        return 1
+
+    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str]:
+        return 0, "never_seen"
+
+    def save(self, sequence: int, hashes: list[bytes], first: int, blocks: list[int]) -> int:
+        if self.connection == 0:
+            return 0
+        self.saves.append((first, len(blocks)))
+        return len(self.saves)
+
+    def take_ended_jobs(self) -> list[tuple[int, str]]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def generation(self) -> int:
+        return self.connection
+
+    def reset(self) -> None:
+        pass
+
+
+class Decoding:
+    """One request that computes a block in each step, in front of the scheduler side."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.client = FakeClient()
+        monkeypatch.setattr(SchedulerSide, "_open_client", lambda self, config: self_client)
+        self_client = self.client
+        config = SimpleNamespace(
+            cache_config=SimpleNamespace(block_size=BLOCK, cache_dtype="auto"),
+            parallel_config=SimpleNamespace(),
+            model_config=None,
+        )
+        settings: Any = SimpleNamespace(sync_load_max_bytes=0, min_load_tokens=0)
+        self.side = SchedulerSide(config, settings)  # type: ignore[arg-type]
+        self.blocks = 0
+        self.request: Any = SimpleNamespace(
+            request_id="r", kv_transfer_params=None, block_hashes=[], num_tokens=0, num_preemptions=0
+        )
+        self.side.get_num_new_matched_tokens(self.request, 0)
+
+    def step(self) -> FlexKVMetadata:
+        self.blocks += 1
+        self.request.block_hashes.append(b"%d" % self.blocks)
+        cached = SimpleNamespace(
+            req_ids=["r"],
+            resumed_req_ids=set(),
+            new_block_ids=[([self.blocks],)],
+            num_computed_tokens=[(self.blocks - 1) * BLOCK],
+        )
+        output: Any = SimpleNamespace(
+            scheduled_new_reqs=[], scheduled_cached_reqs=cached, num_scheduled_tokens={"r": BLOCK}
+        )
+        return self.side.build_connector_meta(output)
+
+
+def test_what_was_refused_is_offered_again_but_ever_less_often(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    run.client.ended = [(1, "pool_full")]
+    run.step()
+    assert run.client.saves == [(0, 1)]  # not in the very step that heard of it
+    run.step()
+    assert run.client.saves == [(0, 1), (0, 3)]
+    for _ in range(60):  # and refused whenever it is offered
+        run.client.ended = [(len(run.client.saves), "pool_full")]
+        run.step()
+    assert 4 < len(run.client.saves) < 12
+    assert all(first == 0 for first, _ in run.client.saves)
+    while run.client.saves[-1][1] != run.blocks:
+        run.step()
+    run.client.ended = [(len(run.client.saves), "")]
+    run.step()
+    assert run.client.saves[-1] == (run.blocks - 1, 1)
+
+
+def test_a_save_whose_prefix_is_not_kept_is_offered_with_it(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    run.client.ended = [(1, "")]
+    run.step()
+    run.client.ended = [(2, "parent_missing")]
+    run.step()
+    run.step()
+    assert run.client.saves == [(0, 1), (1, 1), (0, 4)]
+
+
+def test_saves_of_a_lost_node_are_ended_once_and_forgotten(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    run.client.connection = 0
+    assert run.step().fences == [1]
+    assert run.step().fences == []
+    run.client.connection = 2
+    while run.client.saves == [(0, 1)]:
+        assert run.step().fences == []
+    assert run.client.saves[-1] == (0, run.blocks)  # the new node has none of them
+
+
+def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    run.side.reset_cache()
+    assert run.step().saves == []
+    run.side.get_num_new_matched_tokens(run.request, 0)  # computes from the start, after a preemption
+    assert run.step().saves == [2]
+
+
+def test_a_step_waits_for_its_fences_once() -> None:
+    waited: list[list[int]] = []
+    worker = WorkerSide.__new__(WorkerSide)
+    worker._fenced_step = 0
+    worker._agent = SimpleNamespace(fence=lambda jobs, patience: waited.append(jobs))
+    for step in (1, 1, 2):
+        worker.before_forward(FlexKVMetadata(step=step, fences=[step]))
+    assert waited == [[1], [2]]

@@ -1,13 +1,22 @@
 #include "flexkv/client/client.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 
+#include "flexkv/base/assert.h"
 #include "flexkv/key/namespace.h"
 
 namespace flexkv::client {
 
-Client::Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello)
-    : port_(std::move(port)), hello_(hello) {}
+JobId random_first_job() {
+  JobId random = 0;
+  FLEXKV_ASSERT(::getrandom(&random, sizeof random, 0) == sizeof random);
+  return (random >> 2) + 1;  // room to count on
+}
+
+Client::Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello, JobId first_job)
+    : port_(std::move(port)), hello_(hello), next_job_(first_job) {}
 
 // Posts what is owed to the node. False: it may not be asked for blocks yet, it would serve some from before a reset.
 bool Client::settle(std::uint64_t generation) {
@@ -112,7 +121,7 @@ JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::
 
 void Client::cancel(JobId job) { (void)port_->post(proto::CancelRequest{job}); }
 
-std::vector<JobId> Client::take_ended_jobs() {
+std::vector<proto::JobResult> Client::take_ended_jobs() {
   (void)settle(port_->generation());
   return port_->take_ended_jobs();
 }

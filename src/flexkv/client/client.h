@@ -26,7 +26,10 @@ using proto::SequenceId;
 
 class Client {
  public:
-  Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello);
+  // `first_job`: the jobs of this client are numbered from here. Ranks may outlive a client and remember jobs of the
+  // one before it under the same engine id, so two clients of one engine must not share numbers: see
+  // random_first_job().
+  Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello, JobId first_job = 1);
 
   // A request's chain of blocks. `hashes` is always the whole chain so far, as the engine's own chained block hashes;
   // only those not seen before are read.
@@ -43,12 +46,16 @@ class Client {
   JobId save(SequenceId sequence, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
              std::span<const std::uint32_t> device_blocks);
   void cancel(JobId job);
-  // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. Best effort: a
-  // node that went away does not say it.
-  std::vector<JobId> take_ended_jobs();
+  // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. A save that kept
+  // all its blocks has no reason; one that kept some is kDone with a reason. Best effort: a node that went away does
+  // not say it, see generation().
+  std::vector<proto::JobResult> take_ended_jobs();
   void reset();
 
   bool ready();
+  // Changes whenever what was ordered before may never be reported, and what was kept may be gone: another connection,
+  // or a rank that went away. 0: no node now.
+  std::uint64_t generation() { return port_->generation(); }
 
  private:
   struct Sequence {
@@ -73,7 +80,10 @@ class Client {
   bool reset_owed_ = false;         // no answer of the node has come since
   std::uint64_t reset_posted_ = 0;  // over the connection of this generation
   SequenceId next_sequence_ = 1;
-  JobId next_job_ = 1;
+  JobId next_job_;
 };
+
+// Never 0, and far from where any other client begins.
+JobId random_first_job();
 
 }  // namespace flexkv::client

@@ -38,7 +38,7 @@ class ScriptedPort final : public NodePort {
     line_.posted.push_back(message);
     return true;
   }
-  std::vector<proto::JobId> take_ended_jobs() override { return {}; }
+  std::vector<proto::JobResult> take_ended_jobs() override { return {}; }
   Nanos reuse_time() const override { return line_.reuse_time; }
 
  private:
@@ -102,6 +102,15 @@ TEST_F(ClientTest, SendsKeysAgainThatTheNodeDidNotTake) {
     (void)client.lookup(sequence, 0, hashes(0, 4));
     EXPECT_EQ(client.known_hashes(sequence), 0U);
   }
+}
+
+TEST_F(ClientTest, NumbersJobsFromWhereItIsTold) {
+  Client other(std::make_unique<ScriptedPort>(line), hello(), 1000);
+  const auto sequence = other.open_sequence();
+  EXPECT_EQ(other.save(sequence, 0, hashes(0, 2), 0, blocks), 1000U);
+  EXPECT_EQ(other.load(sequence, 0, blocks), 1001U);
+  EXPECT_NE(random_first_job(), 0U);
+  EXPECT_NE(random_first_job(), random_first_job());
 }
 
 TEST_F(ClientTest, StartsAfreshOnAnotherConnection) {

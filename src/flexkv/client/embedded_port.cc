@@ -11,7 +11,7 @@ class EmbeddedPort final : public NodePort {
   std::uint64_t generation() override { return generation_; }
   const std::array<std::uint8_t, 32>& key_secret() override { return node_.key_secret(); }
   Nanos reuse_time() const override { return 0; }
-  std::vector<proto::JobId> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
+  std::vector<proto::JobResult> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
 
   proto::LookupReply lookup(const proto::LookupRequest& request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);

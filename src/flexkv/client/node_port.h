@@ -25,7 +25,7 @@ class NodePort {
   virtual const std::array<std::uint8_t, 32>& key_secret() = 0;
   virtual proto::LookupReply lookup(const proto::LookupRequest& request) = 0;
   virtual bool post(const proto::FromClient& message) = 0;
-  virtual std::vector<proto::JobId> take_ended_jobs() = 0;
+  virtual std::vector<proto::JobResult> take_ended_jobs() = 0;
   // Remote lookups cost a round trip, so their results may be reused for a short while.
   virtual Nanos reuse_time() const = 0;
 };

@@ -40,7 +40,7 @@ class RemotePort final : public NodePort {
   const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
   Nanos reuse_time() const override { return kSecond; }
 
-  std::vector<proto::JobId> take_ended_jobs() override {
+  std::vector<proto::JobResult> take_ended_jobs() override {
     take_connection();
     if (channel_) (void)drain(0);
     return std::exchange(ended_, {});
@@ -106,7 +106,7 @@ class RemotePort final : public NodePort {
       } else {
         const auto& result = std::get<proto::JobResult>(message.value());
         if (result.reason == proto::Reason::kUnknownSequence) ++generation_;
-        ended_.push_back(result.job);
+        ended_.push_back(result);
       }
     }
     if (popped == ipc::PopResult::kCorrupt) lose();
@@ -193,7 +193,7 @@ class RemotePort final : public NodePort {
   std::uint64_t last_request_ = 0;
   Nanos mute_until_ = 0;
   std::vector<std::byte> record_;
-  std::vector<proto::JobId> ended_;
+  std::vector<proto::JobResult> ended_;
 
   // Handed over by the connector.
   std::atomic<bool> news_{false};  // set after, read before what mutex_ guards

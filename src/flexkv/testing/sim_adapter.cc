@@ -73,12 +73,12 @@ void SimEngine::add_fences(std::span<const std::uint32_t> blocks, std::set<proto
 }
 
 void SimEngine::build_orders(Step& step) {
-  for (const proto::JobId job : client_->take_ended_jobs()) {
-    const auto ended = blocks_by_save_.extract(job);
+  for (const proto::JobResult& result : client_->take_ended_jobs()) {
+    const auto ended = blocks_by_save_.extract(result.job);
     if (ended.empty()) continue;
     for (const std::uint32_t block : ended.mapped()) {
       const auto saves = saves_by_block_.find(block);
-      saves->second.erase(job);
+      saves->second.erase(result.job);
       if (saves->second.empty()) saves_by_block_.erase(saves);
     }
   }

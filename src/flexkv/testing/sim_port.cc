@@ -58,11 +58,11 @@ void SimPort::lose_connection() {
 void SimPort::take_results() {
   for (const auto& result : std::exchange(arrived_, {})) {
     note(result.reason);
-    ended_.push_back(result.job);
+    ended_.push_back(result);
   }
 }
 
-std::vector<proto::JobId> SimPort::take_ended_jobs() {
+std::vector<proto::JobResult> SimPort::take_ended_jobs() {
   if (link_) take_results();
   return std::exchange(ended_, {});
 }

@@ -21,7 +21,7 @@ class SimPort final : public client::NodePort {
   const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
   proto::LookupReply lookup(const proto::LookupRequest& request) override;
   bool post(const proto::FromClient& message) override;
-  std::vector<proto::JobId> take_ended_jobs() override;
+  std::vector<proto::JobResult> take_ended_jobs() override;
   Nanos reuse_time() const override;
 
   void lose_connection();
@@ -42,7 +42,7 @@ class SimPort final : public client::NodePort {
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t generation_ = 0;
   std::vector<proto::JobResult> arrived_;
-  std::vector<proto::JobId> ended_;
+  std::vector<proto::JobResult> ended_;
 };
 
 }  // namespace flexkv::testing

@@ -21,8 +21,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKV
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from flexkv.integration.vllm.guard import never_raises
-from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
+from flexkv.integration.vllm.vllm_v1_adapter import ours
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,17 +43,16 @@ class FlexKVConnector(FlexKVConnectorV1):
     @never_raises(lambda: None)
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         worker = self._flexkv_connector.worker
-        if worker is not None and isinstance(kv_connector_metadata, FlexKVMetadata):
+        if worker is not None:
             worker.hears_before_forward = True
-            worker.before_forward(kv_connector_metadata)
+            worker.before_forward(ours(kv_connector_metadata))
 
     @never_raises(KVConnectorTransferResults)
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         worker = self._flexkv_connector.worker
         if worker is None:
             return KVConnectorTransferResults()
-        meta = self._connector_metadata
-        ended = worker.take_ended_loads(meta.step if isinstance(meta, FlexKVMetadata) else 0)
+        ended = worker.take_ended_loads(ours(self._connector_metadata).step)
         return KVConnectorTransferResults(
             finished_recving={order.request_id for order, _ in ended},
             failed_recving={order.request_id for order, ok in ended if not ok},

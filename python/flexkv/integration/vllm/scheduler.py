@@ -2,7 +2,8 @@
 microsecond delays decoding, so per step it touches only requests that did something.
 
 Blocks are saved in the step that completes them. A request's device blocks may be reused as soon as vLLM frees them, so
-saves still running are remembered by block, and a step that is going to overwrite such a block is told to wait for them.
+saves still running are remembered by block (`saves`), and a step that is going to overwrite such a block is told to
+wait for them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flexkv import _core
 from flexkv.config import Settings
 from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
+from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 from flexkv.metrics import start_metrics
 
 if TYPE_CHECKING:
@@ -30,7 +32,17 @@ logger = logging.getLogger("flexkv.vllm")
 class _Tracked:
     """A request as far as the cache is concerned. Block numbers count from the start of the prompt."""
 
-    __slots__ = ("block_ids", "load_async", "loaded_in_life", "local_blocks", "offered", "request", "save", "sequence")
+    __slots__ = (
+        "block_ids",
+        "load_async",
+        "loaded_in_life",
+        "local_blocks",
+        "offers",
+        "outdated",
+        "request",
+        "save",
+        "sequence",
+    )
 
     def __init__(self, request: Request, sequence: int, save: bool) -> None:
         self.request = request
@@ -38,7 +50,8 @@ class _Tracked:
         self.block_ids: list[int] = []
         self.local_blocks = 0  # in the engine's own cache at the last lookup
         self.loaded_in_life = -1  # number of preemptions when a load was last ordered
-        self.offered = 0  # leading blocks that are kept or were ordered to be saved
+        self.offers = Offers()
+        self.outdated = False  # its blocks were computed before a reset
         self.load_async = False  # what the engine was told at the last lookup
         self.save = save
 
@@ -50,9 +63,8 @@ class SchedulerSide:
         self._node = None
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadOrder] = []
-        # Two saves may read one block: a prefix in the engine's own cache belongs to every request that shares it.
-        self._saves_by_block: dict[int, set[int]] = {}
-        self._blocks_by_save: dict[int, list[int]] = {}
+        self._saves = RunningSaves()
+        self._generation = 0  # of the client's connection, at the last step
         self._step = 0
         self._sync_blocks_max = settings.sync_load_max_bytes // max(_block_bytes_estimate(config), 1)
         self._metrics: Any = None
@@ -101,7 +113,8 @@ class SchedulerSide:
             )
         tracked.request = request
         tracked.local_blocks = num_computed_tokens // size
-        tracked.offered = matched
+        tracked.offers.offered = matched
+        tracked.outdated = False
         # The last token is always computed: its logits are what the engine is asked for.
         wanted = min(matched, (request.num_tokens - 1) // size) - tracked.local_blocks
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
@@ -143,10 +156,10 @@ class SchedulerSide:
         return meta
 
     def _order_saves(self, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
-        self._forget_ended_saves()
         fences: set[int] = set()
+        self._settle_saves(fences)
         for load in meta.loads:
-            self._fence(load.block_ids, fences)
+            self._saves.add_readers(load.block_ids, fences)
         for new in output.scheduled_new_reqs:
             self._advance(new.req_id, new.num_computed_tokens, new.block_ids[0], True, output, meta, fences)
         cached = output.scheduled_cached_reqs
@@ -172,50 +185,56 @@ class SchedulerSide:
             return
         if whole_table:
             tracked.block_ids = list(block_ids)
-            self._fence(block_ids[computed // self._block_size :], fences)
+            self._saves.add_readers(block_ids[computed // self._block_size :], fences)
         elif block_ids:
             tracked.block_ids.extend(block_ids)
-            self._fence(block_ids, fences)
-        if not tracked.save:
+            self._saves.add_readers(block_ids, fences)
+        if not tracked.save or tracked.outdated:
             return
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
         after_step = (computed + output.num_scheduled_tokens.get(request_id, 0)) // self._block_size
         full = min(after_step, len(tracked.request.block_hashes), len(tracked.block_ids))
-        first = tracked.offered
-        if full <= first:
+        first = tracked.offers.offered
+        if full <= first or not tracked.offers.due(self._step):
             return
         blocks = tracked.block_ids[first:full]
         job = self.client.save(tracked.sequence, tracked.request.block_hashes, first, blocks)
-        if job == 0:
-            return  # no node, or its ranks are not there yet: offered again with the next step
-        tracked.offered = full
+        if job == 0:  # no node, or its ranks are not there yet
+            tracked.offers.refused(first, self._step)
+            return
+        tracked.offers.offered = full
         meta.saves.append(job)
-        self._blocks_by_save[job] = blocks
-        for block in blocks:
-            self._saves_by_block.setdefault(block, set()).add(job)
+        self._saves.add(job, Save(tracked.offers, first, blocks))
 
-    def _fence(self, block_ids: list[int], fences: set[int]) -> None:
-        if self._saves_by_block:
-            for block in block_ids:
-                fences.update(self._saves_by_block.get(block, ()))
+    def _settle_saves(self, fences: set[int]) -> None:
+        """Forgets the saves that have ended; what was not kept is offered again later."""
+        for job, problem in self.client.take_ended_jobs():
+            if (save := self._saves.end(job)) is None:
+                continue
+            if problem:
+                save.offers.refused(save.first, self._step, from_start=problem != "pool_full")
+            else:
+                save.offers.kept()
+        generation = self.client.generation()
+        if generation != self._generation:
+            # Nobody will tell how earlier saves ended: the workers end them, before anything is overwritten. And what
+            # was kept may be gone.
+            self._generation = generation
+            fences.update(self._saves.abandon())
+            self._offer_again()
 
-    def _forget_ended_saves(self) -> None:
-        for job in self.client.take_ended_jobs():
-            for block in self._blocks_by_save.pop(job, ()):
-                saves = self._saves_by_block[block]
-                saves.discard(job)
-                if not saves:
-                    del self._saves_by_block[block]
+    def _offer_again(self) -> None:
+        for tracked in self._requests.values():
+            tracked.offers.offered = 0
 
     # ---- the rest of a request's life
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:
         if not output.invalid_block_ids and not getattr(output, "failed_recving", None):
             return
-        # Blocks that were counted as kept are not, and saves of the last steps were withheld: offer everything again.
-        for tracked in self._requests.values():
-            tracked.offered = 0
+        # Blocks that were counted as kept are not, and saves of the last steps were withheld.
+        self._offer_again()
 
     def request_finished(self, request: Request) -> None:
         tracked = self._requests.pop(request.request_id, None)
@@ -223,9 +242,10 @@ class SchedulerSide:
             self.client.close_sequence(tracked.sequence)
 
     def reset_cache(self) -> None:
+        """What is kept, and what requests have computed so far, is not to be found any more."""
         self.client.reset()
         for tracked in self._requests.values():
-            tracked.offered = 0
+            tracked.outdated = True
 
     def shutdown(self) -> None:
         if self._metrics is not None:

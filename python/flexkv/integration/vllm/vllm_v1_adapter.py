@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _NOTHING = FlexKVMetadata()
 
 
+def ours(metadata: Any) -> FlexKVMetadata:
+    """A step's metadata, empty where the engine has none for us (warm-up)."""
+    return metadata if isinstance(metadata, FlexKVMetadata) else _NOTHING
+
+
 class FlexKVConnectorV1Impl:
     """One per scheduler and one per worker process. Never raises; without a node, or switched off, it finds nothing."""
 
@@ -111,12 +116,8 @@ class FlexKVConnectorV1Impl:
     def _metadata(self, output: Any) -> FlexKVMetadata:
         """This step's metadata. vLLM's connector keeps it: from the step's own output where that is passed, else from
         the connector, found in the worker's tree of connectors."""
-        meta = getattr(output, "kv_connector_metadata", None)
-        if isinstance(meta, FlexKVMetadata):
-            return meta
-        holder = _holder_of(self)
-        meta = getattr(holder, "_connector_metadata", None) if holder is not None else None
-        return meta if isinstance(meta, FlexKVMetadata) else _NOTHING
+        meta = ours(getattr(output, "kv_connector_metadata", None))
+        return meta if meta is not _NOTHING else ours(getattr(_holder_of(self), "_connector_metadata", None))
 
     # ---- scheduler
 

@@ -43,6 +43,7 @@ class WorkerSide:
         self._reported: dict[str, Any] = {}
         # False where the engine calls us only after the forward: then saves must end within their step.
         self.hears_before_forward = False
+        self._fenced_step = 0
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         if self._agent is not None:
@@ -68,8 +69,9 @@ class WorkerSide:
     # ---- one step
 
     def before_forward(self, meta: FlexKVMetadata) -> None:
-        """Ends saves that read what this step overwrites."""
-        if self._agent is not None and meta.fences:
+        """Ends saves that read what this step overwrites; once a step, however often it is called."""
+        if self._agent is not None and meta.fences and meta.step != self._fenced_step:
+            self._fenced_step = meta.step
             self._agent.fence(meta.fences, _FENCE_PATIENCE_MS)
 
     def start_loads(self, meta: FlexKVMetadata) -> None:

@@ -1,0 +1,81 @@
+"""Saves that run beside the engine's steps: who reads which device block, and when to offer again what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# A request whose saves keep being refused offers them again after 1, 2, 4, ... steps, at last after so many.
+_RETRY_STEPS_MAX = 1024
+
+
+class Offers:
+    """How far one request's chain of blocks was offered to be saved."""
+
+    __slots__ = ("_not_before", "_refusals", "offered")
+
+    def __init__(self) -> None:
+        self.offered = 0  # leading blocks that are kept or were ordered to be saved
+        self._refusals = 0
+        self._not_before = 0
+
+    def due(self, step: int) -> bool:
+        return step >= self._not_before
+
+    def refused(self, first: int, step: int, from_start: bool = False) -> None:
+        """Blocks from `first` on were not kept; `from_start`: nor, perhaps, those before them. Refusals of what was
+        ordered before an earlier one was known count as the same."""
+        if first < self.offered:
+            self.offered = 0 if from_start else first
+        if step >= self._not_before:
+            self._not_before = step + min(1 << self._refusals, _RETRY_STEPS_MAX)
+            self._refusals = min(self._refusals + 1, _RETRY_STEPS_MAX.bit_length())
+
+    def kept(self) -> None:
+        self._refusals = 0
+
+
+class Save(NamedTuple):
+    offers: Offers
+    first: int
+    block_ids: list[int]
+
+
+class RunningSaves:
+    """Saves that may still read device blocks, by job and by block."""
+
+    def __init__(self) -> None:
+        self._saves: dict[int, Save] = {}
+        # Two saves may read one block: a prefix in the engine's own cache belongs to every request that shares it.
+        self._by_block: dict[int, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._saves)
+
+    def add(self, job: int, save: Save) -> None:
+        self._saves[job] = save
+        for block in save.block_ids:
+            self._by_block.setdefault(block, set()).add(job)
+
+    def add_readers(self, block_ids: Iterable[int], jobs: set[int]) -> None:
+        """Adds to `jobs` the saves that read any of the blocks."""
+        if self._by_block:
+            for block in block_ids:
+                jobs.update(self._by_block.get(block, ()))
+
+    def end(self, job: int) -> Save | None:
+        """Forgets the save, which reads nothing any more; None if it is not one of ours."""
+        save = self._saves.pop(job, None)
+        for block in save.block_ids if save is not None else ():
+            readers = self._by_block[block]
+            readers.discard(job)
+            if not readers:
+                del self._by_block[block]
+        return save
+
+    def abandon(self) -> list[int]:
+        """Forgets all saves and returns their jobs: nobody will say when they end, so they have to be ended."""
+        jobs = list(self._saves)
+        self._saves.clear()
+        self._by_block.clear()
+        return jobs
