@@ -141,8 +141,12 @@ def test_daemon_killed_while_serving(
             {"op": "settle", "seconds": 2},
             *emptied(),
             generate("back", [long]),
-            *emptied(),
-            generate("hits again", [long]),
+            # A lookup that finds the machine busy gives up, and asks again only after a second.
+            *(
+                step
+                for attempt in range(3)
+                for step in (*emptied(), {"op": "settle", "seconds": 1.2}, generate(f"again {attempt}", [long]))
+            ),
         ]
 
     plain = [step for step in steps() if step["op"] != "run"]
@@ -153,7 +157,7 @@ def test_daemon_killed_while_serving(
         name: result.outputs for name, result in expected.items()
     }
     assert got["without"].flexkv_hits == 0
-    assert got["hits again"].flexkv_hits == whole_blocks(LONG)
+    assert whole_blocks(LONG) in {got[f"again {attempt}"].flexkv_hits for attempt in range(3)}
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["stock", "full"])
