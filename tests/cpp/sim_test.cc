@@ -49,12 +49,18 @@ void print(const SimTotals& totals) {
   show("block shards loaded", totals.blocks_loaded);
   show("blocks saved", totals.blocks_saved);
   show("evicted", totals.blocks_evicted);
+  show("fetched from drives", totals.blocks_fetched);
+  show("of them prefetched", totals.blocks_prefetched);
+  show("written to drives", totals.blocks_written);
+  show("recovered", totals.blocks_recovered);
   show("nodes", totals.nodes);
   show("engines", totals.engines);
   std::printf("\n");
   print_reasons("failed loads", totals.failed_loads);
   print_reasons("unsaved blocks", totals.unsaved_blocks);
   print_reasons("missed blocks", totals.missed_blocks);
+  print_reasons("unfetched blocks", totals.unfetched_blocks);
+  print_reasons("unwritten blocks", totals.unwritten_blocks);
 }
 
 TEST(Simulation, Seeds) {
@@ -78,6 +84,10 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.requests, 20 * count);
   EXPECT_GE(totals.loads_ok, 5 * count);
   EXPECT_GE(totals.blocks_saved, 20 * count);
+  EXPECT_GE(totals.blocks_written, 5 * count);
+  EXPECT_GE(totals.blocks_fetched, count);
+  EXPECT_GE(totals.blocks_prefetched, count / 10);
+  EXPECT_GE(totals.blocks_recovered, count / 10);
 }
 
 }  // namespace

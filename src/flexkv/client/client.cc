@@ -72,7 +72,7 @@ std::vector<key::BlockKey> Client::fold(Sequence& sequence, std::uint32_t first_
 proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
   Sequence* sequence = current(id);
   // A node that came back in this very moment knows none of the hashes that the caller left out: next time.
-  if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode};
+  if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode, 0};
   const auto keys = fold(*sequence, first_hash, hashes);
   const Nanos now = monotonic_now();
   if (keys.empty() && sequence->looked_up_at != 0 && now - sequence->looked_up_at < port_->reuse_time()) {
@@ -93,6 +93,14 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
   sequence->last = reply;
   sequence->looked_up_at = now;
   return reply;
+}
+
+void Client::prefetch(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
+  Sequence* sequence = current(id);
+  if (sequence == nullptr || first_hash > sequence->known) return;
+  proto::PrefetchRequest request{id, sequence->known, fold(*sequence, first_hash, hashes)};
+  const auto added = static_cast<std::uint32_t>(request.keys.size());
+  if (port_->post(std::move(request))) sequence->known += added;
 }
 
 JobId Client::load(SequenceId id, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks) {

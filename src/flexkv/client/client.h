@@ -40,6 +40,8 @@ class Client {
   // How many leading blocks are kept. Repeated calls are cheap; what was found is protected from eviction for a while.
   std::uint32_t known_hashes(SequenceId sequence);
   proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
+  // Asks for the blocks that are kept on drives only to be brought to host memory. Waits for nothing.
+  void prefetch(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
   // The id to arm on every rank; the ranks report how it ended.
   JobId load(SequenceId sequence, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks);
   // 0: there is no node to save to. Blocks that are kept already cost nothing.

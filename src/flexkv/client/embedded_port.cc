@@ -16,7 +16,7 @@ class EmbeddedPort final : public NodePort {
   proto::LookupReply lookup(const proto::LookupRequest& request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);
     note(found.reason);
-    return {request.request, found.matched_blocks, found.reason};
+    return {request.request, found.matched_blocks, found.reason, found.disk_blocks};
   }
 
   bool post(const proto::FromClient& message) override {
@@ -24,6 +24,11 @@ class EmbeddedPort final : public NodePort {
       const auto reason = node_.transfer(engine_, *transfer);
       note(reason);
       return reason != proto::Reason::kNotReady && reason != proto::Reason::kUnknownSequence;
+    }
+    if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message)) {
+      const auto reason = node_.prefetch(engine_, *prefetch);
+      note(reason);
+      return reason == proto::Reason::kNone;
     }
     if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
       node_.close_sequence(engine_, closed->sequence);

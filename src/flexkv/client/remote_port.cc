@@ -47,7 +47,7 @@ class RemotePort final : public NodePort {
   }
 
   proto::LookupReply lookup(const proto::LookupRequest& request) override {
-    const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode};
+    const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
     const Nanos begin = monotonic_now();
     if (!channel_ || begin < mute_until_) return nothing;
     proto::LookupRequest numbered = request;

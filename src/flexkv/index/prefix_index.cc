@@ -42,16 +42,30 @@ std::uint32_t PrefixIndex::depth(PinId id) const {
   return pin.run == kNone ? 0 : runs_[pin.run].depth + pin.at + 1;
 }
 
-void PrefixIndex::collect(PinId id, Tier tier, std::uint32_t first, std::span<Slot> out) const {
-  FLEXKV_ASSERT(tier < tier_count_ && first <= depth(id) && out.size() <= depth(id) - first);
-  auto end = first + static_cast<std::uint32_t>(out.size());
+template <typename Visit>
+void PrefixIndex::visit_path(PinId id, std::uint32_t first, std::size_t count, Visit visit) const {
+  FLEXKV_ASSERT(first <= depth(id) && count <= depth(id) - first);
+  auto end = first + static_cast<std::uint32_t>(count);
   for (RunId run_id = pin_of(id).run; end > first; run_id = runs_[run_id].parent) {
     const Run& run = runs_[run_id];
     if (run.depth >= end) continue;
     const std::uint32_t from = std::max(first, run.depth);
-    std::copy_n(run.blocks.slots(tier) + (from - run.depth), end - from, out.data() + (from - first));
+    visit(run, from - run.depth, end - from, from - first);
     end = from;
   }
+}
+
+void PrefixIndex::collect(PinId id, Tier tier, std::uint32_t first, std::span<Slot> out) const {
+  FLEXKV_ASSERT(tier < tier_count_);
+  visit_path(id, first, out.size(), [&](const Run& run, std::uint32_t at, std::uint32_t count, std::uint32_t to) {
+    std::copy_n(run.blocks.slots(tier) + at, count, out.data() + to);
+  });
+}
+
+void PrefixIndex::collect_keys(PinId id, std::uint32_t first, std::span<key::BlockKey> out) const {
+  visit_path(id, first, out.size(), [&](const Run& run, std::uint32_t at, std::uint32_t count, std::uint32_t to) {
+    std::copy_n(run.blocks.keys() + at, count, out.data() + to);
+  });
 }
 
 MissReason PrefixIndex::why_missing(const key::BlockKey& key, Nanos* gone_at) const {

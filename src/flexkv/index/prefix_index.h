@@ -73,6 +73,8 @@ class PrefixIndex {
   // The slots in `tier` of blocks [first, first + out.size()) of the pinned path, kNoSlot where there is none.
   // REQUIRES: first + out.size() <= depth(pin)
   void collect(PinId pin, Tier tier, std::uint32_t first, std::span<Slot> out) const;
+  // The same for their keys.
+  void collect_keys(PinId pin, std::uint32_t first, std::span<key::BlockKey> out) const;
 
   // ---- residency ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +155,11 @@ class PrefixIndex {
     RunId run = kNone;
     std::uint32_t at = 0;  // block of the run; nothing at the root
   };
+
+  // Calls visit(run, its first block, count, position in the range) for the runs of blocks [first, first + count) of
+  // the pinned path, the last one first.
+  template <typename Visit>
+  void visit_path(PinId pin, std::uint32_t first, std::size_t count, Visit visit) const;
 
   // runs.cc: the forest
   RunId find_child(RunId parent, const key::BlockKey& key) const;

@@ -421,6 +421,9 @@ TEST(PrefixIndex, ClearDetachesPinnedBlocksUntilTheirLastUnpin) {
   std::vector<Slot> slots(5);
   index.collect(pin, 0, 0, slots);
   EXPECT_EQ(slots, numbered(5));
+  std::vector<key::BlockKey> path(4);
+  index.collect_keys(pin, 1, path);
+  EXPECT_TRUE(std::equal(path.begin(), path.end(), keys.begin() + 1));
   EXPECT_EQ(index.extend(pin, std::span(keys).subspan(5), true, 4).block_count, 0u);
   index.insert(pin, 0, std::span(keys).subspan(5), numbered(3, 100), 4, rejected);
   EXPECT_EQ(rejected, numbered(3, 100));

@@ -11,8 +11,6 @@
 namespace flexkv::node {
 namespace {
 
-constexpr index::Tier kHostTier = 0;
-
 std::uint64_t aligned(std::uint64_t bytes) {
   return (bytes + kExtentAlignment - 1) / kExtentAlignment * kExtentAlignment;
 }
@@ -79,6 +77,7 @@ void Node::detach_client(EngineHandle handle) {
   engine->client = false;
   unbind_space(*engine);
   drop_engine_if_empty(handle);
+  pump_disk();
 }
 
 Result<AgentHandle> Node::attach_agent(const proto::AgentHello& hello) {
@@ -108,6 +107,7 @@ Result<AgentHandle> Node::attach_agent(const proto::AgentHello& hello) {
 void Node::detach_agent(AgentHandle handle, Nanos now) {
   const auto found = agents_.find(handle);
   if (found == agents_.end()) return;
+  tell_time(now);
   const auto [engine_handle, rank] = found->second;
   Engine& engine = *find_engine(engine_handle);
   engine.ranks[rank].agent = 0;
@@ -124,6 +124,7 @@ void Node::detach_agent(AgentHandle handle, Nanos now) {
     if (job != jobs_.end()) rank_done(key, *job->second, rank, JobStatus::kFailed, now);
   }
   drop_engine_if_empty(engine_handle);
+  pump_disk();
 }
 
 void Node::drop_engine_if_empty(EngineHandle handle) {
@@ -166,8 +167,8 @@ Node::Space* Node::open_space(const Engine& engine) {
     if (space->digest == digest) return space.get();
   }
   index::PrefixIndex::Options index_options;
-  index_options.tier_count = 1;
-  index_options.policy[0] = options_.policy;
+  index_options.tier_count = disk_ == nullptr ? 1 : 2;
+  index_options.policy[kHostTier] = index_options.policy[kDiskTier] = options_.policy;
   index_options.ghost_count_max = std::clamp<std::uint64_t>(options_.pool_bytes / slot_bytes, 1024, 1U << 22);
   auto space = std::make_unique<Space>(ranges_, slot_bytes, options_.pool_bytes, index_options);
   space->digest = digest;
@@ -175,8 +176,14 @@ Node::Space* Node::open_space(const Engine& engine) {
   space->model = engine.model;
   space->rank_offset = std::move(rank_offset);
   space->block_bytes = block_bytes;
+  if (disk_ != nullptr) open_disk(*space);
   spaces_.push_back(std::move(space));
   return spaces_.back().get();
+}
+
+// Nobody uses it: its host memory, and its drives' slots, can be given to others.
+bool Node::idle(const Space& space) const {
+  return space.engines == 0 && space.jobs == 0 && space.paths == 0 && space.disk_state != Space::DiskState::kOpening;
 }
 
 // ---- views ---------------------------------------------------------------------------------------------------------
@@ -206,9 +213,22 @@ std::vector<Node::SpaceInfo> Node::spaces() const {
   for (const auto& space : spaces_) {
     infos.push_back({hex_prefix(space->digest), space->model, space->block_bytes, space->slots.slot_bytes(),
                      space->slots.slot_count(), space->slots.slot_count() - space->slots.free_count(), space->reserved,
-                     space->index.memory_bytes(), space->engines});
+                     space->index.memory_bytes(), space->engines, space->disk_slots ? space->disk_slots->capacity() : 0,
+                     space->disk_slots ? space->disk_slots->used() : 0,
+                     space->disk_state == Space::DiskState::kOpening});
   }
   return infos;
+}
+
+Node::DiskQueues Node::disk_queues() const {
+  DiskQueues queues;
+  if (disk_ == nullptr) return queues;
+  for (const auto& space : spaces_) {
+    queues.fetches += static_cast<std::uint32_t>(space->fetches.size());
+    queues.writes += static_cast<std::uint32_t>(space->writing.size());
+  }
+  for (const auto& run : disk_->write_runs) queues.writes += run.end - run.next;
+  return queues;
 }
 
 void Node::check_invariants() const {
@@ -228,9 +248,16 @@ void Node::check_invariants() const {
     }
     FLEXKV_ASSERT(reserved == space->reserved);
     FLEXKV_ASSERT(jobs == space->jobs);
+    std::uint32_t fetching = 0;
+    for (const auto& [key, fetch] : space->fetches) fetching += fetch.host != index::kNoSlot;
+    FLEXKV_ASSERT(fetching == space->fetching);
     const std::uint32_t used = space->slots.slot_count() - space->slots.free_count();
-    FLEXKV_ASSERT(used == reserved + space->index.block_count(kHostTier));
+    FLEXKV_ASSERT(used == reserved + fetching + space->index.block_count(kHostTier));
+    if (space->disk_slots) {
+      FLEXKV_ASSERT(space->disk_slots->used() == space->writing.size() + space->index.block_count(kDiskTier));
+    }
   }
+  if (disk_ != nullptr) check_disk_invariants();
 }
 
 }  // namespace flexkv::node

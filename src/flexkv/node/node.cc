@@ -8,10 +8,6 @@
 namespace flexkv::node {
 namespace {
 
-constexpr index::Tier kHostTier = 0;
-
-std::size_t slot_of(Reason reason) { return static_cast<std::size_t>(reason); }
-
 Reason to_reason(index::MissReason reason) {
   switch (reason) {
     case index::MissReason::kEvicted:
@@ -25,7 +21,10 @@ Reason to_reason(index::MissReason reason) {
 
 }  // namespace
 
-Node::Node(NodeOptions options, Outbox& outbox) : options_(options), outbox_(outbox), ranges_(options.pool_bytes) {}
+Node::Node(NodeOptions options, Outbox& outbox, DiskPort* disk)
+    : options_(options), outbox_(outbox), ranges_(options.pool_bytes) {
+  if (disk != nullptr) disk_ = std::make_unique<Disk>(*disk);
+}
 Node::~Node() = default;
 
 // ---- lookups -------------------------------------------------------------------------------------------------------
@@ -49,20 +48,32 @@ std::pair<Node::Sequence*, Reason> Node::sequence_of(Engine& engine, SequenceId 
   return {&sequence, Reason::kNone};
 }
 
-void Node::drop_pin(Space& space, index::PinId& pin) {
+// The slots in `evicted_` are free again.
+void Node::give_back_evicted(Space& space) {
+  for (const auto& evicted : evicted_) {
+    if (evicted.tier == kHostTier) {
+      space.slots.give_back(evicted.slot);
+    } else {
+      space.disk_slots->give_back(evicted.slot);
+    }
+  }
   evicted_.clear();
+}
+
+void Node::drop_pin(Space& space, index::PinId& pin) {
   space.index.unpin(pin, evicted_);
-  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+  give_back_evicted(space);
 }
 
 // Extends the sequence's pinned match as far as its first `block_count` keys are known to the index.
 void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now) {
   Space& space = *engine.space;
-  if (sequence.pinned && sequence.generation != space.generation) {
+  if (sequence.pinned && (sequence.generation != space.generation || sequence.drops != space.drops)) {
     drop_pin(space, sequence.pin);
     sequence.pinned = false;
   }
   sequence.generation = space.generation;
+  sequence.drops = space.drops;
   sequence.used_at = now;
   const std::span<const key::BlockKey> keys(sequence.keys.data(), block_count);
   if (!sequence.pinned) {
@@ -79,25 +90,30 @@ void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_c
 
 Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base, std::span<const key::BlockKey> keys,
                           Nanos now) {
+  tell_time(now);
   Engine* engine = find_engine(handle);
-  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady};
+  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0};
   const auto [sequence, problem] = sequence_of(*engine, id, base, keys);
-  if (sequence == nullptr) return {0, problem};
+  if (sequence == nullptr) return {0, problem, 0};
   Space& space = *engine->space;
   const bool first = !sequence->counted;
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
-  Lookup result{sequence->matched, Reason::kNone};
-  if (result.matched_blocks < sequence->keys.size()) {
+  sequence->leased = true;
+  Lookup result = served(space, *sequence);
+  if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
-    result.reason =
-        space.in_flight.contains(missing) ? Reason::kInFlight : to_reason(space.index.why_missing(missing, nullptr));
+    result.reason = space.in_flight.contains(missing) ? Reason::kInFlight
+                    : space.disk_state == Space::DiskState::kOpening
+                        ? Reason::kRecovering
+                        : to_reason(space.index.why_missing(missing, nullptr));
   }
   if (first) {
     sequence->counted = true;
     ++stats_.lookups;
     stats_.blocks_queried += sequence->keys.size();
     stats_.blocks_hit += result.matched_blocks;
+    stats_.disk_blocks_hit += result.disk_blocks;
     stats_.missed_blocks[slot_of(result.reason)] += sequence->keys.size() - result.matched_blocks;
   }
   return result;
@@ -116,22 +132,23 @@ void Node::close_sequence(EngineHandle handle, SequenceId id) {
   if (found == engine->sequences.end()) return;
   close(*engine, found->second);
   engine->sequences.erase(found);
+  pump_disk();
 }
 
 // ---- room ----------------------------------------------------------------------------------------------------------
 
 void Node::evict(Space& space, std::uint32_t count, Nanos now) {
-  evicted_.clear();
   stats_.blocks_evicted += space.index.evict(kHostTier, count, now, evicted_);
-  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+  give_back_evicted(space);
 }
 
-// A waiting request must not keep its blocks for ever: after lease_time a lookup is no longer protected.
+// A waiting request must not keep its blocks for ever: after lease_time a lookup is no longer protected. One that was
+// admitted has no more use for what was found.
 void Node::shed_expired_leases(Space& space, Nanos now) {
   for (auto& [handle, engine] : engines_) {
     if (engine->space != &space) continue;
     for (auto& [id, sequence] : engine->sequences) {
-      if (!sequence.pinned || now - sequence.used_at < options_.lease_time) continue;
+      if (!sequence.pinned || (sequence.leased && now - sequence.used_at < options_.lease_time)) continue;
       drop_pin(space, sequence.pin);
       sequence.pinned = false;
       sequence.matched = 0;
@@ -146,8 +163,9 @@ std::uint32_t Node::reserve(Space& space, std::uint32_t count, Nanos now) {
   if (space.slots.free_count() < count && space.engines > 0) {
     // Other spaces whose engines have all left are only worth keeping while nobody needs their memory.
     for (auto idle = spaces_.begin(); idle != spaces_.end() && space.slots.free_count() < count;) {
-      if ((*idle)->engines == 0 && idle->get() != &space && (*idle)->jobs == 0) {
+      if (idle->get() != &space && this->idle(**idle)) {
         stats_.blocks_evicted += (*idle)->slots.slot_count() - (*idle)->slots.free_count();
+        if (disk_ != nullptr) disk_->port.close_space((*idle)->number);
         idle = spaces_.erase(idle);
         while (space.slots.free_count() < count && space.slots.grow()) {
         }
@@ -189,27 +207,42 @@ Node::Job& Node::start_job(EngineHandle handle, Engine& engine, const proto::Tra
   return *(jobs_[key] = std::move(job));
 }
 
-// Sends every rank its part. A rank that cannot be told counts as failed; the job ends once the others have reported.
-void Node::dispatch(JobKey key, Job& job, std::span<const index::Slot> slots,
-                    std::span<const std::uint32_t> device_blocks, bool armed) {
-  FLEXKV_ASSERT(device_blocks.size() >= slots.size());
-  Engine& engine = *find_engine(key.first);
+// Sends every rank its part, or the first piece of it. A rank that cannot be told counts as failed; the job ends once
+// the others have reported.
+void Node::dispatch(JobKey key, Job& job, const Blocks& blocks, bool armed) {
+  const Engine& engine = *find_engine(key.first);
   for (std::uint32_t rank = 0; rank < engine.rank_count; ++rank) {
-    proto::CopyCommand command{key.second, job.direction, armed, {}};
-    command.blocks.reserve(slots.size());
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-      command.blocks.push_back({device_blocks[i], job.space->slots.offset(slots[i]) + job.space->rank_offset[rank]});
-    }
-    const AgentHandle agent = engine.ranks[rank].agent;
-    if (agent != 0 && outbox_.send(agent, command)) {
+    if (send_piece(key, job, rank, blocks, armed)) {
       job.waiting[rank] = true;
       ++job.waiting_count;
     } else {
       job.failed = true;
-      job.failure = agent == 0 ? Reason::kRankFailed : Reason::kQueueFull;
+      job.failure = engine.ranks[rank].agent == 0 ? Reason::kRankFailed : Reason::kQueueFull;
     }
   }
+  ++job.pieces;
   if (job.failed) cancel_ranks(key, job);
+}
+
+bool Node::send_piece(JobKey key, const Job& job, std::uint32_t rank, const Blocks& blocks, bool armed) {
+  const AgentHandle agent = find_engine(key.first)->ranks[rank].agent;
+  if (agent == 0) return false;
+  proto::CopyCommand command{key.second, job.direction, armed, {}, job.pieces, job.missing == 0};
+  command.blocks.reserve(blocks.size());
+  for (const auto& [device_block, slot] : blocks) {
+    command.blocks.push_back({device_block, job.space->slots.offset(slot) + job.space->rank_offset[rank]});
+  }
+  return outbox_.send(agent, command);
+}
+
+// The job ends without success once its ranks are quiet.
+void Node::fail(JobKey key, Job& job, Reason reason) {
+  if (!job.failed) {
+    job.failed = true;
+    job.failure = reason;
+    cancel_ranks(key, job);
+  }
+  finish_if_quiet(key, now_);
 }
 
 // There will be no command for this job. The workers may have armed it already: neither a load nor a fence that waits
@@ -222,6 +255,7 @@ void Node::call_off(const Engine* engine, JobId job) {
 }
 
 Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Nanos now) {
+  tell_time(now);
   Engine* engine = find_engine(handle);
   const auto refuse = [&](Reason reason) {
     ++stats_.failed_loads[slot_of(reason)];
@@ -239,15 +273,30 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   if (sequence->matched < end) return refuse(Reason::kGone);
 
-  std::vector<index::Slot> slots(request.device_blocks.size());
-  engine->space->index.collect(sequence->pin, kHostTier, request.first_block, slots);
-  if (std::find(slots.begin(), slots.end(), index::kNoSlot) != slots.end()) return refuse(Reason::kGone);
+  Space& space = *engine->space;
+  const auto count = static_cast<std::uint32_t>(request.device_blocks.size());
+  std::vector<index::Slot> slots(count);
+  space.index.collect(sequence->pin, kHostTier, request.first_block, slots);
+  const auto missing = static_cast<std::uint32_t>(std::count(slots.begin(), slots.end(), index::kNoSlot));
+  if (missing > 0 && disk_ == nullptr) return refuse(Reason::kGone);
+  sequence->leased = false;
+  const JobKey key{handle, request.job};
   Job& job = start_job(handle, *engine, request, device::Direction::kToDevice, now);
-  job.blocks = static_cast<std::uint32_t>(slots.size());
-  job.pin = engine->space->index.clone(sequence->pin);
+  job.blocks = count;
+  job.missing = missing;
+  job.pin = space.index.clone(sequence->pin);
   job.pinned = true;
-  dispatch({handle, request.job}, job, slots, request.device_blocks, request.armed);
-  finish_if_quiet({handle, request.job}, now);
+  Blocks ready;
+  ready.reserve(count - missing);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (slots[i] != index::kNoSlot) ready.emplace_back(request.device_blocks[i], slots[i]);
+  }
+  dispatch(key, job, ready, request.armed);
+  if (missing > 0 && !job.failed) {
+    fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
+  }
+  finish_if_quiet(key, now);
+  pump_disk();
   return Reason::kNone;
 }
 
@@ -280,6 +329,7 @@ Node::Parent Node::skip_in_flight(const Space& space, Sequence& sequence, std::s
 }
 
 Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Nanos now) {
+  tell_time(now);
   std::uint64_t wanted = request.device_blocks.size();
   Engine* engine = find_engine(handle);
   const auto refuse = [&](Reason reason) {
@@ -315,6 +365,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
 
   Job& job = start_job(handle, *engine, request, device::Direction::kToHost, now);
   const JobKey job_key{handle, request.job};
+  sequence->leased = false;
   // The parent must stay while we make room for its children.
   if (!parent.job) {
     job.pin = space.index.clone(sequence->pin);
@@ -342,8 +393,11 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
     job.failed = true;
     call_off(engine, request.job);
   } else {
-    dispatch(job_key, job, job.slots, std::span(request.device_blocks).subspan(begin - request.first_block),
-             request.armed);
+    Blocks blocks;
+    blocks.reserve(granted);
+    const auto device_blocks = std::span(request.device_blocks).subspan(begin - request.first_block, granted);
+    for (std::uint32_t i = 0; i < granted; ++i) blocks.emplace_back(device_blocks[i], job.slots[i]);
+    dispatch(job_key, job, blocks, request.armed);
   }
   finish_if_quiet(job_key, now);
   return granted == 0 ? Reason::kPoolFull : Reason::kNone;
@@ -365,13 +419,15 @@ void Node::cancel(EngineHandle handle, JobId id) {
   found->second->failed = true;
   found->second->failure = Reason::kCanceled;
   cancel_ranks(found->first, *found->second);
+  pump_disk();
 }
 
 void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now) {
   if (rank >= job.waiting.size() || !job.waiting[rank]) return;  // late or repeated
   job.waiting[rank] = false;
   --job.waiting_count;
-  if (status != JobStatus::kDone && !job.failed) {
+  // Done before it was told all it has to do: the rank is confused.
+  if ((status != JobStatus::kDone || job.missing > 0) && !job.failed) {
     job.failed = true;
     job.failure = status == JobStatus::kCanceled ? Reason::kCanceled : Reason::kRankFailed;
     cancel_ranks(key, job);
@@ -380,11 +436,13 @@ void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status,
 }
 
 void Node::on_report(AgentHandle handle, const proto::JobReport& report, Nanos now) {
+  tell_time(now);
   const auto agent = agents_.find(handle);
   if (agent == agents_.end()) return;
   const JobKey key{agent->second.engine, report.job};
   const auto job = jobs_.find(key);
   if (job != jobs_.end()) rank_done(key, *job->second, agent->second.rank, report.status, now);
+  pump_disk();
 }
 
 // Also finishes what waited for this job, and so on; in a loop, because such a chain may be as long as jobs_max.
@@ -395,7 +453,7 @@ void Node::finish_if_quiet(JobKey first, Nanos now) {
     candidates.pop_back();
     Job& job = *jobs_.at(key);
     // A filled save whose parent is still being written waits for it: a block is never visible before its prefix.
-    if (job.waiting_count > 0 || (!job.failed && job.parent)) continue;
+    if (job.waiting_count > 0 || (!job.failed && (job.parent || job.missing > 0))) continue;
     if (job.direction == device::Direction::kToHost) publish_or_drop(job, now);
     const std::vector<JobKey> followers = retire(key, now);
     candidates.insert(candidates.end(), followers.begin(), followers.end());
@@ -417,6 +475,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     index::PinId base = space.index.clone(job.pin);
     space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
     for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    write_behind(space, job.pin);
     for (const JobKey& follower_key : job.followers) {
       Job& follower = *jobs_.at(follower_key);
       const auto match =
@@ -479,6 +538,7 @@ std::optional<Nanos> Node::next_deadline() const {
 }
 
 void Node::on_time(Nanos now) {
+  tell_time(now);
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const JobKey key = deadlines_.begin()->second;
     Job& job = *jobs_.at(key);
@@ -489,13 +549,14 @@ void Node::on_time(Nanos now) {
     cancel_ranks(key, job);  // also takes the deadline off
     finish_if_quiet(key, now);
   }
+  pump_disk();
 }
 
 void Node::clear(Space& space, Nanos now) {
   ++space.generation;
-  evicted_.clear();
   space.index.clear(now, evicted_);
-  for (const auto& evicted : evicted_) space.slots.give_back(evicted.slot);
+  give_back_evicted(space);
+  if (disk_ != nullptr) disk_->port.reset_space(space.number);
 }
 
 void Node::reset(EngineHandle handle, Nanos now) {
@@ -506,11 +567,17 @@ void Node::reset(EngineHandle handle, Nanos now) {
   for (const auto& space : spaces_) {
     if (space->fingerprint == engine->fingerprint) clear(*space, now);
   }
+  if (disk_ != nullptr) disk_->port.reset_closed_spaces(model_name(engine->fingerprint));
 }
 
 void Node::reset_all(Nanos now) {
   for (const auto& space : spaces_) clear(*space, now);
-  std::erase_if(spaces_, [](const auto& space) { return space->engines == 0 && space->jobs == 0; });
+  std::erase_if(spaces_, [&](const auto& space) {
+    if (!idle(*space)) return false;
+    if (disk_ != nullptr) disk_->port.close_space(space->number);
+    return true;
+  });
+  if (disk_ != nullptr) disk_->port.reset_closed_spaces(std::nullopt);
 }
 
 }  // namespace flexkv::node

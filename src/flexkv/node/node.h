@@ -6,9 +6,13 @@
 //
 // A block's life: reserved (a save job holds its slot) -> filled (every rank reported) -> published (in the index) ->
 // pinned by lookups and load jobs -> evicted. INVARIANT: a slot is neither freed nor reused while any rank may still
-// read or write it, that is until each rank of each job on it has reported or disconnected.
+// read or write it, that is until each rank of each job on it has reported or disconnected; nor while a drive may.
+//
+// With drives (DiskPort), published blocks are written behind to slots there, and a load fetches what is only there:
+// what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -23,6 +27,7 @@
 
 #include "flexkv/base/time.h"
 #include "flexkv/index/prefix_index.h"
+#include "flexkv/node/disk_port.h"
 #include "flexkv/node/slot_space.h"
 #include "flexkv/proto/messages.h"
 #include "flexkv/telemetry/histogram.h"
@@ -66,10 +71,18 @@ struct DirectionStats {
   telemetry::Histogram latency;
 };
 
+// Of blocks that go between host memory and drives.
+struct DiskFlowStats {
+  std::uint64_t blocks = 0;
+  std::uint64_t bytes = 0;
+  telemetry::Histogram latency;  // of a block, since the drive was asked
+};
+
 struct NodeStats {
   std::uint64_t lookups = 0;
   std::uint64_t blocks_queried = 0;
   std::uint64_t blocks_hit = 0;
+  std::uint64_t disk_blocks_hit = 0;  // of them, only on drives
   std::uint64_t blocks_saved = 0;
   std::uint64_t blocks_evicted = 0;
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
@@ -77,11 +90,19 @@ struct NodeStats {
   std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
   DirectionStats to_device;
   DirectionStats to_host;
+  DiskFlowStats from_disk;
+  DiskFlowStats to_disk;
+  std::uint64_t blocks_prefetched = 0;  // of those from drives: nobody waited for them when they were asked for
+  std::uint64_t disk_blocks_evicted = 0;
+  std::uint64_t disk_blocks_recovered = 0;
+  std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
 };
 
 class Node {
  public:
-  Node(NodeOptions options, Outbox& outbox);
+  // `disk`: null without drives; outlives the node.
+  Node(NodeOptions options, Outbox& outbox, DiskPort* disk = nullptr);
   ~Node();
 
   // An engine = one client (its scheduler) and rank_count agents that name the same engine_id. Order does not matter.
@@ -93,6 +114,7 @@ class Node {
   struct Lookup {
     std::uint32_t matched_blocks = 0;
     Reason reason = Reason::kNone;  // of the first block that is missing
+    std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
   };
   // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
@@ -103,6 +125,9 @@ class Node {
   // Saves those of the blocks that are not kept yet. kNone: queued, or nothing left to do. A save that had room for
   // some of its blocks only ends as kDone with the reason kPoolFull.
   Reason save(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
+  // Fetches blocks of the sequence that are only on drives, as far as there is room. A reason other than kNone means
+  // that the keys were not taken.
+  Reason prefetch(EngineHandle engine, const proto::PrefetchRequest& request, Nanos now);
   void close_sequence(EngineHandle engine, SequenceId sequence);
   void cancel(EngineHandle engine, JobId job);
   // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing.
@@ -110,6 +135,12 @@ class Node {
   void reset_all(Nanos now);
 
   void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
+
+  // From the drives; see DiskPort.
+  void on_disk_recovered(SpaceNumber space, std::span<const RecoveredChain> chains, Nanos now);
+  // Of each drive so many slots may be used.
+  void on_disk_opened(SpaceNumber space, std::span<const std::uint32_t> slots, Nanos now);
+  void on_disk_done(std::span<const DiskResult> results, Nanos now);
 
   // The time at which on_time must be called next; nullopt when nothing waits.
   std::optional<Nanos> next_deadline() const;
@@ -139,7 +170,15 @@ class Node {
     std::uint32_t reserved = 0;  // being saved
     std::uint64_t metadata_bytes = 0;
     std::uint32_t engines = 0;
+    std::uint64_t disk_slots = 0;
+    std::uint64_t disk_used = 0;
+    bool recovering = false;
   };
+  struct DiskQueues {
+    std::uint32_t fetches = 0;  // blocks that are fetched, or wait for room or a drive
+    std::uint32_t writes = 0;   // blocks that are written, or wait for a drive
+  };
+  DiskQueues disk_queues() const;
   std::vector<EngineInfo> engines() const;
   std::vector<SpaceInfo> spaces() const;
   std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
@@ -153,8 +192,14 @@ class Node {
   struct Agent;
   struct Job;
   struct Sequence;
+  struct Disk;
+  struct Path;
+  struct Fetch;
+  struct DiskIo;
   using JobKey = std::pair<EngineHandle, JobId>;
+  using Blocks = std::vector<std::pair<std::uint32_t, index::Slot>>;  // of a device and where they lie in the pool
 
+  void tell_time(Nanos now) { now_ = std::max(now_, now); }
   Engine* find_engine(EngineHandle engine);
   Result<Engine*> join_engine(const std::string& id, std::uint32_t rank_count);
   void bind_space(Engine& engine);
@@ -181,8 +226,9 @@ class Node {
 
   Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
                  device::Direction direction, Nanos now);
-  void dispatch(JobKey key, Job& job, std::span<const index::Slot> slots, std::span<const std::uint32_t> device_blocks,
-                bool armed);
+  void dispatch(JobKey key, Job& job, const Blocks& blocks, bool armed);
+  bool send_piece(JobKey key, const Job& job, std::uint32_t rank, const Blocks& blocks, bool armed);
+  void fail(JobKey key, Job& job, Reason reason);
   void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);
   void publish_or_drop(Job& job, Nanos now);
@@ -190,6 +236,38 @@ class Node {
   void cancel_ranks(JobKey key, Job& job);
   void call_off(const Engine* engine, JobId job);
   void clear(Space& space, Nanos now);
+  bool idle(const Space& space) const;
+  Space* find_space(SpaceNumber number) const;
+  void give_back_evicted(Space& space);
+
+  // fetch.cc: from drives to host memory
+  using FetchId = std::pair<SpaceNumber, key::BlockKey>;
+  Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
+  void release(Path* path);                    // by one user
+  Lookup served(const Space& space, const Sequence& sequence);
+  void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
+                 std::span<const index::Slot> slots);
+  Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
+  bool awaited(const Fetch& fetch) const;
+  enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy };
+  Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
+  void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);
+  void drop_fetch(Space& space, const key::BlockKey& key, Reason reason);
+  void deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived);
+  void send_arrived(JobKey key);
+  void pump_disk();
+  bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
+  bool make_way();
+
+  // write_behind.cc: from host memory to drives, and what lies there
+  static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
+  void open_disk(Space& space);
+  void write_behind(Space& space, index::PinId pin);
+  void pump_writes();
+  std::optional<index::Slot> take_disk_slot(Space& space, const std::vector<bool>& refused, bool& busy);
+  bool begin_write(Path* path, std::uint32_t at);
+  void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
+  void check_disk_invariants() const;
 
   NodeOptions options_;
   Outbox& outbox_;
@@ -200,10 +278,12 @@ class Node {
   std::vector<std::unique_ptr<Space>> spaces_;
   std::map<JobKey, std::unique_ptr<Job>> jobs_;
   std::set<std::pair<Nanos, JobKey>> deadlines_;
+  std::unique_ptr<Disk> disk_;                        // null without drives
   std::vector<index::PrefixIndex::Evicted> evicted_;  // scratch
   std::uint64_t sequence_keys_ = 0;
   EngineHandle next_engine_ = 1;
   AgentHandle next_agent_ = 1;
+  Nanos now_ = 0;  // the latest that was told
 };
 
 }  // namespace flexkv::node

@@ -1,12 +1,42 @@
 // The records behind Node. Private to this module.
 #pragma once
 
+#include <list>
 #include <unordered_set>
 
 #include "flexkv/key/namespace.h"
+#include "flexkv/node/disk_slots.h"
 #include "flexkv/node/node.h"
 
 namespace flexkv::node {
+
+constexpr index::Tier kHostTier = 0;
+constexpr index::Tier kDiskTier = 1;
+
+inline std::size_t slot_of(Reason reason) { return static_cast<std::size_t>(reason); }
+
+// A pinned path that several transfers to or from drives share: as long as there are any, neither its host slots nor
+// its disk slots go to other blocks.
+struct Node::Path {
+  Space* space = nullptr;
+  std::uint64_t generation = 0;
+  index::PinId pin{};
+  std::uint32_t users = 0;
+  std::list<Path>::iterator self;
+};
+
+// A block on its way from a drive to host memory, or waiting for room there or for the drive.
+struct Node::Fetch {
+  struct Waiter {
+    JobKey job;
+    std::uint32_t device_block = 0;
+  };
+  Path* path = nullptr;
+  std::uint32_t at = 0;               // its place in the path
+  index::Slot host = index::kNoSlot;  // once begun
+  bool prefetch = false;
+  std::vector<Waiter> waiters;
+};
 
 // All blocks of one kind: same model, same weights, same bytes per block on every rank.
 struct Node::Space {
@@ -28,6 +58,55 @@ struct Node::Space {
   // Saves that run, by their first block. A prompt's blocks in flight are found from where its match ends: the next
   // one begins a save or nobody saves it; where that save ends, another may follow.
   std::unordered_map<key::BlockKey, JobKey, key::BlockKeyHash> in_flight;
+
+  // ---- with drives
+  SpaceNumber number = 0;
+  enum class DiskState : std::uint8_t { kNone, kOpening, kOpen } disk_state = DiskState::kNone;
+  std::optional<DiskSlots> disk_slots;
+  std::uint64_t drops = 0;  // blocks that turned out bad: what was matched before may have holes
+  std::unordered_map<key::BlockKey, index::PinId, key::BlockKeyHash> recovered_ends;  // while opening: of each chain
+  std::unordered_map<key::BlockKey, Fetch, key::BlockKeyHash> fetches;
+  std::unordered_set<key::BlockKey, key::BlockKeyHash> writing;
+  std::uint32_t fetching = 0;  // fetches that hold a host slot
+  std::uint32_t paths = 0;     // in use by fetches and writes, waiting ones included
+};
+
+// A transfer that a drive has.
+struct Node::DiskIo {
+  Space* space = nullptr;
+  key::BlockKey key;
+  Path* path = nullptr;
+  std::uint32_t at = 0;
+  index::Slot disk = index::kNoSlot;
+  bool write = false;
+  bool prefetch = false;
+  Nanos begun = 0;
+};
+
+struct Node::Disk {
+  explicit Disk(DiskPort& drives) : port(drives), writes(drives.drive_count()) {}
+
+  // Blocks [begin, end) of the path are to be written; those before `next` are the drives' already.
+  struct WriteRun {
+    Path* path = nullptr;
+    std::uint32_t begin = 0;
+    std::uint32_t next = 0;
+    std::uint32_t end = 0;
+  };
+  DiskPort& port;
+  std::list<Path> paths;
+  std::unordered_map<DiskOp, DiskIo> ios;
+  DiskOp next_op = 1;
+  SpaceNumber next_space = 1;
+  // To be begun. What was begun or given up since counts for nothing.
+  std::deque<FetchId> loads;
+  std::deque<FetchId> prefetches;
+  std::deque<WriteRun> write_runs;
+  std::uint64_t queued_write_bytes = 0;  // of write_runs
+  std::vector<std::uint32_t> writes;     // at each drive
+  bool pumping = false;
+  std::vector<index::Slot> host_slots;  // scratch of served()
+  std::vector<index::Slot> disk_slots;
 };
 
 struct Node::Agent {
@@ -42,11 +121,13 @@ struct Node::Sequence {
   bool pinned = false;
   std::uint32_t matched = 0;  // blocks up to and including the pinned one
   std::uint64_t generation = 0;
+  std::uint64_t drops = 0;
   // The last save in flight that this sequence was found to follow, whole, and where it ends: the next save need not
   // walk along all those before it.
   Parent carried;
   std::uint32_t carried_end = 0;
   bool counted = false;  // in the lookup statistics
+  bool leased = false;   // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 
@@ -86,6 +167,10 @@ struct Node::Job {
   std::uint32_t waiting_count = 0;
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
+  // Load only:
+  std::uint32_t missing = 0;  // blocks that are still fetched
+  Blocks arrived;             // since the last piece
+  std::uint32_t pieces = 0;   // sent
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;

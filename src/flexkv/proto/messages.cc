@@ -22,6 +22,7 @@ enum class Tag : std::uint8_t {
   kReset = 8,
   kLookupReply = 9,
   kJobResult = 10,
+  kPrefetch = 11,
 };
 
 Error malformed(const char* what) {
@@ -54,15 +55,33 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kCanceled, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kNoRoomToLoad, "kReasonCount follows the list");
 
 }  // namespace
 
 const char* reason_name(Reason reason) {
-  static constexpr std::array<const char*, kReasonCount> kNames = {
-      "none",      "never_seen",     "evicted", "reset",      "in_flight",          "not_ready",        "no_node",
-      "pool_full", "parent_missing", "gone",    "queue_full", "too_many_sequences", "unknown_sequence", "rank_failed",
-      "deadline",  "canceled"};
+  static constexpr std::array<const char*, kReasonCount> kNames = {"none",
+                                                                   "never_seen",
+                                                                   "evicted",
+                                                                   "reset",
+                                                                   "in_flight",
+                                                                   "not_ready",
+                                                                   "no_node",
+                                                                   "pool_full",
+                                                                   "parent_missing",
+                                                                   "gone",
+                                                                   "queue_full",
+                                                                   "too_many_sequences",
+                                                                   "unknown_sequence",
+                                                                   "rank_failed",
+                                                                   "deadline",
+                                                                   "canceled",
+                                                                   "checksum",
+                                                                   "disk_failed",
+                                                                   "disk_off",
+                                                                   "disk_full",
+                                                                   "recovering",
+                                                                   "no_room_to_load"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 
@@ -212,6 +231,11 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.array(std::span<const key::BlockKey>(transfer->keys));
     writer.pod(transfer->first_block);
     writer.array(std::span<const std::uint32_t>(transfer->device_blocks));
+  } else if (const auto* prefetch = std::get_if<PrefetchRequest>(&value)) {
+    writer.pod(Tag::kPrefetch);
+    writer.pod(prefetch->sequence);
+    writer.pod(prefetch->base);
+    writer.array(std::span<const key::BlockKey>(prefetch->keys));
   } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
     writer.pod(Tag::kCloseSequence);
     writer.pod(closed->sequence);
@@ -246,6 +270,13 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       transfer.device_blocks = read_blocks<std::uint32_t>(reader);
       return finish<FromClient>(reader, std::move(transfer), "transfer request");
     }
+    case Tag::kPrefetch: {
+      PrefetchRequest prefetch;
+      prefetch.sequence = reader.pod<SequenceId>();
+      prefetch.base = reader.pod<std::uint32_t>();
+      prefetch.keys = read_blocks<key::BlockKey>(reader);
+      return finish<FromClient>(reader, std::move(prefetch), "prefetch request");
+    }
     case Tag::kCloseSequence:
       return finish<FromClient>(reader, CloseSequence{reader.pod<SequenceId>()}, "close request");
     case Tag::kCancel:
@@ -264,6 +295,7 @@ std::vector<std::byte> encode(const ToClient& value) {
     writer.pod(Tag::kLookupReply);
     writer.pod(reply->request);
     writer.pod(reply->matched_blocks);
+    writer.pod(reply->disk_blocks);
     writer.pod(reply->reason);
   } else {
     const auto& result = std::get<JobResult>(value);
@@ -282,6 +314,7 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       LookupReply reply;
       reply.request = reader.pod<std::uint64_t>();
       reply.matched_blocks = reader.pod<std::uint32_t>();
+      reply.disk_blocks = reader.pod<std::uint32_t>();
       if (!read_enum(reader, kLastReason, reply.reason)) break;
       return finish<ToClient>(reader, reply, "lookup reply");
     }

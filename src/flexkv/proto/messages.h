@@ -90,8 +90,14 @@ enum class Reason : std::uint8_t {
   kRankFailed,
   kDeadline,
   kCanceled,
+  kChecksum,      // what lay on the drive was not the block
+  kDiskFailed,    // the drive could not read or write it
+  kDiskOff,       // the drive does not serve
+  kDiskFull,      // no place on a drive, and nothing there could be evicted
+  kRecovering,    // what the drives hold is still being read
+  kNoRoomToLoad,  // host memory cannot hold so much of a prompt from a drive at once
 };
-constexpr std::size_t kReasonCount = 16;
+constexpr std::size_t kReasonCount = 22;
 const char* reason_name(Reason reason);
 
 // client -> node
@@ -111,6 +117,12 @@ struct TransferRequest {
   std::uint32_t first_block = 0;
   std::vector<std::uint32_t> device_blocks;
 };
+// Blocks that are only on drives are brought to host memory. No answer.
+struct PrefetchRequest {
+  SequenceId sequence = 0;
+  std::uint32_t base = 0;
+  std::vector<key::BlockKey> keys;  // as in LookupRequest
+};
 struct CloseSequence {
   SequenceId sequence = 0;
 };
@@ -118,13 +130,15 @@ struct CancelRequest {
   JobId job = 0;
 };
 struct ResetRequest {};
-using FromClient = std::variant<LookupRequest, TransferRequest, CloseSequence, CancelRequest, ResetRequest>;
+using FromClient =
+    std::variant<LookupRequest, TransferRequest, PrefetchRequest, CloseSequence, CancelRequest, ResetRequest>;
 
 // node -> client
 struct LookupReply {
   std::uint64_t request = 0;
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
+  std::uint32_t disk_blocks = 0;  // of the matched ones, only on drives so far
 };
 struct JobResult {
   JobId job = 0;

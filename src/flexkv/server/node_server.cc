@@ -120,6 +120,11 @@ proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::Trans
   return reason;
 }
 
+proto::Reason NodeServer::prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request) {
+  MutexLock lock(mutex_);
+  return node_.prefetch(engine, request, monotonic_now());
+}
+
 void NodeServer::close_sequence(node::EngineHandle engine, proto::SequenceId sequence) {
   MutexLock lock(mutex_);
   node_.close_sequence(engine, sequence);
@@ -407,11 +412,13 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   const Nanos now = monotonic_now();
   if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
     const auto found = node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now);
-    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason};
+    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason, found.disk_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));
   }
   if (const auto* transfer = std::get_if<proto::TransferRequest>(&message.value())) {
     (void)(transfer->save ? node_.save(peer.engine, *transfer, now) : node_.load(peer.engine, *transfer, now));
+  } else if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message.value())) {
+    (void)node_.prefetch(peer.engine, *prefetch, now);
   } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message.value())) {
     node_.close_sequence(peer.engine, closed->sequence);
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message.value())) {

@@ -41,6 +41,7 @@ class NodeServer final : private node::Outbox {
   node::Node::Lookup lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
                             std::span<const key::BlockKey> keys);
   proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
+  proto::Reason prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request);
   void close_sequence(node::EngineHandle engine, proto::SequenceId sequence);
   void cancel(node::EngineHandle engine, proto::JobId job);
   void reset(node::EngineHandle engine);

@@ -11,13 +11,15 @@ constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
 
 }  // namespace
 
-SimNode::SimNode(SimLoop& loop, const SimPlan& plan, std::uint64_t epoch)
+SimNode::SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, std::uint64_t epoch)
     : loop_(loop),
       plan_(plan),
       pool_(std::make_shared<Bytes>(plan.node.pool_bytes)),
       timer_(kNever),
-      node_(plan.node, *this) {
-  for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(epoch));
+      disk_(plan.drives == 0 ? nullptr : std::make_unique<SimDisk>(loop, plan, store, disk_callbacks())),
+      node_(plan.node, *this, disk_.get()) {
+  // What lies on drives is found again with the same secret only.
+  for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(disk_ == nullptr ? epoch : 1));
   for (auto& byte : *pool_) byte = static_cast<std::byte>(epoch * 37 + 11);  // garbage
 }
 
@@ -86,7 +88,7 @@ proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::Looku
   const auto found = node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now());
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
-  return {request.request, found.matched_blocks, found.reason};
+  return {request.request, found.matched_blocks, found.reason, found.disk_blocks};
 }
 
 proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient& message) {
@@ -97,6 +99,9 @@ proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient&
     reason = transfer->save ? node_.save(engine, *transfer, loop_.now()) : node_.load(engine, *transfer, loop_.now());
     loop_.note(transfer->save ? "node: save" : "node: load", engine, transfer->job, transfer->device_blocks.size(),
                static_cast<std::uint64_t>(reason));
+  } else if (const auto* wanted = std::get_if<proto::PrefetchRequest>(&message)) {
+    reason = node_.prefetch(engine, *wanted, loop_.now());
+    loop_.note("node: prefetch", engine, wanted->sequence, static_cast<std::uint64_t>(reason));
   } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
     node_.close_sequence(engine, closed->sequence);
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
@@ -158,7 +163,34 @@ void SimNode::send(node::EngineHandle engine, const proto::JobResult& result) {
   link->to_client->send([link, result] { link->deliver(result); });
 }
 
-// NEVER two writers of one page, nor a writer beside readers, over all ranks that ever attached and may still copy.
+SimDisk::Callbacks SimNode::disk_callbacks() {
+  SimDisk::Callbacks callbacks;
+  callbacks.recovered = [this](node::SpaceNumber space, std::span<const node::RecoveredChain> chains) {
+    node_.on_disk_recovered(space, chains, loop_.now());
+    after_call();
+  };
+  callbacks.opened = [this](node::SpaceNumber space, std::span<const std::uint32_t> slots) {
+    node_.on_disk_opened(space, slots, loop_.now());
+    after_call();
+  };
+  callbacks.done = [this](const node::DiskResult& result) {
+    node_.on_disk_done({&result, 1}, loop_.now());
+    after_call();
+  };
+  callbacks.pool = [this](std::uint64_t offset, std::uint64_t bytes) {
+    SIM_CHECK(offset + bytes <= pool_->size());
+    return std::span(*pool_).subspan(offset, bytes);
+  };
+  callbacks.claim = [this](node::DiskOp op, bool writes_host, std::uint64_t offset, std::uint64_t bytes) {
+    AgentLink::Live live{true, writes_host, {}};
+    for (std::uint64_t at = 0; at < bytes; at += kPage) live.pages.push_back((offset + at) / kPage);
+    check_free(live);
+    disk_live_.emplace(op, std::move(live));
+  };
+  callbacks.release = [this](node::DiskOp op) { SIM_CHECK(disk_live_.erase(op) == 1); };
+  return callbacks;
+}
+
 void SimNode::check_and_claim(AgentLink& link, const proto::CopyCommand& command) {
   AgentLink::Live live;
   live.writes_host = command.direction == device::Direction::kToHost;
@@ -167,19 +199,31 @@ void SimNode::check_and_claim(AgentLink& link, const proto::CopyCommand& command
     for (std::uint64_t at = 0; at < link.shard_bytes; at += kPage)
       live.pages.push_back(block.host_offset / kPage + at / kPage);
   }
+  check_free(live);
+  const auto known = link.live.find(command.job);
+  if (command.piece == 0) {
+    SIM_CHECK(link.live.emplace(command.job, std::move(live)).second);
+  } else if (known != link.live.end()) {  // else the rank has ended the job: it will not touch this piece
+    known->second.pages.insert(known->second.pages.end(), live.pages.begin(), live.pages.end());
+  }
+}
+
+// NEVER two writers of one page, nor a writer beside readers, over all drives and all ranks that ever attached and may
+// still copy.
+void SimNode::check_free(const AgentLink::Live& live) {
+  const auto check = [&](const AgentLink::Live& claimed, std::uint64_t who, std::uint64_t what) {
+    if (!live.writes_host && !claimed.writes_host) return;
+    for (const std::uint64_t page : claimed.pages) {
+      const bool shared = std::find(live.pages.begin(), live.pages.end(), page) != live.pages.end();
+      if (shared) loop_.note("PAGE IN USE", page, who, what);
+      SIM_CHECK(!shared);
+    }
+  };
   std::erase_if(all_links_, [&](const auto& other) { return other->live.empty() && !agents_.contains(other->handle); });
   for (const auto& other : all_links_) {
-    for (const auto& [job, claimed] : other->live) {
-      if (!live.writes_host && !claimed.writes_host) continue;
-      for (const std::uint64_t page : claimed.pages) {
-        const bool shared = std::find(live.pages.begin(), live.pages.end(), page) != live.pages.end();
-        if (shared) loop_.note("PAGE IN USE", page, other->handle, job, command.job);
-        SIM_CHECK(!shared);
-      }
-    }
+    for (const auto& [job, claimed] : other->live) check(claimed, other->handle, job);
   }
-  SIM_CHECK(!link.live.contains(command.job));
-  link.live.emplace(command.job, std::move(live));
+  for (const auto& [op, claimed] : disk_live_) check(claimed, 0, op);
 }
 
 }  // namespace flexkv::testing

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "flexkv/node/node.h"
+#include "flexkv/testing/sim_disk.h"
 #include "flexkv/testing/sim_pipe.h"
 #include "flexkv/testing/sim_plan.h"
 
@@ -44,11 +45,12 @@ struct ClientLink {
 
 class SimNode final : private node::Outbox {
  public:
-  SimNode(SimLoop& loop, const SimPlan& plan, std::uint64_t epoch);
+  SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, std::uint64_t epoch);
   // The node dies: whoever is connected hears it a little later.
   ~SimNode() override;
 
   node::Node& core() { return node_; }
+  SimDisk* disk() { return disk_.get(); }  // null: no drives
   const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
   bool paused() const { return *paused_until_ > loop_.now(); }
   void pause(Nanos until) { *paused_until_ = until; }
@@ -70,7 +72,9 @@ class SimNode final : private node::Outbox {
  private:
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override;
   void send(node::EngineHandle engine, const proto::JobResult& result) override;
+  SimDisk::Callbacks disk_callbacks();
   void check_and_claim(AgentLink& link, const proto::CopyCommand& command);
+  void check_free(const AgentLink::Live& live);
 
   SimLoop& loop_;
   const SimPlan& plan_;
@@ -82,7 +86,9 @@ class SimNode final : private node::Outbox {
   std::map<node::EngineHandle, std::shared_ptr<ClientLink>> clients_;
   // Cut off from the node, but its lanes may still be busy with the pool.
   std::vector<std::shared_ptr<AgentLink>> all_links_;
+  std::map<node::DiskOp, AgentLink::Live> disk_live_;
   Nanos timer_ = 0;
+  const std::unique_ptr<SimDisk> disk_;
   node::Node node_;
 };
 

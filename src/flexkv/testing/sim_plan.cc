@@ -83,6 +83,18 @@ SimPlan::SimPlan(SimLoop& loop) {
   node_pauses = fault(20);
   reset = fault(30);
   new_weights = fault(30);
+
+  if (loop.chance(500)) return;
+  drives = one_of({1, 1, 2, 3});
+  drive_slots = static_cast<std::uint32_t>(loop.between(2, loop.chance(500) ? 20 : 200));
+  disk_depth = static_cast<std::uint32_t>(loop.between(1, 40));
+  disk_time = loop.delay(kMillisecond);
+  open_time = loop.delay(5 * kMillisecond);
+  prefetch = loop.chance(500) ? 0 : 500;
+  disk_fails = fault(100);
+  disk_stalls = fault(30);
+  disk_bad_slot = fault(50);
+  disk_flips = fault(20);
 }
 
 }  // namespace flexkv::testing

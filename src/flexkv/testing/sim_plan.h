@@ -43,6 +43,14 @@ struct SimPlan {
   Nanos fence_patience = 0;
   Nanos forward_time = 0;
 
+  // drives: none in half of the worlds
+  std::uint32_t drives = 0;
+  std::uint32_t drive_slots = 0;
+  std::uint32_t disk_depth = 0;
+  Nanos disk_time = 0;
+  Nanos open_time = 0;
+  unsigned prefetch = 0;  // per mille of the requests
+
   // time
   Nanos message_delay = 0;
   Nanos piece_time = 0;  // of half a block
@@ -56,6 +64,9 @@ struct SimPlan {
   unsigned copy_stalls = 0;
   unsigned cancel_job = 0;
   unsigned abort_request = 0;
+  unsigned disk_fails = 0;
+  unsigned disk_stalls = 0;
+  unsigned disk_bad_slot = 0;
   // faults, per mille of the ticks of the fault clock (kFaultTick)
   unsigned agent_loses_node = 0;
   unsigned client_loses_node = 0;
@@ -65,6 +76,7 @@ struct SimPlan {
   unsigned node_pauses = 0;
   unsigned reset = 0;
   unsigned new_weights = 0;
+  unsigned disk_flips = 0;
 };
 
 constexpr Nanos kFaultTick = kMillisecond;

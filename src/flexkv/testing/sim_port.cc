@@ -68,7 +68,7 @@ std::vector<proto::JobResult> SimPort::take_ended_jobs() {
 }
 
 proto::LookupReply SimPort::lookup(const proto::LookupRequest& request) {
-  const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode};
+  const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
   SimLoop& loop = world_.loop();
   if (peer() == nullptr) return nothing;
   if (world_.plan().embedded_port) {

@@ -106,7 +106,8 @@ void SimRank::close_when_quiet() {
 void SimRank::receive(const proto::ToAgent& message) {
   if (const auto* command = std::get_if<proto::CopyCommand>(&message)) {
     const bool save = command->direction == device::Direction::kToHost;
-    link_->live.at(command->job).delivered = true;
+    const auto live = link_->live.find(command->job);
+    if (live != link_->live.end()) live->second.delivered = true;
     jobs_.command(*command, loop_.now() + (save ? plan_.save_timeout : plan_.load_timeout));
   } else {
     jobs_.cancel(std::get<proto::CancelCommand>(message).job);
@@ -165,7 +166,7 @@ void SimRank::pump(device::Direction direction) {
   lane = Lane{};
   lane.link = link_;
   const std::size_t pieces = work->command->blocks.size() * kPiecesPerBlock;
-  lane.bad_piece = loop_.below(pieces);
+  lane.bad_piece = pieces == 0 ? 0 : loop_.below(pieces);
   lane.fails = loop_.chance(plan_.copy_fails);
   lane.stalls = loop_.chance(plan_.copy_stalls);
   lane.work = std::move(work);
@@ -207,12 +208,15 @@ void SimRank::lane_done(device::Direction direction) {
   if (direction == device::Direction::kToDevice && status == proto::JobStatus::kDone) {
     const auto order = loading_.find(job);
     SIM_CHECK(order != loading_.end());
-    for (std::size_t i = 0; i < order->second->blocks.size(); ++i) {
-      SIM_CHECK(lane.work->command->blocks.at(i).device_block == order->second->blocks[i]);
-      SIM_CHECK(holds_kv(device_block(order->second->blocks[i]), order->second->tags[i], rank_));  // NEVER WRONG
+    for (const auto& copied : lane.work->command->blocks) {
+      const auto& blocks = order->second->blocks;
+      const auto at = std::find(blocks.begin(), blocks.end(), copied.device_block);
+      SIM_CHECK(at != blocks.end());
+      const std::uint64_t tag = order->second->tags[static_cast<std::size_t>(at - blocks.begin())];
+      SIM_CHECK(holds_kv(device_block(copied.device_block), tag, rank_));  // NEVER WRONG
+      SIM_CHECK(copied_[job].insert(copied.device_block).second);
     }
-    copied_.insert(job);
-    world_.totals().blocks_loaded += order->second->blocks.size();
+    world_.totals().blocks_loaded += lane.work->command->blocks.size();
   }
   lane.work.reset();
   lane.link.reset();
@@ -276,7 +280,8 @@ void SimRank::start_loads() {
 void SimRank::end_load(const LoadOrder& order, bool ok) {
   loop_.note("rank: load ended", rank_, order.job, ok, order.sync);
   SIM_CHECK(!jobs_.pending(order.job));
-  SIM_CHECK(copied_.erase(order.job) == 1 || !ok);
+  SIM_CHECK(copied_[order.job].size() == order.blocks.size() || !ok);
+  copied_.erase(order.job);
   if (!ok) distrust_until_ = steps_.front()->number + kDistrustSteps;
   if (!order.sync) {
     report_.ended_loads.emplace_back(order.job, ok);

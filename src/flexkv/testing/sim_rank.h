@@ -115,7 +115,7 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   std::function<void()> then_;
   std::map<proto::JobId, std::shared_ptr<const LoadOrder>> loading_;
   std::map<proto::JobId, Nanos> armed_at_;
-  std::set<proto::JobId> copied_;  // loads whose lane ended well, not yet told to the engine
+  std::map<proto::JobId, std::set<std::uint32_t>> copied_;  // blocks of loads that are not told to the engine yet
   StepReport report_;
   std::uint64_t distrust_until_ = 0;
 };

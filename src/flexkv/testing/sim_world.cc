@@ -19,11 +19,17 @@ void SimTotals::add(const SimTotals& other) {
   blocks_loaded += other.blocks_loaded;
   blocks_saved += other.blocks_saved;
   blocks_evicted += other.blocks_evicted;
+  blocks_fetched += other.blocks_fetched;
+  blocks_prefetched += other.blocks_prefetched;
+  blocks_written += other.blocks_written;
+  blocks_recovered += other.blocks_recovered;
   nodes += other.nodes;
   engines += other.engines;
   add_all(failed_loads, other.failed_loads);
   add_all(unsaved_blocks, other.unsaved_blocks);
   add_all(missed_blocks, other.missed_blocks);
+  add_all(unfetched_blocks, other.unfetched_blocks);
+  add_all(unwritten_blocks, other.unwritten_blocks);
 }
 
 SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) {
@@ -40,7 +46,7 @@ SimWorld::~SimWorld() {
 void SimWorld::start_node() {
   loop_.note("node: starts", ++epoch_);
   ++totals_.nodes;
-  node_ = std::make_unique<SimNode>(loop_, plan_, epoch_);
+  node_ = std::make_unique<SimNode>(loop_, plan_, store_, epoch_);
 }
 
 void SimWorld::stop_node() {
@@ -48,6 +54,12 @@ void SimWorld::stop_node() {
   const auto& stats = node_->core().stats();
   totals_.blocks_saved += stats.blocks_saved;
   totals_.blocks_evicted += stats.blocks_evicted;
+  totals_.blocks_fetched += stats.from_disk.blocks;
+  totals_.blocks_prefetched += stats.blocks_prefetched;
+  totals_.blocks_written += stats.to_disk.blocks;
+  totals_.blocks_recovered += stats.disk_blocks_recovered;
+  add_all(totals_.unfetched_blocks, stats.unfetched_blocks);
+  add_all(totals_.unwritten_blocks, stats.unwritten_blocks);
   add_all(totals_.failed_loads, stats.failed_loads);
   add_all(totals_.unsaved_blocks, stats.unsaved_blocks);
   add_all(totals_.missed_blocks, stats.missed_blocks);
@@ -81,6 +93,9 @@ void SimWorld::strike() {
     const Nanos pause = loop_.delay(loop_.chance(200) ? 2 * plan_.save_timeout : 5 * kMillisecond);
     loop_.note("node: pauses", static_cast<std::uint64_t>(pause));
     node_->pause(loop_.now() + pause);
+  }
+  if (node_ != nullptr && node_->disk() != nullptr && loop_.chance(plan_.disk_flips)) {
+    node_->disk()->flip(static_cast<unsigned>(loop_.below(plan_.drives)));
   }
   SimEngine& engine = *engines_[loop_.below(engines_.size())];
   if (!engine.dead()) {
@@ -123,7 +138,8 @@ void SimWorld::drain() {
   const Nanos patience = 20 * kSecond;
   const Nanos end = loop_.now() + patience;
   const auto quiet = [&] {
-    return !node_->paused() && node_->core().jobs_in_flight() == 0 &&
+    const auto disk = node_->core().disk_queues();
+    return !node_->paused() && node_->core().jobs_in_flight() == 0 && disk.fetches == 0 && disk.writes == 0 &&
            std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
   };
   while (!quiet()) {

@@ -20,11 +20,17 @@ struct SimTotals {
   std::uint64_t blocks_loaded = 0;  // per rank
   std::uint64_t blocks_saved = 0;
   std::uint64_t blocks_evicted = 0;
+  std::uint64_t blocks_fetched = 0;  // from drives
+  std::uint64_t blocks_prefetched = 0;
+  std::uint64_t blocks_written = 0;  // to drives
+  std::uint64_t blocks_recovered = 0;
   std::uint64_t nodes = 0;
   std::uint64_t engines = 0;
   std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
   std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
   void add(const SimTotals& other);
 };
 
@@ -58,6 +64,7 @@ class SimWorld {
   SimLoop loop_;
   SimPlan plan_;
   SimTotals totals_;
+  SimStore store_;
   std::unique_ptr<SimNode> node_;
   std::uint64_t epoch_ = 0;
   std::map<std::uint32_t, std::uint64_t> weights_;

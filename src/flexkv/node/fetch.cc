@@ -1,0 +1,311 @@
+// From drives to host memory: what lookups may promise of it, loads that wait for it, prefetches.
+
+#include <algorithm>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+// Of the pool: what a prompt, or all prefetches together, may take at once. A load holds its whole prompt.
+constexpr std::uint64_t kPromptShare = 75;
+constexpr std::uint64_t kPrefetchShare = 25;
+// Room is made for so many fetches at a time.
+constexpr std::size_t kReserveAhead = 16;
+
+Reason to_reason(DiskOutcome outcome) {
+  switch (outcome) {
+    case DiskOutcome::kDone:
+      return Reason::kNone;
+    case DiskOutcome::kChecksum:
+      return Reason::kChecksum;
+    case DiskOutcome::kDeadline:
+      return Reason::kDeadline;
+    case DiskOutcome::kUnavailable:
+      return Reason::kDiskOff;
+    case DiskOutcome::kNoRoom:
+      return Reason::kDiskFull;
+    case DiskOutcome::kFailed:
+      break;
+  }
+  return Reason::kDiskFailed;
+}
+
+}  // namespace
+
+Node::Space* Node::find_space(SpaceNumber number) const {
+  const auto found = std::ranges::find_if(spaces_, [&](const auto& space) { return space->number == number; });
+  return found == spaces_.end() ? nullptr : found->get();
+}
+
+// ---- paths ---------------------------------------------------------------------------------------------------------
+
+Node::Path* Node::hold(Space& space, index::PinId pin) {
+  ++space.paths;
+  auto& paths = disk_->paths;
+  paths.push_back({&space, space.generation, pin, 1, {}});
+  paths.back().self = std::prev(paths.end());
+  return &paths.back();
+}
+
+void Node::release(Path* path) {
+  if (--path->users > 0) return;
+  --path->space->paths;
+  drop_pin(*path->space, path->pin);
+  disk_->paths.erase(path->self);
+}
+
+// ---- lookups -------------------------------------------------------------------------------------------------------
+
+// What of a match can be loaded: as far as drives serve, and as host memory can hold it.
+Node::Lookup Node::served(const Space& space, const Sequence& sequence) {
+  Lookup result{sequence.matched, Reason::kNone, 0};
+  if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
+  auto& host = disk_->host_slots;
+  auto& disk = disk_->disk_slots;
+  host.resize(sequence.matched);
+  space.index.collect(sequence.pin, kHostTier, 0, host);
+  auto at = std::ranges::find(host, index::kNoSlot);
+  if (at == host.end()) return result;
+  disk.resize(sequence.matched);
+  space.index.collect(sequence.pin, kDiskTier, 0, disk);
+  const std::uint64_t room =
+      std::max<std::uint64_t>(1, options_.pool_bytes / space.slots.slot_bytes() * kPromptShare / 100);
+  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
+    const auto block = static_cast<std::uint32_t>(at - host.begin());
+    const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
+    if (off || block >= room) return {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, result.disk_blocks};
+    ++result.disk_blocks;
+  }
+  return result;
+}
+
+Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request, Nanos now) {
+  tell_time(now);
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr || engine->space == nullptr) return Reason::kNotReady;
+  const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
+  if (sequence == nullptr || disk_ == nullptr) return problem;
+  Space& space = *engine->space;
+  refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
+  sequence->leased = true;
+  const Lookup found = served(space, *sequence);
+  if (found.disk_blocks == 0) return Reason::kNone;
+  const std::uint64_t most = options_.pool_bytes / space.slots.slot_bytes() * kPrefetchShare / 100;
+  Path* path = hold(space, space.index.clone(sequence->pin));
+  for (std::uint32_t i = 0; i < found.matched_blocks && disk_->prefetches.size() < most; ++i) {
+    if (disk_->host_slots[i] != index::kNoSlot || space.fetches.contains(sequence->keys[i])) continue;
+    add_fetch(space, path, i, sequence->keys[i]).prefetch = true;
+    disk_->prefetches.emplace_back(space.number, sequence->keys[i]);
+  }
+  release(path);
+  pump_disk();
+  return Reason::kNone;
+}
+
+// ---- loads ---------------------------------------------------------------------------------------------------------
+
+Node::Fetch& Node::add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key) {
+  ++path->users;
+  Fetch& fetch = space.fetches[key];
+  fetch.path = path;
+  fetch.at = at;
+  return fetch;
+}
+
+// Fetches those of a load's blocks that have no host slot. `keys`, `slots`: of the request's blocks.
+void Node::fetch_for(JobKey job_key, const Job& job, const proto::TransferRequest& request,
+                     std::span<const key::BlockKey> keys, std::span<const index::Slot> slots) {
+  Space& space = *job.space;
+  Path* path = hold(space, space.index.clone(job.pin));
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] != index::kNoSlot) continue;
+    const auto found = space.fetches.find(keys[i]);
+    const bool added = found == space.fetches.end();
+    Fetch& fetch = added ? add_fetch(space, path, request.first_block + i, keys[i]) : found->second;
+    fetch.waiters.push_back({job_key, request.device_blocks[i]});
+    if (added || (fetch.prefetch && fetch.host == index::kNoSlot)) disk_->loads.emplace_back(space.number, keys[i]);
+    fetch.prefetch = false;
+  }
+  release(path);
+}
+
+bool Node::awaited(const Fetch& fetch) const {
+  return std::ranges::any_of(fetch.waiters, [&](const Fetch::Waiter& waiter) {
+    const auto job = jobs_.find(waiter.job);
+    return job != jobs_.end() && !job->second->failed;
+  });
+}
+
+// Gives a block to those that wait for it; appends the jobs that got it.
+void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived) {
+  for (const Fetch::Waiter& waiter : fetch.waiters) {
+    const auto job = jobs_.find(waiter.job);
+    if (job == jobs_.end() || job->second->failed) continue;
+    job->second->arrived.emplace_back(waiter.device_block, slot);
+    --job->second->missing;
+    arrived.push_back(waiter.job);
+  }
+}
+
+// One more piece to every rank: what has come since the last one.
+void Node::send_arrived(JobKey key) {
+  const auto found = jobs_.find(key);
+  if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) return;
+  Job& job = *found->second;
+  const Blocks blocks = std::exchange(job.arrived, {});
+  bool told = true;
+  for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
+    told = told && (!job.waiting[rank] || send_piece(key, job, rank, blocks, false));
+  }
+  ++job.pieces;
+  if (!told) fail(key, job, Reason::kQueueFull);
+}
+
+void Node::drop_fetch(Space& space, const key::BlockKey& key, Reason reason) {
+  const Fetch fetch = std::move(space.fetches.extract(key).mapped());
+  if (reason != Reason::kNone) ++stats_.unfetched_blocks[slot_of(reason)];
+  for (const Fetch::Waiter& waiter : fetch.waiters) {
+    const auto job = jobs_.find(waiter.job);
+    if (job != jobs_.end()) fail(waiter.job, *job->second, reason);
+  }
+  release(fetch.path);
+}
+
+Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefetch) {
+  const auto found = space.fetches.find(key);
+  if (found == space.fetches.end()) return Begun::kNothing;
+  Fetch& fetch = found->second;
+  if (fetch.host != index::kNoSlot || fetch.prefetch != prefetch) return Begun::kNothing;
+  const auto drop = [&](Reason reason) {
+    drop_fetch(space, key, reason);
+    return Begun::kNothing;
+  };
+  if (!prefetch && !awaited(fetch)) return drop(Reason::kNone);
+  if (fetch.path->generation != space.generation) return drop(Reason::kReset);
+  index::Slot host = index::kNoSlot;
+  index::Slot disk = index::kNoSlot;
+  space.index.collect(fetch.path->pin, kHostTier, fetch.at, {&host, 1});
+  space.index.collect(fetch.path->pin, kDiskTier, fetch.at, {&disk, 1});
+  if (host != index::kNoSlot) {  // saved again meanwhile
+    std::vector<JobKey> arrived;
+    deliver(fetch, host, arrived);
+    fetch.waiters.clear();
+    drop_fetch(space, key, Reason::kNone);
+    for (const JobKey& job : arrived) send_arrived(job);
+    return Begun::kNothing;
+  }
+  if (disk == index::kNoSlot) return drop(Reason::kGone);
+
+  const std::size_t waiting = disk_->loads.size() + disk_->prefetches.size();
+  if (reserve(space, static_cast<std::uint32_t>(std::min(waiting, kReserveAhead)), now_) == 0) return Begun::kNoRoom;
+  host = space.slots.take();
+  DiskTransfer transfer;
+  transfer.op = disk_->next_op++;
+  transfer.space = space.number;
+  transfer.slot = disk;
+  transfer.key = key;
+  transfer.host_offset = space.slots.offset(host);
+  transfer.prefetch = prefetch;
+  transfer.deadline = now_ + options_.load_timeout;
+  const DiskAdmission admission = disk_->port.read(transfer);
+  if (admission == DiskAdmission::kQueued) {
+    fetch.host = host;
+    ++space.fetching;
+    disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
+    return Begun::kYes;
+  }
+  space.slots.give_back(host);
+  return admission == DiskAdmission::kBusy ? Begun::kBusy : drop(Reason::kDiskOff);
+}
+
+void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived) {
+  Space& space = *io.space;
+  Fetch& fetch = space.fetches.at(io.key);
+  index::Slot host = std::exchange(fetch.host, index::kNoSlot);
+  --space.fetching;
+  const bool current = io.path->generation == space.generation;
+  if (outcome == DiskOutcome::kDone && current) {
+    std::vector<index::Slot> rejected;
+    space.index.add_residency(io.path->pin, kHostTier, io.at, {&host, 1}, now_, rejected);
+    for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    space.index.collect(io.path->pin, kHostTier, io.at, {&host, 1});
+    ++stats_.from_disk.blocks;
+    stats_.from_disk.bytes += space.slots.slot_bytes();
+    stats_.from_disk.latency.record(now_ - io.begun);
+    stats_.blocks_prefetched += io.prefetch;
+    deliver(fetch, host, arrived);
+    fetch.waiters.clear();
+    drop_fetch(space, io.key, Reason::kNone);
+    return;
+  }
+  space.slots.give_back(host);
+  if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) {
+    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at);
+    if (disk != index::kNoSlot) space.disk_slots->give_back(disk);
+    ++space.drops;
+  }
+  drop_fetch(space, io.key, current ? to_reason(outcome) : Reason::kReset);
+}
+
+// ---- what the drives say, and what they are told next --------------------------------------------------------------
+
+void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
+  tell_time(now);
+  std::vector<JobKey> arrived;
+  for (const DiskResult& result : results) {
+    const auto node = disk_->ios.extract(result.op);
+    FLEXKV_ASSERT(!node.empty());
+    const DiskIo& io = node.mapped();
+    if (io.write) {
+      end_write(io, result.outcome, to_reason(result.outcome));
+    } else {
+      end_fetch(io, result.outcome, arrived);
+    }
+  }
+  std::ranges::sort(arrived);
+  const auto repeated = std::ranges::unique(arrived);
+  arrived.erase(repeated.begin(), repeated.end());
+  for (const JobKey& job : arrived) send_arrived(job);
+  pump_disk();
+}
+
+void Node::pump_disk() {
+  if (disk_ == nullptr || disk_->pumping) return;
+  disk_->pumping = true;
+  if (pump_fetches(disk_->loads, false)) (void)pump_fetches(disk_->prefetches, true);
+  pump_writes();
+  disk_->pumping = false;
+}
+
+// False: some have to wait.
+bool Node::pump_fetches(std::deque<FetchId>& queue, bool prefetch) {
+  while (!queue.empty()) {
+    const auto [number, key] = queue.front();
+    Space* space = find_space(number);
+    const Begun begun = space == nullptr ? Begun::kNothing : begin_fetch(*space, key, prefetch);
+    if (begun == Begun::kBusy) return false;
+    if (begun == Begun::kNoRoom && !prefetch) {
+      if (!make_way()) return false;
+      continue;
+    }
+    queue.pop_front();
+    if (begun == Begun::kNoRoom) drop_fetch(*space, key, Reason::kPoolFull);  // nobody waits for it yet
+  }
+  return true;
+}
+
+// Loads wait for room that other loads hold while they wait, too: the newest of them gives up. False: none has to,
+// because something runs that will leave room when it ends.
+bool Node::make_way() {
+  const auto waits = [](const auto& job) { return job.second->missing > 0 && !job.second->failed; };
+  if (!disk_->ios.empty() || !std::ranges::all_of(jobs_, waits)) return false;
+  const auto newest =
+      std::ranges::max_element(jobs_, {}, [](const auto& job) { return std::pair(job.second->started_at, job.first); });
+  if (newest == jobs_.end()) return false;
+  fail(newest->first, *newest->second, Reason::kNoRoomToLoad);
+  return true;
+}
+
+}  // namespace flexkv::node

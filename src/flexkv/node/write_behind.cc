@@ -1,0 +1,217 @@
+// From host memory to drives, and what lies there: opening, recovery, slots, writing behind.
+
+#include <algorithm>
+#include <cstring>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+// Of the pool: blocks that wait to be written cannot be evicted.
+constexpr std::uint64_t kWriteShare = 25;
+// So that a load finds few writes before its reads at a drive.
+constexpr std::uint32_t kWritesPerDrive = 64;
+constexpr std::uint32_t kEvictAtOnce = 16;
+
+}  // namespace
+
+// ---- opening -------------------------------------------------------------------------------------------------------
+
+ModelName Node::model_name(const std::array<std::byte, 32>& fingerprint) {
+  ModelName name;
+  std::memcpy(name.data(), fingerprint.data(), name.size());
+  return name;
+}
+
+void Node::open_disk(Space& space) {
+  space.number = disk_->next_space++;
+  space.disk_slots.emplace(disk_->port.drive_count());
+  space.disk_state = Space::DiskState::kOpening;
+  const ModelName model = model_name(space.fingerprint);
+  SpaceName name;
+  std::ranges::copy(model, name.begin());
+  std::copy_n(space.digest.begin(), name.size() - model.size(), name.begin() + model.size());
+  disk_->port.open_space(space.number, name, space.slots.slot_bytes());
+}
+
+void Node::on_disk_recovered(SpaceNumber number, std::span<const RecoveredChain> chains, Nanos now) {
+  tell_time(now);
+  Space* space = find_space(number);
+  if (space == nullptr || space->generation != 0) return;  // found before a reset
+  std::vector<index::Slot> rejected;
+  for (const RecoveredChain& chain : chains) {
+    index::PinId pin{};
+    if (chain.parent == key::BlockKey{}) {
+      pin = space->index.match({}, false, now).pin;
+    } else {
+      const auto parent = space->recovered_ends.find(chain.parent);
+      if (parent == space->recovered_ends.end()) continue;  // its slots stay free
+      pin = space->index.clone(parent->second);
+    }
+    for (const index::Slot slot : chain.slots) space->disk_slots->claim(slot);
+    rejected.clear();
+    space->index.insert(pin, kDiskTier, chain.keys, chain.slots, now, rejected);
+    for (const index::Slot slot : rejected) space->disk_slots->give_back(slot);
+    stats_.disk_blocks_recovered += chain.keys.size() - rejected.size();
+    const bool added = space->recovered_ends.emplace(chain.keys.back(), pin).second;
+    if (!added) drop_pin(*space, pin);
+  }
+}
+
+void Node::on_disk_opened(SpaceNumber number, std::span<const std::uint32_t> slots, Nanos now) {
+  tell_time(now);
+  Space* space = find_space(number);
+  if (space == nullptr) return;
+  for (auto& [key, pin] : space->recovered_ends) drop_pin(*space, pin);
+  space->recovered_ends = {};
+  space->disk_slots->open(slots);
+  space->disk_state = Space::DiskState::kOpen;
+  pump_disk();
+}
+
+// ---- writing -------------------------------------------------------------------------------------------------------
+
+// Has the pinned path's blocks written that lie on no drive.
+void Node::write_behind(Space& space, index::PinId pin) {
+  if (disk_ == nullptr) return;
+  const std::uint32_t end = space.index.depth(pin);
+  auto& slots = disk_->disk_slots;
+  slots.resize(end);
+  space.index.collect(pin, kDiskTier, 0, slots);
+  const auto begin = static_cast<std::uint32_t>(std::ranges::find(slots, index::kNoSlot) - slots.begin());
+  if (begin == end) return;
+  const std::uint64_t bytes = (end - begin) * space.slots.slot_bytes();
+  if (disk_->queued_write_bytes + bytes > options_.pool_bytes * kWriteShare / 100) {
+    stats_.unwritten_blocks[slot_of(Reason::kQueueFull)] += end - begin;
+    return;
+  }
+  disk_->queued_write_bytes += bytes;
+  disk_->write_runs.push_back({hold(space, space.index.clone(pin)), begin, begin, end});
+}
+
+void Node::pump_writes() {
+  while (!disk_->write_runs.empty()) {
+    Disk::WriteRun& run = disk_->write_runs.front();
+    const Space& space = *run.path->space;
+    if (space.disk_state == Space::DiskState::kOpening) return;
+    for (; run.next < run.end && run.path->generation == space.generation; ++run.next) {
+      if (!begin_write(run.path, run.next)) return;
+    }
+    disk_->queued_write_bytes -= (run.end - run.begin) * space.slots.slot_bytes();
+    Path* path = run.path;
+    disk_->write_runs.pop_front();
+    release(path);
+  }
+}
+
+// A slot on the least busy drive that has one; nothing when none has. `busy`: some have, but may not be asked now.
+std::optional<index::Slot> Node::take_disk_slot(Space& space, const std::vector<bool>& refused, bool& busy) {
+  DiskSlots& slots = *space.disk_slots;
+  for (const bool evict : {false, true}) {
+    if (evict) {
+      stats_.disk_blocks_evicted += space.index.evict(kDiskTier, kEvictAtOnce, now_, evicted_);
+      give_back_evicted(space);
+    }
+    std::optional<unsigned> best;
+    for (unsigned drive = 0; drive < slots.drive_count(); ++drive) {
+      if (refused[drive] || !slots.has_free(drive)) continue;
+      if (disk_->writes[drive] >= kWritesPerDrive) {
+        busy = true;
+      } else if (!best || disk_->writes[drive] < disk_->writes[*best]) {
+        best = drive;
+      }
+    }
+    if (best) return slots.take(*best);
+    if (busy) return std::nullopt;
+  }
+  return std::nullopt;
+}
+
+// False: the drives have enough to do.
+bool Node::begin_write(Path* path, std::uint32_t at) {
+  Space& space = *path->space;
+  index::Slot host = index::kNoSlot;
+  index::Slot disk = index::kNoSlot;
+  space.index.collect(path->pin, kHostTier, at, {&host, 1});
+  space.index.collect(path->pin, kDiskTier, at, {&disk, 1});
+  key::BlockKey keys[2];  // its parent's and its own
+  const std::uint32_t first = at == 0 ? 0 : at - 1;
+  space.index.collect_keys(path->pin, first, std::span(keys).last(at - first + 1));
+  if (host == index::kNoSlot || disk != index::kNoSlot || space.writing.contains(keys[1])) return true;
+
+  std::vector<bool> refused(space.disk_slots->drive_count());
+  while (true) {
+    bool busy = false;
+    const auto slot = take_disk_slot(space, refused, busy);
+    if (!slot) {
+      if (busy) return false;
+      const bool off = std::ranges::find(refused, true) != refused.end();
+      ++stats_.unwritten_blocks[slot_of(off ? Reason::kDiskOff : Reason::kDiskFull)];
+      return true;
+    }
+    const unsigned drive = space.disk_slots->drive_of(*slot);
+    DiskTransfer transfer;
+    transfer.op = disk_->next_op++;
+    transfer.space = space.number;
+    transfer.slot = *slot;
+    transfer.key = keys[1];
+    transfer.parent = keys[0];
+    transfer.host_offset = space.slots.offset(host);
+    switch (disk_->port.write(transfer)) {
+      case DiskAdmission::kQueued:
+        ++path->users;
+        ++disk_->writes[drive];
+        space.writing.insert(keys[1]);
+        disk_->ios[transfer.op] = {&space, keys[1], path, at, *slot, true, false, now_};
+        return true;
+      case DiskAdmission::kBusy:
+        space.disk_slots->give_back(*slot);
+        if (disk_->writes[drive] > 0) return false;
+        refused[drive] = true;  // busy with others' work: nothing of ours would end and have us try again
+        break;
+      case DiskAdmission::kUnavailable:
+        space.disk_slots->give_back(*slot);
+        refused[drive] = true;
+        break;
+      case DiskAdmission::kBadSlot:
+        space.disk_slots->abandon(*slot);
+        break;
+    }
+  }
+}
+
+void Node::end_write(const DiskIo& io, DiskOutcome outcome, Reason reason) {
+  Space& space = *io.space;
+  --disk_->writes[space.disk_slots->drive_of(io.disk)];
+  space.writing.erase(io.key);
+  std::vector<index::Slot> rejected{io.disk};
+  if (io.path->generation != space.generation) {
+    reason = Reason::kReset;
+  } else if (outcome == DiskOutcome::kDone) {
+    rejected.clear();
+    space.index.add_residency(io.path->pin, kDiskTier, io.at, {&io.disk, 1}, now_, rejected);
+    ++stats_.to_disk.blocks;
+    stats_.to_disk.bytes += space.slots.slot_bytes();
+    stats_.to_disk.latency.record(now_ - io.begun);
+  }
+  for (const index::Slot slot : rejected) space.disk_slots->give_back(slot);
+  if (outcome == DiskOutcome::kNoRoom) space.disk_slots->end_before(io.disk);
+  if (reason != Reason::kNone) ++stats_.unwritten_blocks[slot_of(reason)];
+  release(io.path);
+}
+
+void Node::check_disk_invariants() const {
+  std::size_t users = 0;
+  std::size_t used = 0;
+  std::uint64_t write_bytes = 0;
+  for (const auto& space : spaces_) users += space->fetches.size() + space->writing.size();
+  for (const auto& run : disk_->write_runs) write_bytes += (run.end - run.begin) * run.path->space->slots.slot_bytes();
+  users += disk_->write_runs.size();
+  for (const auto& path : disk_->paths) used += path.users;
+  FLEXKV_ASSERT(used == users);
+  FLEXKV_ASSERT(write_bytes == disk_->queued_write_bytes);
+}
+
+}  // namespace flexkv::node

@@ -1,0 +1,164 @@
+#include "flexkv/testing/sim_disk.h"
+
+#include <algorithm>
+
+namespace flexkv::testing {
+namespace {
+
+struct KeyLess {
+  bool operator()(const key::BlockKey& a, const key::BlockKey& b) const {
+    return std::pair(a.high, a.low) < std::pair(b.high, b.low);
+  }
+};
+
+}  // namespace
+
+SimDisk::SimDisk(SimLoop& loop, const SimPlan& plan, SimStore& store, Callbacks callbacks)
+    : loop_(loop), plan_(plan), store_(store), callbacks_(std::move(callbacks)) {}
+
+SimDisk::~SimDisk() {
+  *alive_ = false;
+  for (const auto& [op, flight] : flights_) {
+    if (flight.write && loop_.chance(700)) put(flight, loop_.chance(500));
+  }
+}
+
+// ---- spaces --------------------------------------------------------------------------------------------------------
+
+void SimDisk::open_space(node::SpaceNumber number, const node::SpaceName& name, std::uint64_t slot_bytes) {
+  for (const auto& [other, space] : spaces_) SIM_CHECK(space.name != name);
+  SIM_CHECK(spaces_.emplace(number, Space{name, slot_bytes, 0, false}).second);
+  loop_.after(loop_.delay(plan_.open_time), [this, number, alive = alive_] {
+    if (*alive) scan(number);
+  });
+}
+
+void SimDisk::scan(node::SpaceNumber number) {
+  Space& space = spaces_.at(number);
+  auto& blocks = store_.spaces[space.name];
+  // The newest of each key; parents first.
+  std::map<std::uint64_t, index::Slot> by_sequence;
+  for (const auto& [slot, block] : blocks) by_sequence.emplace(block.sequence, slot);
+  std::map<key::BlockKey, index::Slot, KeyLess> newest;
+  for (const auto& [sequence, slot] : by_sequence) newest[blocks.at(slot).key] = slot;
+  std::set<key::BlockKey, KeyLess> told;
+  std::vector<node::RecoveredChain> chains;
+  std::vector<std::pair<key::BlockKey, index::Slot>> found;
+  for (bool more = true; more;) {
+    more = false;
+    for (const auto& [key, slot] : newest) {
+      const key::BlockKey& parent = blocks.at(slot).parent;
+      if (told.contains(key) || (parent != key::BlockKey{} && !told.contains(parent))) continue;
+      told.insert(key);
+      found.emplace_back(key, slot);
+      more = true;
+    }
+  }
+  for (const auto& [key, slot] : found) chains.push_back({blocks.at(slot).parent, {&key, 1}, {&slot, 1}});
+  std::erase_if(blocks, [&](const auto& entry) { return newest.at(entry.second.key) != entry.first; });
+  loop_.note("disk: recovered", number, found.size());
+  callbacks_.recovered(number, chains);
+  std::vector<std::uint32_t> slots(plan_.drives);
+  for (auto& count : slots) count = plan_.drive_slots;
+  if (loop_.chance(plan_.disk_fails)) slots[loop_.below(slots.size())] = 0;
+  space.opened = true;
+  callbacks_.opened(number, slots);
+}
+
+void SimDisk::close_space(node::SpaceNumber number) {
+  SIM_CHECK(spaces_.at(number).opened);
+  for (const auto& [op, flight] : flights_) SIM_CHECK(flight.transfer.space != number);
+  spaces_.erase(number);
+}
+
+void SimDisk::reset_space(node::SpaceNumber number) {
+  Space& space = spaces_.at(number);
+  ++space.resets;
+  store_.spaces.erase(space.name);
+}
+
+void SimDisk::reset_closed_spaces(const std::optional<node::ModelName>& model) {
+  std::erase_if(store_.spaces, [&](const auto& entry) {
+    if (model && !std::equal(model->begin(), model->end(), entry.first.begin())) return false;
+    return std::ranges::none_of(spaces_, [&](const auto& open) { return open.second.name == entry.first; });
+  });
+}
+
+// ---- transfers -----------------------------------------------------------------------------------------------------
+
+void SimDisk::flip(unsigned drive) {
+  loop_.note("disk: flips", drive);
+  if (off_.erase(drive) == 0) off_.insert(drive);
+}
+
+node::DiskAdmission SimDisk::write(const node::DiskTransfer& transfer) {
+  if (loop_.chance(plan_.disk_bad_slot)) return node::DiskAdmission::kBadSlot;
+  return begin(transfer, true);
+}
+
+node::DiskAdmission SimDisk::read(const node::DiskTransfer& transfer) { return begin(transfer, false); }
+
+node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool write) {
+  const Space& space = spaces_.at(transfer.space);
+  SIM_CHECK(space.opened);
+  SIM_CHECK(transfer.slot / plan_.drives < plan_.drive_slots);
+  if (off_.contains(transfer.slot % plan_.drives)) return node::DiskAdmission::kUnavailable;
+  if (flights_.size() >= plan_.disk_depth) return node::DiskAdmission::kBusy;
+  for (const auto& [op, flight] : flights_) {
+    const bool same = flight.transfer.space == transfer.space && flight.transfer.slot == transfer.slot;
+    SIM_CHECK(!same || (!write && !flight.write));  // never a write beside anything else
+  }
+  SIM_CHECK(flights_.emplace(transfer.op, Flight{transfer, space.resets, write}).second);
+  callbacks_.claim(transfer.op, !write, transfer.host_offset, space.slot_bytes);
+  loop_.note(write ? "disk: write" : "disk: read", transfer.op, transfer.slot, transfer.host_offset / 4096);
+  const Nanos time = loop_.delay(plan_.disk_time) + (loop_.chance(plan_.disk_stalls) ? plan_.stall_time : 0);
+  loop_.after(time, [this, op = transfer.op, alive = alive_] {
+    if (*alive) end(op);
+  });
+  return node::DiskAdmission::kQueued;
+}
+
+void SimDisk::end(node::DiskOp op) {
+  const Flight flight = flights_.extract(op).mapped();
+  const auto outcome = carry_out(flight);
+  loop_.note("disk: ended", op, static_cast<std::uint64_t>(outcome));
+  callbacks_.release(op);
+  callbacks_.done({op, outcome});
+}
+
+node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
+  const auto& transfer = flight.transfer;
+  const Space& space = spaces_.at(transfer.space);
+  const bool stale = flight.resets != space.resets;
+  const std::span<std::byte> host = callbacks_.pool(transfer.host_offset, space.slot_bytes);
+  if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
+  if (flight.write) {
+    if (loop_.chance(plan_.disk_fails)) {
+      if (loop_.chance(500)) return node::DiskOutcome::kNoRoom;
+      if (!stale) put(flight, true);
+      return node::DiskOutcome::kFailed;
+    }
+    if (!stale) put(flight, false);
+    return node::DiskOutcome::kDone;
+  }
+  if (loop_.chance(plan_.disk_fails)) {
+    for (auto& byte : host) byte = static_cast<std::byte>(loop_.below(256));
+    return loop_.chance(500) ? node::DiskOutcome::kFailed : node::DiskOutcome::kDeadline;
+  }
+  const auto& blocks = store_.spaces[space.name];
+  const auto found = blocks.find(transfer.slot);
+  if (found == blocks.end()) return node::DiskOutcome::kChecksum;
+  const SimStore::Block& block = found->second;
+  std::ranges::copy(block.bytes, host.begin());
+  return block.torn || block.key != transfer.key ? node::DiskOutcome::kChecksum : node::DiskOutcome::kDone;
+}
+
+void SimDisk::put(const Flight& flight, bool torn) {
+  const Space& space = spaces_.at(flight.transfer.space);
+  if (flight.resets != space.resets) return;
+  const auto host = callbacks_.pool(flight.transfer.host_offset, space.slot_bytes);
+  store_.spaces[space.name][flight.transfer.slot] = {
+      flight.transfer.key, flight.transfer.parent, store_.next_sequence++, {host.begin(), host.end()}, torn};
+}
+
+}  // namespace flexkv::testing
