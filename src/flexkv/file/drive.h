@@ -94,6 +94,11 @@ class Drive {
   // kNoSpace when less than that and `keep_free` would be left. Blocks; slow where the file system cannot reserve.
   virtual Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) = 0;
 
+  // Cuts the file off and gives its space back. Blocks. kUnsupported: this drive cannot.
+  virtual Status truncate(FileId, std::uint64_t /*bytes*/) {
+    return Error{ErrorCode::kUnsupported, "files of this drive cannot be cut off"};
+  }
+
   // Memory that transfers will use, once, before the first submit: makes them cheaper. May be refused by the system
   // (locked-memory limit); transfers work all the same.
   virtual void register_memory(std::span<std::byte> memory) = 0;

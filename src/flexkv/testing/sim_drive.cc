@@ -81,6 +81,11 @@ Status SimDrive::allocate(FileId id, std::uint64_t offset, std::uint64_t bytes) 
   return {};
 }
 
+Status SimDrive::truncate(FileId id, std::uint64_t bytes) {
+  files_.at(static_cast<std::size_t>(id)).file->truncate(bytes);
+  return {};
+}
+
 // ---- requests ------------------------------------------------------------------------------------------------------
 
 bool SimDrive::submit(std::span<const file::Request> requests) {
@@ -215,6 +220,7 @@ bool SimDrive::run_until_idle() {
 }
 
 bool SimDrive::close(Nanos patience) {
+  if (dead_) return true;
   queue_.close();
   const Nanos until = now_ + patience;
   while (!dead_) {

@@ -63,6 +63,7 @@ class SimDrive final : public file::Drive {
   Status remove(const std::string& name) override;
   Result<std::uint64_t> file_bytes(file::FileId file) override;
   Status allocate(file::FileId file, std::uint64_t offset, std::uint64_t bytes) override;
+  Status truncate(file::FileId file, std::uint64_t bytes) override;
   void register_memory(std::span<std::byte>) override {}
   bool submit(std::span<const file::Request> requests) override;
   void cancel(std::uint64_t tag) override { queue_.cancel(tag, now_); }

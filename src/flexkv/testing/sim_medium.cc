@@ -45,6 +45,14 @@ void SimFile::grow(std::size_t size) {
   durable_size_ = std::max(size, durable_size_);
 }
 
+void SimFile::truncate(std::size_t size) {
+  if (size >= bytes_.size()) return;
+  bytes_.resize(size);
+  durable_size_ = std::min(durable_size_, size);
+  // What lay beyond must not come back when the file grows again.
+  unsynced_.erase(unsynced_.lower_bound((size + kSectorBytes - 1) / kSectorBytes), unsynced_.end());
+}
+
 void SimFile::sync(std::uint64_t sequence) {
   durable_size_ = bytes_.size();
   for (auto entry = unsynced_.begin(); entry != unsynced_.end();) {

@@ -29,6 +29,8 @@ class SimFile {
   void tear(std::uint64_t offset, std::span<const std::byte> data, std::uint64_t sequence, Prng& prng);
   // Zeros at the end, durable at once.
   void grow(std::size_t size);
+  // Durable at once.
+  void truncate(std::size_t size);
   // What writes up to `sequence` left is durable.
   void sync(std::uint64_t sequence);
   void power_cut(Prng& prng);

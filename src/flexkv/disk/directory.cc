@@ -1,0 +1,202 @@
+#include "flexkv/disk/directory.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "flexkv/base/log.h"
+
+namespace flexkv::disk {
+namespace {
+
+constexpr const char* kLockName = "node.lock";
+constexpr const char* kSecretName = "node.secret";
+constexpr const char* kNewSecretName = "node.secret.new";
+
+std::string lock_owner(int fd) {
+  std::array<char, 32> text{};
+  const ssize_t size = ::pread(fd, text.data(), text.size(), 0);
+  pid_t pid = 0;
+  if (size <= 0 || std::from_chars(text.data(), text.data() + size, pid).ec != std::errc{}) return "another process";
+  return "the process " + std::to_string(pid);
+}
+
+Result<Fd> lock(int directory, const std::string& path) {
+  Fd fd(::openat(directory, kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return errno_error("open " + path + "/" + kLockName, errno);
+  while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) {
+      return Error{ErrorCode::kPeer, "the SSD cache directory " + path + " is in use by " + lock_owner(fd.get()) +
+                                         "; give each node a directory of its own"};
+    }
+    if (errno != EINTR) return errno_error("lock " + path + "/" + kLockName, errno);
+  }
+  const std::string pid = std::to_string(::getpid()) + "\n";
+  if (::ftruncate(fd.get(), 0) != 0 || ::pwrite(fd.get(), pid.data(), pid.size(), 0) != std::ssize(pid)) {
+    return errno_error("write " + path + "/" + kLockName, errno);
+  }
+  return fd;
+}
+
+Result<Secret> random_secret() {
+  Secret secret{};
+  // Up to 256 bytes come whole.
+  if (::getrandom(secret.data(), secret.size(), 0) != std::ssize(secret)) return errno_error("getrandom", errno);
+  return secret;
+}
+
+// Whose files may be believed: checksums keep out errors, not other users.
+Status check_owner(int fd, const std::string& path) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return errno_error("stat " + path, errno);
+  if (info.st_uid != ::geteuid()) {
+    return Error{ErrorCode::kInvalidArgument, "the SSD cache directory " + path + " belongs to uid " +
+                                                  std::to_string(info.st_uid) + ", not to uid " +
+                                                  std::to_string(::geteuid())};
+  }
+  if ((info.st_mode & 022) != 0) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "the SSD cache directory " + path + " can be written by others; run: chmod go-w " + path};
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<Directory> Directory::open(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("create " + path, errno);
+  Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return errno_error("open " + path, errno);
+  if (auto checked = check_owner(fd.get(), path); !checked) return checked.error();
+  auto locked = lock(fd.get(), path);
+  if (!locked) return locked.error();
+  return Directory(path, std::move(fd), std::move(locked).value());
+}
+
+Status Directory::visit(const std::function<Status(const char*, const SpaceId&)>& visit) const {
+  // A descriptor of its own: reading moves the position that duplicates share.
+  const int fd = ::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const std::unique_ptr<DIR, int (*)(DIR*)> listing(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
+  if (!listing) return errno_error("list " + path_, errno);
+  while (const dirent* entry = ::readdir(listing.get())) {
+    const std::string_view name = entry->d_name;
+    const std::size_t dot = name.find('.');
+    if (dot == std::string_view::npos || (name.substr(dot) != ".blocks" && name.substr(dot) != ".records")) continue;
+    SpaceId space{};
+    if (!parse_space_name(name.substr(0, dot), space)) continue;
+    if (auto status = visit(entry->d_name, space); !status) return status;
+  }
+  return {};
+}
+
+Result<FoundSpaces> Directory::list() const {
+  FoundSpaces found;
+  auto status = visit([&](const char* name, const SpaceId& space) -> Status {
+    struct stat info {};
+    if (::fstatat(fd_.get(), name, &info, AT_SYMLINK_NOFOLLOW) != 0) return errno_error("stat " + path_, errno);
+    FoundSpace& entry = found[space];
+    entry.bytes += static_cast<std::uint64_t>(info.st_size);
+    entry.last_use = std::max<std::int64_t>(entry.last_use, info.st_mtim.tv_sec);
+    return {};
+  });
+  if (!status) return status.error();
+  return found;
+}
+
+Result<std::uint64_t> Directory::clear() const {
+  std::uint64_t bytes = 0;
+  auto status = visit([&](const char* name, const SpaceId&) -> Status {
+    struct stat info {};
+    if (::fstatat(fd_.get(), name, &info, AT_SYMLINK_NOFOLLOW) == 0) bytes += static_cast<std::uint64_t>(info.st_size);
+    if (::unlinkat(fd_.get(), name, 0) != 0) return errno_error("remove " + path_ + "/" + name, errno);
+    return {};
+  });
+  if (!status) return status.error();
+  return bytes;
+}
+
+Result<Secret> Directory::read_secret() const {
+  const std::string path = path_ + "/" + kSecretName;
+  const Fd fd(::openat(fd_.get(), kSecretName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT) return Error{ErrorCode::kNotFound, "there is no " + path};
+  if (!fd.valid()) return errno_error("open " + path, errno);
+  std::array<std::uint8_t, sizeof(Secret) + 1> bytes{};
+  const ssize_t size = ::pread(fd.get(), bytes.data(), bytes.size(), 0);
+  if (size < 0) return errno_error("read " + path, errno);
+  if (size != std::ssize(Secret{})) return Error{ErrorCode::kNotFound, path + " is not 32 bytes long"};
+  // Whoever read it could tell keys: not worth losing the cache, but no more of that.
+  if (::fchmod(fd.get(), 0600) != 0) return errno_error("chmod " + path, errno);
+  Secret secret{};
+  std::copy_n(bytes.begin(), secret.size(), secret.begin());
+  return secret;
+}
+
+Status Directory::write_secret(const Secret& secret) const {
+  const std::string path = path_ + "/" + kNewSecretName;
+  if (::unlinkat(fd_.get(), kNewSecretName, 0) != 0 && errno != ENOENT) return errno_error("remove " + path, errno);
+  const Fd fd(::openat(fd_.get(), kNewSecretName, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return errno_error("create " + path, errno);
+  if (::pwrite(fd.get(), secret.data(), secret.size(), 0) != std::ssize(secret) || ::fsync(fd.get()) != 0 ||
+      ::renameat(fd_.get(), kNewSecretName, fd_.get(), kSecretName) != 0 || ::fsync(fd_.get()) != 0) {
+    return errno_error("write " + path, errno);
+  }
+  return {};
+}
+
+Result<Home> Home::open(const std::vector<std::string>& paths) {
+  Home home;
+  std::optional<Secret> secret;
+  for (const std::string& path : paths) {
+    Place& place = home.places.emplace_back();
+    place.path = path;
+    auto directory = Directory::open(path);
+    if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
+    if (!directory) {
+      place.why_not = directory.error().message;
+      continue;
+    }
+    auto found = directory.value().list();
+    auto stored = directory.value().read_secret();
+    if (!found || (!stored && stored.error().code != ErrorCode::kNotFound)) {
+      place.why_not = !found ? found.error().message : stored.error().message;
+      continue;
+    }
+    if (stored && !secret) secret = stored.value();
+    place.found = std::move(found).value();
+    place.directory.push_back(std::move(directory).value());
+  }
+  if (!secret) {
+    auto made = random_secret();
+    if (!made) return made.error();
+    secret = made.value();
+  }
+  home.secret = *secret;
+  for (Place& place : home.places) {
+    if (place.directory.empty()) continue;
+    const auto stored = place.directory[0].read_secret();
+    if (stored.ok() && stored.value() == home.secret) continue;
+    if (stored.ok()) log_warning("SSD cache: " + place.path + " belonged to another node: its blocks are of no use");
+    if (auto written = place.directory[0].write_secret(home.secret); !written) {
+      place.why_not = written.error().message;
+      place.directory.clear();
+    }
+  }
+  return home;
+}
+
+Result<std::uint64_t> clear(const std::string& directory) {
+  auto opened = Directory::open(directory);
+  if (!opened) return opened.error();
+  return opened.value().clear();
+}
+
+}  // namespace flexkv::disk

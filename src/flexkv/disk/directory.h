@@ -1,0 +1,74 @@
+// The directories of the tier in the file system: who owns them, the node's secret, which spaces have files there.
+// Blocking system calls; for start-up and for the command line. Thread-compatible.
+//
+// In a directory lie `node.lock` (held with flock while a node uses the directory; names its pid), `node.secret` (32
+// random bytes; keys are made with it, so blocks are found again only with the same one) and, per space, a `.blocks`
+// and a `.records` file.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "flexkv/base/fd.h"
+#include "flexkv/base/result.h"
+#include "flexkv/disk/record.h"
+
+namespace flexkv::disk {
+
+using Secret = std::array<std::uint8_t, 32>;
+
+struct FoundSpace {
+  std::uint64_t bytes = 0;    // of both files
+  std::int64_t last_use = 0;  // seconds since 1970, the later of both files
+};
+using FoundSpaces = std::map<SpaceId, FoundSpace>;
+
+// One directory, locked. Created (0700, not its parents) if it does not exist.
+// Errors: kPeer: another process has it; others: it cannot be used.
+class Directory {
+ public:
+  static Result<Directory> open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  Result<FoundSpaces> list() const;
+  // Removes the files of every space and returns the bytes that this frees.
+  Result<std::uint64_t> clear() const;
+  // kNotFound: there is none, or not a whole one.
+  Result<Secret> read_secret() const;
+  // Replaces the one that is there. On stable storage on return.
+  Status write_secret(const Secret& secret) const;
+  int fd() const { return fd_.get(); }
+
+ private:
+  Directory(std::string path, Fd fd, Fd lock) : path_(std::move(path)), fd_(std::move(fd)), lock_(std::move(lock)) {}
+  // Calls `visit` with the name of every file of a space and the space's id.
+  Status visit(const std::function<Status(const char*, const SpaceId&)>& visit) const;
+
+  std::string path_;
+  Fd fd_;
+  Fd lock_;
+};
+
+// All directories of a node.
+struct Home {
+  struct Place {
+    std::string path;
+    std::vector<Directory> directory;  // one, or none: `why_not`
+    std::string why_not;
+    FoundSpaces found;
+  };
+  std::vector<Place> places;
+  Secret secret;  // the same in every place; random, and gone with the process, if there is no usable place
+
+  // An error only when another process has one of the directories.
+  static Result<Home> open(const std::vector<std::string>& paths);
+};
+
+// What both of these open, they lock: a node that uses the directory makes them fail (kPeer).
+Result<std::uint64_t> clear(const std::string& directory);
+
+}  // namespace flexkv::disk

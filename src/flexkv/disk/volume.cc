@@ -1,0 +1,320 @@
+#include "flexkv/disk/volume.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
+
+namespace flexkv::disk {
+namespace {
+
+// For the lock, the secret and the drive's own file.
+constexpr std::uint64_t kOverheadBytes = 64 << 10;
+// So long no write is tried after one found the drive full or read-only.
+constexpr Nanos kNoWritesTime = 60 * kSecond;
+
+Outcome to_outcome(file::Outcome outcome) {
+  switch (outcome) {
+    case file::Outcome::kDone:
+      return Outcome::kDone;
+    case file::Outcome::kFailed:
+      return Outcome::kFailed;
+    case file::Outcome::kDeadline:
+      return Outcome::kDeadline;
+    case file::Outcome::kCanceled:
+      return Outcome::kCanceled;
+  }
+  return Outcome::kFailed;
+}
+
+}  // namespace
+
+const char* outcome_name(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kDone:
+      return "done";
+    case Outcome::kFailed:
+      return "failed";
+    case Outcome::kChecksum:
+      return "checksum";
+    case Outcome::kDeadline:
+      return "deadline";
+    case Outcome::kCanceled:
+      return "canceled";
+    case Outcome::kUnavailable:
+      return "unavailable";
+    case Outcome::kNoRoom:
+      return "no room";
+  }
+  return "?";
+}
+
+Volume::Volume(unsigned number, const VolumeSpec& spec, std::uint64_t share_bytes, const Environment& environment,
+               std::unique_ptr<Workers> lane)
+    : number_(number),
+      directory_(spec.directory),
+      share_bytes_(share_bytes),
+      environment_(environment),
+      lane_(std::move(lane)),
+      idle_(spec.found),
+      used_bytes_(kOverheadBytes) {
+  for (const auto& [space, found] : idle_) used_bytes_ += found.bytes;
+}
+
+Volume::~Volume() = default;
+
+void Volume::start(const VolumeSpec& spec) {
+  std::string why_not = spec.why_not;
+  if (why_not.empty()) {
+    auto opened = spec.open_drive(*this);
+    if (opened) {
+      drive_ = std::move(opened).value();
+    } else {
+      why_not = opened.error().message;
+    }
+  }
+  if (drive_ != nullptr) {
+    lane_->post([this] { fit_share(); });  // smaller than last time, perhaps
+    return;
+  }
+  Actions actions;
+  {
+    std::lock_guard lock(mutex_);
+    available_ = false;
+    off_why_ = why_not;
+    set_health({false, false, why_not}, actions);
+  }
+  // As always, from another thread.
+  environment_.checksums.post([this, told = std::make_shared<Actions>(std::move(actions))] { act(*told); });
+}
+
+bool Volume::close(Nanos patience) {
+  Actions actions;
+  std::unique_lock lock(mutex_);
+  closing_ = true;
+  for (auto& [handle, files] : spaces_) {
+    for (Transfer* transfer : std::exchange(files->waiting_for_room, {})) {
+      finish(*transfer, Outcome::kCanceled, 0, actions);
+    }
+  }
+  lock.unlock();
+  act(actions);
+  lock.lock();
+  const Nanos begin = environment_.options.now();
+  quiet_.wait_for(lock, std::chrono::nanoseconds(patience), [&] { return transfers_.empty() && internals_.empty(); });
+  std::vector<std::string> stale;  // of a reset that could not be written down
+  for (const auto& [handle, files] : spaces_) {
+    if (available_ && files->epoch != files->synced_epoch) stale.push_back(files->codec.records_name());
+  }
+  lock.unlock();
+  for (const std::string& name : stale) (void)drive_->remove(name);
+  const Nanos left = std::max<Nanos>(patience - (environment_.options.now() - begin), 0);
+  const bool closed = drive_ == nullptr || drive_->close(left);
+  lock.lock();
+  abandoned_ = true;
+  lock.unlock();
+  lane_->stop();
+  return closed;
+}
+
+// ---- what the drive says -------------------------------------------------------------------------------------------
+
+void Volume::on_completions(std::span<const file::Completion> completions) {
+  Actions actions;
+  {
+    std::lock_guard lock(mutex_);
+    if (abandoned_) return;
+    for (const file::Completion& completion : completions) {
+      const std::uint64_t id = completion.tag >> 2;
+      if ((completion.tag & 3) == kInternal) {
+        auto node = internals_.extract(id);
+        FLEXKV_ASSERT(!node.empty());
+        Internal& internal = node.mapped();
+        if (internal.ended) {
+          actions.ended.push_back(
+              {std::move(internal.ended), {to_outcome(completion.outcome), completion.error_number}});
+        }
+        actions.landed.push_back(internal.files);
+      } else if (const auto found = transfers_.find(id); found != transfers_.end()) {
+        part_ended(*found->second, completion, actions);
+      }
+    }
+  }
+  act(actions);
+}
+
+void Volume::part_ended(Transfer& transfer, const file::Completion& completion, Actions& actions) {
+  --transfer.parts;
+  const Outcome outcome = to_outcome(completion.outcome);
+  // Of two failures, an error tells more than a request that was not begun.
+  if (outcome == Outcome::kFailed || (outcome != Outcome::kDone && transfer.outcome == Outcome::kDone)) {
+    transfer.outcome = outcome;
+    transfer.error_number = completion.error_number;
+  }
+  if (transfer.parts > 0) return;
+  if (transfer.outcome != Outcome::kDone) {
+    if (transfer.write && transfer.outcome == Outcome::kFailed) note_write_error(transfer.error_number, actions);
+    // A drive that is off failed them all.
+    const bool bad = !transfer.write && transfer.error_number == EIO && available_;
+    if (bad) note_bad_slot(*transfer.files, transfer.index);
+    finish(transfer, transfer.outcome, transfer.error_number, actions);
+  } else if (transfer.write) {
+    transfer.files->commit_waiting.push_back({transfer.index, transfer.record, transfer.id});
+    actions.commit.push_back(transfer.files->handle);
+  } else {
+    actions.verify.push_back(&transfer);
+  }
+}
+
+void Volume::on_overdue(std::uint64_t tag) {
+  Ended ended;
+  std::optional<OpId> read;
+  {
+    std::lock_guard lock(mutex_);
+    if (abandoned_) return;
+    const std::uint64_t id = tag >> 2;
+    if ((tag & 3) == kInternal) {
+      const auto found = internals_.find(id);
+      if (found != internals_.end()) ended = std::exchange(found->second.ended, nullptr);
+    } else if (const auto found = transfers_.find(id); found != transfers_.end()) {
+      Transfer& transfer = *found->second;
+      if (!transfer.write && !std::exchange(transfer.overdue, true)) read = id;
+    }
+  }
+  if (ended) ended(Outcome::kDeadline, 0);
+  if (read) environment_.sink.on_overdue(*read);
+}
+
+void Volume::on_availability(bool available, const std::string& why) {
+  Actions actions;
+  std::vector<SpaceFiles*> stale;
+  std::vector<std::pair<SpaceId, Job>> opens;
+  {
+    std::lock_guard lock(mutex_);
+    if (abandoned_) return;
+    available_ = available;
+    off_why_ = why;
+    set_health({available, available && no_writes_why_.empty(), available ? no_writes_why_ : why}, actions);
+    for (auto& [handle, files] : spaces_) {
+      // A reset that the drive missed.
+      if (available && files->state == State::kOpen && files->synced_epoch != files->epoch && want_header(*files, {})) {
+        stale.push_back(files.get());
+      }
+    }
+    if (!available) opens.swap(waiting_opens_);  // to hear that it is off
+  }
+  act(actions);
+  for (SpaceFiles* files : stale) write_header(*files);
+  for (auto& [space, job] : opens) lane_->post(std::move(job));
+}
+
+// ---- state ---------------------------------------------------------------------------------------------------------
+
+Volume::SpaceFiles* Volume::find(SpaceHandle space, State state) {
+  const auto found = spaces_.find(space);
+  return found == spaces_.end() || found->second->state != state ? nullptr : found->second.get();
+}
+
+void Volume::set_health(const Health& health, Actions& actions) {
+  if (health.reads == health_.reads && health.writes == health_.writes && health.why == health_.why) return;
+  health_ = health;
+  actions.health = health;
+}
+
+void Volume::note_write_error(int error_number, Actions& actions) {
+  if (error_number != ENOSPC && error_number != EDQUOT && error_number != EROFS) return;
+  no_writes_until_ = environment_.options.now() + kNoWritesTime;
+  no_writes_why_ = std::string("no more writes for now: ") + std::strerror(error_number);
+  if (available_) set_health({true, false, no_writes_why_}, actions);
+}
+
+void Volume::drop_flight(SpaceFiles& files, std::uint32_t count, Actions& actions) {
+  FLEXKV_ASSERT(files.in_flight >= count);
+  files.in_flight -= count;
+  if (files.in_flight == 0 && files.state == State::kClosing) actions.close.push_back(files.handle);
+}
+
+void Volume::act(Actions& actions) {
+  if (actions.health) {
+    const Health& health = *actions.health;
+    const std::string line = "SSD cache: " + directory_ +
+                             (health.reads && health.writes ? " serves again"
+                              : health.reads                ? " takes no writes: "
+                                                            : " is off: ") +
+                             health.why;
+    log(health.reads && health.writes ? LogLevel::kInfo : LogLevel::kWarning, line);
+    environment_.sink.on_health(number_, health);
+  }
+  if (!actions.completions.empty()) environment_.sink.on_completions(actions.completions);
+  for (Transfer* transfer : actions.verify) environment_.checksums.post([this, transfer] { verify(*transfer); });
+  for (auto& [ended, result] : actions.ended) ended(result.first, result.second);
+  if (!actions.landed.empty()) {
+    // Only now, so that files outlive what was just called for them.
+    std::lock_guard lock(mutex_);
+    for (SpaceFiles* files : actions.landed) drop_flight(*files, 1, actions);
+  }
+  for (const SpaceHandle space : actions.commit) commit(space);
+  for (const SpaceHandle space : actions.close) lane_->post([this, space] { close_files(space); });
+  std::lock_guard lock(mutex_);
+  if (closing_ && transfers_.empty() && internals_.empty()) quiet_.notify_all();
+}
+
+// Ends also when the drive refuses: then before this returns.
+void Volume::run(SpaceFiles& files, file::Op op, file::FileId file, std::uint64_t offset, Buffer buffer, Nanos deadline,
+                 Ended ended) {
+  file::Request request;
+  request.op = op;
+  request.urgency = op == file::Op::kRead ? file::Urgency::kLoad : file::Urgency::kSave;
+  request.file = file;
+  request.offset = offset;
+  request.data = buffer == nullptr ? nullptr : buffer->data();
+  request.bytes = buffer == nullptr ? 0 : buffer->size();
+  request.deadline = deadline;
+  std::uint64_t id = 0;
+  {
+    std::lock_guard lock(mutex_);
+    id = next_internal_++;
+    internals_[id] = {&files, std::move(buffer), std::move(ended)};
+    ++files.in_flight;
+  }
+  request.tag = id << 2 | kInternal;
+  if (drive_->submit({&request, 1})) return;
+  Actions actions;
+  {
+    std::lock_guard lock(mutex_);
+    auto node = internals_.extract(id);
+    FLEXKV_ASSERT(!node.empty());
+    actions.ended.push_back({std::move(node.mapped().ended), {Outcome::kUnavailable, 0}});
+    actions.landed.push_back(&files);
+  }
+  act(actions);
+}
+
+std::uint32_t Volume::queued() const {
+  std::lock_guard lock(mutex_);
+  return queued_;
+}
+
+VolumeStats Volume::stats() const {
+  file::DriveStats drive;
+  if (drive_ != nullptr) drive = drive_->stats();
+  std::lock_guard lock(mutex_);
+  VolumeStats stats = stats_;
+  stats.directory = directory_;
+  stats.health = health_;
+  stats.share_bytes = share_bytes_;
+  stats.used_bytes = used_bytes_;
+  stats.queued = queued_;
+  stats.drive = drive;
+  return stats;
+}
+
+void Volume::register_memory(std::span<std::byte> memory) {
+  if (drive_ != nullptr) drive_->register_memory(memory);
+}
+
+}  // namespace flexkv::disk

@@ -1,0 +1,304 @@
+// Opening, resetting and closing the files of a space.
+#include <algorithm>
+#include <cstring>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
+#include "flexkv/disk/volume.h"
+
+namespace flexkv::disk {
+namespace {
+
+// By which the read of a header must have begun.
+constexpr Nanos kHeaderPatience = 10 * kSecond;
+
+std::string failure(const std::string& what, Outcome outcome, int error_number) {
+  return what + ": " + (error_number != 0 ? std::strerror(error_number) : outcome_name(outcome));
+}
+
+}  // namespace
+
+// ---- opening -------------------------------------------------------------------------------------------------------
+
+void Volume::begin_open(SpaceHandle space, const SpaceCodec& codec, std::function<void(Found)> then) {
+  Job job = [this, space, codec, then = std::move(then)] { prepare_open(space, codec, then); };
+  {
+    std::lock_guard lock(mutex_);
+    const SpaceId& id = codec.space();
+    const bool closing = std::ranges::any_of(spaces_, [&](const auto& entry) {
+      return entry.second->codec.space() == id && entry.second->state == State::kClosing;
+    });
+    const bool waited_for =
+        std::ranges::any_of(waiting_opens_, [&](const auto& waiting) { return waiting.first == id; });
+    if (available_ && (closing || waited_for)) {
+      waiting_opens_.push_back({id, std::move(job)});
+      return;
+    }
+  }
+  lane_->post(std::move(job));
+}
+
+void Volume::prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then) {
+  auto created = std::make_unique<SpaceFiles>(codec);
+  created->handle = space;
+  SpaceFiles& files = *created;
+  Found found;
+  {
+    std::lock_guard lock(mutex_);
+    if (!available_) found.why_not = off_why_;
+    if (closing_) found.why_not = "it is being closed";
+    for (const auto& [handle, other] : spaces_) {
+      if (other->codec.space() == codec.space()) found.why_not = "the space is open already";
+    }
+  }
+  if (found.why_not.empty()) {
+    if (auto opened = open_files(files); !opened) found.why_not = opened.error().message;
+  }
+  if (!found.why_not.empty()) return then(found);
+  found.any_file = files.blocks_bytes + files.records_bytes > 0;
+  {
+    std::lock_guard lock(mutex_);
+    if (auto idle = idle_.extract(codec.space()); !idle.empty()) used_bytes_ -= idle.mapped().bytes;
+    used_bytes_ += files.blocks_bytes + files.records_bytes;
+    spaces_.emplace(space, std::move(created));
+  }
+  if (files.records_bytes < kHeaderBytes) return then(found);
+  const auto buffer = std::make_shared<std::vector<std::byte>>(kHeaderBytes);
+  run(files, file::Op::kRead, files.records, 0, buffer, environment_.options.now() + kHeaderPatience,
+      [found, codec, buffer, then](Outcome outcome, int error_number) mutable {
+        if (outcome == Outcome::kDone) {
+          found.fault = decode_header(*buffer, codec.space(), codec.slot_bytes(), found.header);
+        } else {
+          found.why_not = failure("cannot read " + codec.records_name(), outcome, error_number);
+        }
+        then(found);
+      });
+}
+
+Status Volume::open_files(SpaceFiles& files) {
+  auto blocks = drive_->open(files.codec.blocks_name(), true);
+  if (!blocks) return blocks.error();
+  auto records = drive_->open(files.codec.records_name(), false);
+  if (!records) {
+    drive_->close_file(blocks.value());
+    return records.error();
+  }
+  files.blocks = blocks.value();
+  files.records = records.value();
+  auto blocks_bytes = drive_->file_bytes(files.blocks);
+  auto records_bytes = drive_->file_bytes(files.records);
+  if (blocks_bytes.ok() && records_bytes.ok()) {
+    files.blocks_bytes = blocks_bytes.value();
+    files.records_bytes = records_bytes.value();
+    return {};
+  }
+  drive_->close_file(files.blocks);
+  drive_->close_file(files.records);
+  return blocks_bytes.ok() ? records_bytes.error() : blocks_bytes.error();
+}
+
+void Volume::adopt(SpaceHandle space, std::uint64_t epoch, bool keep, std::function<void(Adopted)> then) {
+  lane_->post([this, space, epoch, keep, then = std::move(then)] {
+    SpaceFiles* files = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      files = find(space, State::kOpening);
+      FLEXKV_ASSERT(files != nullptr);
+      ++files->in_flight;
+    }
+    Adopted adopted = settle(*files, keep);
+    bool begins = false;
+    Actions actions;
+    {
+      std::lock_guard lock(mutex_);
+      if (adopted.why_not.empty()) {
+        files->epoch = epoch;
+        // Also when it is there already: it may not be on stable storage.
+        begins = want_header(*files, [adopted, then](Outcome outcome, int error_number) mutable {
+          if (outcome != Outcome::kDone) adopted.why_not = failure("cannot write a header", outcome, error_number);
+          then(adopted);
+        });
+        FLEXKV_ASSERT(begins);
+      }
+      drop_flight(*files, 1, actions);
+    }
+    act(actions);
+    begins ? write_header(*files) : then(adopted);
+  });
+}
+
+// Makes the files ready for use: of this space, with a header's room, no larger than they may be.
+Volume::Adopted Volume::settle(SpaceFiles& files, bool keep) {
+  Adopted adopted;
+  const std::uint64_t slot_bytes = files.codec.slot_bytes();
+  const auto give_up = [&](const Status& status) {
+    adopted.why_not = status.error().message;
+    return adopted;
+  };
+  if (!keep && files.blocks_bytes + files.records_bytes > 0) {
+    if (auto status = recreate(files); !status) return give_up(status);
+  }
+  std::uint64_t room = share_bytes_;
+  {
+    std::lock_guard lock(mutex_);
+    std::uint64_t idle_bytes = 0;
+    for (const auto& [id, idle] : idle_) idle_bytes += idle.bytes;
+    room -= std::min(room, used_bytes_ - files.blocks_bytes - files.records_bytes - idle_bytes);
+  }
+  const std::uint32_t slots_max = slots_that_fit(room, slot_bytes);
+  if (slots_max == 0) {
+    adopted.why_not = "no room for a block of " + std::to_string(slot_bytes) + " bytes: of its share of " +
+                      std::to_string(share_bytes_) + " bytes, " + std::to_string(room) + " are not in use";
+    return adopted;
+  }
+  const std::uint64_t records =
+      (std::max<std::uint64_t>(files.records_bytes, kHeaderBytes) - kHeaderBytes) / kRecordBytes;
+  auto slots =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>({slots_max, files.blocks_bytes / slot_bytes, records}));
+  const std::uint64_t blocks_end = std::min(files.blocks_bytes, slots * slot_bytes);
+  if (blocks_end < files.blocks_bytes || records_file_bytes(slots) < files.records_bytes) {
+    // To the byte, so that the rest of the page is zeros when it comes back.
+    if (auto status = cut(files, blocks_end, kHeaderBytes + slots * std::uint64_t{kRecordBytes}); !status) {
+      adopted.dropped = "larger than their share now, and not to be shortened: " + status.error().message;
+      if (status = recreate(files); !status) return give_up(status);
+      slots = 0;
+    }
+  }
+  if (auto status = allocate(files, slots); !status) return give_up(status);
+  std::lock_guard lock(mutex_);
+  files.slots_max = slots_max;
+  files.slots_on_file = slots;
+  adopted.slots_max = slots_max;
+  adopted.slots_on_file = slots;
+  adopted.record_count = slots;
+  return adopted;
+}
+
+void Volume::read_records(SpaceHandle space, std::uint32_t first, std::uint32_t count, Nanos deadline,
+                          std::function<void(Outcome, int, Buffer)> then) {
+  SpaceFiles* files = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    files = find(space, State::kOpening);
+    FLEXKV_ASSERT(files != nullptr);
+  }
+  const auto buffer = std::make_shared<std::vector<std::byte>>(count * kRecordBytes);
+  run(*files, file::Op::kRead, files->records, kHeaderBytes + first * std::uint64_t{kRecordBytes}, buffer, deadline,
+      [buffer, then = std::move(then)](Outcome outcome, int error_number) { then(outcome, error_number, buffer); });
+}
+
+void Volume::finish_open(SpaceHandle space) {
+  std::lock_guard lock(mutex_);
+  SpaceFiles* files = find(space, State::kOpening);
+  if (files != nullptr) files->state = State::kOpen;
+}
+
+// ---- the epoch -----------------------------------------------------------------------------------------------------
+
+bool Volume::reset(SpaceHandle space, std::uint64_t epoch, Ended ended) {
+  SpaceFiles* files = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    files = find(space, State::kOpen);
+    if (files == nullptr) return false;
+    files->epoch = epoch;
+    if (!want_header(*files, std::move(ended))) return true;
+  }
+  write_header(*files);
+  return true;
+}
+
+// Under the mutex. True: write_header() is to be called.
+bool Volume::want_header(SpaceFiles& files, Ended ended) {
+  if (!ended && files.header_active) return false;
+  files.header_waiting.push_back(std::move(ended));
+  ++files.in_flight;
+  return !std::exchange(files.header_active, true);
+}
+
+void Volume::write_header(SpaceFiles& files) {
+  auto waiting = std::make_shared<std::vector<Ended>>();
+  std::uint64_t epoch = 0;
+  {
+    std::lock_guard lock(mutex_);
+    waiting->swap(files.header_waiting);
+    epoch = files.epoch;
+  }
+  const HeaderPage page = encode_header({files.codec.space(), files.codec.slot_bytes(), epoch});
+  run(files, file::Op::kWrite, files.records, 0, std::make_shared<std::vector<std::byte>>(page.begin(), page.end()), 0,
+      [this, &files, waiting, epoch](Outcome outcome, int error_number) {
+        if (outcome != Outcome::kDone) return end_header(files, *waiting, epoch, outcome, error_number);
+        run(files, file::Op::kSync, files.records, 0, nullptr, 0,
+            [this, &files, waiting, epoch](Outcome synced, int error) {
+              end_header(files, *waiting, epoch, synced, error);
+            });
+      });
+}
+
+void Volume::end_header(SpaceFiles& files, std::vector<Ended>& waiting, std::uint64_t epoch, Outcome outcome,
+                        int error) {
+  Actions actions;
+  bool again = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (outcome == Outcome::kDone) files.synced_epoch = epoch;
+    if (outcome == Outcome::kFailed) note_write_error(error, actions);
+    again = !files.header_waiting.empty();
+    files.header_active = again;
+    for (Ended& ended : waiting) {
+      if (ended) actions.ended.push_back({std::move(ended), {outcome, error}});
+      actions.landed.push_back(&files);
+    }
+  }
+  if (again) write_header(files);
+  act(actions);
+}
+
+// ---- closing -------------------------------------------------------------------------------------------------------
+
+void Volume::close_space(SpaceHandle space) {
+  Actions actions;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = spaces_.find(space);
+    if (found == spaces_.end()) return;
+    found->second->state = State::kClosing;
+    if (found->second->in_flight == 0) actions.close.push_back(space);
+  }
+  act(actions);
+}
+
+void Volume::close_files(SpaceHandle space) {
+  SpaceFiles* files = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = spaces_.find(space);
+    if (found == spaces_.end() || found->second->in_flight > 0) return;
+    files = found->second.get();
+  }
+  const SpaceCodec codec = files->codec;
+  const std::uint64_t bytes = files->blocks_bytes + files->records_bytes;
+  drive_->close_file(files->blocks);
+  drive_->close_file(files->records);
+  Job next;
+  bool stale = false;
+  {
+    std::lock_guard lock(mutex_);
+    // A reset that could not be written down. The last way to forget.
+    stale = files->epoch != files->synced_epoch;
+    // Later than what was found at the start, and in order.
+    constexpr std::int64_t kClosedHere = INT64_MAX / 2;
+    idle_[codec.space()] = {bytes, kClosedHere + ++closed_count_};
+    spaces_.erase(space);
+    const auto waiting = std::ranges::find(waiting_opens_, codec.space(), &std::pair<SpaceId, Job>::first);
+    if (waiting != waiting_opens_.end()) {
+      next = std::move(waiting->second);
+      waiting_opens_.erase(waiting);
+    }
+  }
+  if (stale) remove_idle(codec.space());
+  fit_share();
+  if (next) lane_->post(std::move(next));
+}
+
+}  // namespace flexkv::disk
