@@ -44,6 +44,7 @@ class EngineConfig:
     lora: bool = False
     full: bool = False
     killed: bool = False
+    pool_blocks: int = POOL_BLOCKS
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -64,7 +65,7 @@ class EngineConfig:
             # Long prompts take several steps, so that saves and loads meet half-computed prompts.
             "max_num_batched_tokens": 512,
             "block_size": BLOCK,
-            "num_gpu_blocks_override": POOL_BLOCKS,
+            "num_gpu_blocks_override": self.pool_blocks,
             "kv_cache_memory_bytes": 256 << 20,
             "tensor_parallel_size": self.tensor_parallel,
             "enforce_eager": True,

@@ -81,13 +81,15 @@ class Engine:
     @staticmethod
     def fail_loads(step: dict[str, Any]) -> None:
         """Only for engines in this process: the rank agent is asked to give each load up, by its own means."""
+        from flexkv.integration.vllm.metadata import by_group
         from flexkv.integration.vllm.worker import WorkerSide
 
         original = getattr(WorkerSide, "_original_start_loads", WorkerSide.start_loads)
         WorkerSide._original_start_loads = original
 
         def give_up(self: Any, meta: Any) -> None:
-            self._agent.cancel([order.job for order in meta.loads])
+            for group, jobs in by_group([job for order in meta.loads for job in order.jobs]).items():
+                self._agents[group].cancel(jobs)
             original(self, meta)
 
         WorkerSide.start_loads = give_up if step["on"] else original

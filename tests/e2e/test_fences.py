@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from flexkv.integration.vllm.metadata import FlexKVMetadata
+from flexkv.integration.vllm.groups import Group
+from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 from flexkv.integration.vllm.scheduler import SchedulerSide
 from flexkv.integration.vllm.worker import WorkerSide
@@ -13,22 +14,25 @@ from flexkv.integration.vllm.worker import WorkerSide
 BLOCK = 32
 
 
-def fences(saves: RunningSaves, *block_ids: int) -> set[int]:
-    found: set[int] = set()
+def fences(saves: RunningSaves, *block_ids: int) -> set[Job]:
+    found: set[Job] = set()
     saves.add_readers(block_ids, found)
     return found
 
 
 def test_a_block_read_by_two_saves_is_fenced_until_both_have_ended() -> None:
     saves = RunningSaves()
-    saves.add(1, Save(Offers(), 0, [7]))
-    saves.add(2, Save(Offers(), 0, [7, 8]))
-    assert fences(saves, 7, 9) == {1, 2}
-    saves.end(2)
-    assert fences(saves, 7, 9) == {1}
-    assert fences(saves, 8) == set()
-    saves.end(1)
-    assert fences(saves, 7, 8, 9) == set()
+    saves.add((0, 1), Save(Offers(), 0, [7]))
+    saves.add((0, 2), Save(Offers(), 0, [7, 8]))
+    saves.add((1, 2), Save(Offers(), 0, [8, 10]))  # another group's: a block changes hands
+    assert fences(saves, 7, 9) == {(0, 1), (0, 2)}
+    assert fences(saves, 8) == {(0, 2), (1, 2)}
+    saves.end((0, 2))
+    assert fences(saves, 7, 9) == {(0, 1)}
+    assert fences(saves, 8) == {(1, 2)}
+    saves.end((1, 2))
+    saves.end((0, 1))
+    assert fences(saves, 7, 8, 9, 10) == set()
     assert len(saves) == 0
 
 
@@ -68,15 +72,10 @@ class Decoding:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.client = FakeClient()
-        monkeypatch.setattr(SchedulerSide, "_open_client", lambda self, config: self_client)
-        self_client = self.client
-        config = SimpleNamespace(
-            cache_config=SimpleNamespace(block_size=BLOCK, cache_dtype="auto"),
-            parallel_config=SimpleNamespace(),
-            model_config=None,
-        )
+        monkeypatch.setattr(SchedulerSide, "_open_clients", lambda side, config: [self.client])
+        config: Any = SimpleNamespace(model_config=None)
         settings: Any = SimpleNamespace(sync_load_max_bytes=0, min_load_tokens=0)
-        self.side = SchedulerSide(config, settings)  # type: ignore[arg-type]
+        self.side = SchedulerSide(config, settings, [Group(0, 1, BLOCK, 1, None, None)])
         self.blocks = 0
         self.request: Any = SimpleNamespace(
             request_id="r", kv_transfer_params=None, block_hashes=[], num_tokens=0, num_preemptions=0
@@ -133,7 +132,7 @@ def test_saves_of_a_lost_node_are_ended_once_and_forgotten(monkeypatch: Any) -> 
     run = Decoding(monkeypatch)
     run.step()
     run.client.connection = 0
-    assert run.step().fences == [1]
+    assert run.step().fences == [(0, 1)]
     assert run.step().fences == []
     run.client.connection = 2
     while run.client.saves == [(0, 1)]:
@@ -147,14 +146,14 @@ def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
     run.side.reset_cache()
     assert run.step().saves == []
     run.side.get_num_new_matched_tokens(run.request, 0)  # computes from the start, after a preemption
-    assert run.step().saves == [2]
+    assert run.step().saves == [(0, 2)]
 
 
 def test_a_step_waits_for_its_fences_once() -> None:
     waited: list[list[int]] = []
     worker = WorkerSide.__new__(WorkerSide)
     worker._fenced_step = 0
-    worker._agent = SimpleNamespace(fence=lambda jobs, patience: waited.append(jobs))
+    worker._agents = [SimpleNamespace(fence=lambda jobs, patience: waited.append(jobs))]
     for step in (1, 1, 2):
-        worker.before_forward(FlexKVMetadata(step=step, fences=[step]))
+        worker.before_forward(FlexKVMetadata(step=step, fences=[(0, step)]))
     assert waited == [[1], [2]]

@@ -37,6 +37,8 @@ class ModelShape:
     kv_heads: int
     head_size: int
     max_tokens: int
+    # Set: every third layer sees all tokens, the others only so many back.
+    window: int | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -47,6 +49,8 @@ class ModelShape:
 DEMO_SHAPE = ModelShape(layers=8, hidden=768, intermediate=2048, heads=12, kv_heads=4, head_size=64, max_tokens=32768)
 # Starts fast, and two KV heads so that two tensor-parallel ranks hold different halves.
 TINY_SHAPE = ModelShape(layers=2, hidden=128, intermediate=256, heads=4, kv_heads=2, head_size=32, max_tokens=2048)
+# Two layers with full attention and four with a window, which vLLM keeps in three KV cache groups.
+TINY_HYBRID_SHAPE = dataclasses.replace(TINY_SHAPE, layers=6, window=80)
 
 
 def make_model(directory: Path, shape: ModelShape, seed: int = 0) -> Path:
@@ -113,6 +117,9 @@ def _write_config(directory: Path, shape: ModelShape) -> None:
         "use_cache": True,
         "torch_dtype": "float32",
     }
+    if shape.window is not None:
+        kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(shape.layers)]
+        config |= {"sliding_window": shape.window, "layer_types": kinds}
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     (directory / "generation_config.json").write_text(json.dumps(special))
 

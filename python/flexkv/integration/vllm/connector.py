@@ -4,7 +4,8 @@
       "kv_connector_module_path": "flexkv.integration.vllm.connector", "kv_load_failure_policy": "recompute"}'
 
 It adds to vLLM's own FlexKVConnectorV1 (its base, so that whoever checks for that class is content): saves that run
-beside the next step on every model runner, a reset that reaches the cache, failures reported by request, statistics.
+beside the next step on every model runner, several KV cache groups, a reset that reaches the cache, failures reported
+by request, statistics.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     CacheHitSource,
     KVConnectorMetadata,
     KVConnectorTransferResults,
+    SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from flexkv.integration.vllm.guard import never_raises
 from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
-from flexkv.integration.vllm.vllm_v1_adapter import ours
+from flexkv.integration.vllm.vllm_v1_adapter import FlexKVConnectorV1Impl, ours
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.request import Request
 
 
-class FlexKVConnector(FlexKVConnectorV1):
+class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
     _cache_hit_source = CacheHitSource.HOST
 
     def __init__(self, vllm_config: VllmConfig, role: Any, kv_cache_config: Any) -> None:
-        super().__init__(vllm_config, role, kv_cache_config)
+        # Its constructor would make an implementation that knows nothing of the KV cache groups.
+        super(FlexKVConnectorV1, self).__init__(vllm_config, role, kv_cache_config)
+        self._flexkv_connector = FlexKVConnectorV1Impl(vllm_config, role, kv_cache_config)
         self._flexkv_connector.report_stats = True
 
     @property
@@ -57,6 +62,11 @@ class FlexKVConnector(FlexKVConnectorV1):
             finished_recving={order.request_id for order, _ in ended},
             failed_recving={order.request_id for order, ok in ended if not ok},
         )
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self._flexkv_connector.request_finished(request, block_ids)
 
     def reset_cache(self) -> bool | None:
         return self._flexkv_connector.reset_cache()

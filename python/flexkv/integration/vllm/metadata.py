@@ -6,15 +6,21 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
+# Each KV cache group numbers its jobs for itself.
+Job = tuple[int, int]  # group, id
+
 
 @dataclass(slots=True)
 class LoadOrder:
-    job: int
     request_id: str
     # The step's forward needs it (the request runs in this step); otherwise the request is parked until it is reported.
     sync: bool
     # Device blocks to be filled, to name those that were not when the load fails.
     block_ids: list[int]
+    # All of them have to succeed.
+    jobs: list[Job] = field(default_factory=list)
+    # False: something went wrong before all jobs were ordered. The load fails, but not before those that were have ended.
+    complete: bool = False
 
 
 @dataclass(slots=True)
@@ -22,6 +28,13 @@ class FlexKVMetadata(KVConnectorMetadata):
     step: int = 0
     loads: list[LoadOrder] = field(default_factory=list)
     # Saves whose blocks are complete after this step's forward.
-    saves: list[int] = field(default_factory=list)
+    saves: list[Job] = field(default_factory=list)
     # Saves that read blocks which this step is going to overwrite: they must end first.
-    fences: list[int] = field(default_factory=list)
+    fences: list[Job] = field(default_factory=list)
+
+
+def by_group(jobs: list[Job]) -> dict[int, list[int]]:
+    ids: dict[int, list[int]] = {}
+    for group, job in jobs:
+        ids.setdefault(group, []).append(job)
+    return ids

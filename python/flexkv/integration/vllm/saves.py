@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from flexkv.integration.vllm.metadata import Job
+
 # A request whose saves keep being refused offers them again after 1, 2, 4, ... steps, at last after so many.
 _RETRY_STEPS_MAX = 1024
 
 
 class Offers:
-    """How far one request's chain of blocks was offered to be saved."""
+    """How far a request's chain of blocks was offered to be saved."""
 
     __slots__ = ("_not_before", "_refusals", "offered")
 
@@ -18,6 +20,11 @@ class Offers:
         self.offered = 0  # leading blocks that are kept or were ordered to be saved
         self._refusals = 0
         self._not_before = 0
+
+    def restart(self, kept: int) -> None:
+        """The request begins (anew), and so many leading blocks are kept."""
+        self.offered = kept
+        self._refusals = self._not_before = 0
 
     def due(self, step: int) -> bool:
         return step >= self._not_before
@@ -45,25 +52,25 @@ class RunningSaves:
     """Saves that may still read device blocks, by job and by block."""
 
     def __init__(self) -> None:
-        self._saves: dict[int, Save] = {}
+        self._saves: dict[Job, Save] = {}
         # Two saves may read one block: a prefix in the engine's own cache belongs to every request that shares it.
-        self._by_block: dict[int, set[int]] = {}
+        self._by_block: dict[int, set[Job]] = {}
 
     def __len__(self) -> int:
         return len(self._saves)
 
-    def add(self, job: int, save: Save) -> None:
+    def add(self, job: Job, save: Save) -> None:
         self._saves[job] = save
         for block in save.block_ids:
             self._by_block.setdefault(block, set()).add(job)
 
-    def add_readers(self, block_ids: Iterable[int], jobs: set[int]) -> None:
+    def add_readers(self, block_ids: Iterable[int], jobs: set[Job]) -> None:
         """Adds to `jobs` the saves that read any of the blocks."""
         if self._by_block:
             for block in block_ids:
                 jobs.update(self._by_block.get(block, ()))
 
-    def end(self, job: int) -> Save | None:
+    def end(self, job: Job) -> Save | None:
         """Forgets the save, which reads nothing any more; None if it is not one of ours."""
         save = self._saves.pop(job, None)
         for block in save.block_ids if save is not None else ():
@@ -73,7 +80,7 @@ class RunningSaves:
                 del self._by_block[block]
         return save
 
-    def abandon(self) -> list[int]:
+    def abandon(self) -> list[Job]:
         """Forgets all saves and returns their jobs: nobody will say when they end, so they have to be ended."""
         jobs = list(self._saves)
         self._saves.clear()

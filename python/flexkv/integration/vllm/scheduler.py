@@ -1,6 +1,8 @@
 """The scheduler side: looks prompts up, orders loads and saves. Lives in vLLM's EngineCore thread, where every
 microsecond delays decoding, so per step it touches only requests that did something.
 
+A request has one chain of blocks for each KV cache group (`groups`); most models have one group.
+
 Blocks are saved in the step that completes them. A request's device blocks may be reused as soon as vLLM frees them, so
 saves still running are remembered by block (`saves`), and a step that is going to overwrite such a block is told to
 wait for them.
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from flexkv import _core
 from flexkv.config import Settings
 from flexkv.integration.vllm import identity
-from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
+from flexkv.integration.vllm.groups import Group, alignment_tokens
+from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 from flexkv.metrics import start_metrics
 
@@ -29,53 +32,57 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flexkv.vllm")
 
 
-class _Tracked:
-    """A request as far as the cache is concerned. Block numbers count from the start of the prompt."""
+class _Chain:
+    """A request's blocks in one group. Block numbers count from the start of the prompt."""
 
-    __slots__ = (
-        "block_ids",
-        "load_async",
-        "loaded_in_life",
-        "local_blocks",
-        "offers",
-        "outdated",
-        "request",
-        "save",
-        "sequence",
-    )
+    __slots__ = ("block_ids", "offers", "sequence")
 
-    def __init__(self, request: Request, sequence: int, save: bool) -> None:
-        self.request = request
+    def __init__(self, sequence: int) -> None:
         self.sequence = sequence
+        # As the engine said it. Blocks that it has given back since are not taken out: see Group.first_live.
         self.block_ids: list[int] = []
-        self.local_blocks = 0  # in the engine's own cache at the last lookup
-        self.loaded_in_life = -1  # number of preemptions when a load was last ordered
         self.offers = Offers()
+
+
+class _Tracked:
+    """A request as far as the cache is concerned."""
+
+    __slots__ = ("chains", "load_async", "loaded_in_life", "local_tokens", "outdated", "request", "save")
+
+    def __init__(self, request: Request, chains: list[_Chain], save: bool) -> None:
+        self.request = request
+        self.chains = chains
+        self.local_tokens = 0  # in the engine's own cache at the last lookup
+        self.loaded_in_life = -1  # number of preemptions when a load was last ordered
         self.outdated = False  # its blocks were computed before a reset
         self.load_async = False  # what the engine was told at the last lookup
         self.save = save
 
 
 class SchedulerSide:
-    def __init__(self, config: VllmConfig, settings: Settings) -> None:
-        self._block_size = _block_tokens(config)
+    def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group]) -> None:
+        self._groups = groups
+        self._alignment = alignment_tokens(groups)
         self._settings = settings
         self._node = None
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._saves = RunningSaves()
-        self._generation = 0  # of the client's connection, at the last step
+        self._generations = [0] * len(groups)  # of the clients' connections, at the last step
         self._step = 0
-        self._sync_blocks_max = settings.sync_load_max_bytes // max(_block_bytes_estimate(config), 1)
+        # With several groups vLLM takes failures only by request, and so only of parked ones.
+        sync_blocks = settings.sync_load_max_bytes // max(_block_bytes_estimate(config, groups[0]), 1)
+        self._sync_tokens_max = sync_blocks * groups[0].block_tokens if len(groups) == 1 else 0
         self._metrics: Any = None
         self._trace = logger.isEnabledFor(logging.DEBUG)
-        self.client = self._open_client(config)
+        self._clients = self._open_clients(config)
 
-    def _open_client(self, config: VllmConfig) -> Any:
+    def _open_clients(self, config: VllmConfig) -> list[Any]:
         target = self._settings.node_target
-        name = identity.model_name(config)
         digest = identity.fingerprint(config, self._settings.namespace)
-        who = (identity.engine_id(config), identity.rank_count(config), name, digest)
+        engine_id, model = identity.engine_id(config), identity.model_name(config)
+        ranks = identity.rank_count(config)
+        who = [(g.engine_id(engine_id), ranks, g.model_name(model), g.fingerprint(digest)) for g in self._groups]
         if target.mode != "daemon":
             node_name = identity.embedded_node_name(config) if target.mode == "embedded" else target.name
             node = _core.Node({**self._settings.node_options(), "mode": target.mode})
@@ -89,8 +96,8 @@ class SchedulerSide:
                 logger.info("FlexKV: %s", node.describe())
                 if self._settings.enable_metrics:
                     self._metrics = start_metrics(self._settings.metrics_port, lambda: json.loads(node.status()))
-                return _core.Client.embedded(node, *who)
-        return _core.Client.remote(target.runtime_dir, target.name, *who)
+                return [_core.Client.embedded(node, *client) for client in who]
+        return [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
 
     # ---- lookup and load
 
@@ -98,49 +105,61 @@ class SchedulerSide:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
-            tracked = _Tracked(request, self.client.open_sequence(), bool(options.get("save", True)))
+            chains = [_Chain(client.open_sequence()) for client in self._clients]
+            tracked = _Tracked(request, chains, bool(options.get("save", True)))
             self._requests[request.request_id] = tracked
-        size = self._block_size
-        matched, reason = self.client.lookup(tracked.sequence, request.block_hashes)
-        if self._trace:
-            logger.debug(
-                "FlexKV: request %s: %d of %d blocks kept, %d of them in the engine; the next one is not: %s",
-                request.request_id,
-                matched,
-                len(request.block_hashes),
-                num_computed_tokens // size,
-                reason,
-            )
-        tracked.request = request
-        tracked.local_blocks = num_computed_tokens // size
-        tracked.offers.offered = matched
-        tracked.outdated = False
         # The last token is always computed: its logits are what the engine is asked for.
-        wanted = min(matched, (request.num_tokens - 1) // size) - tracked.local_blocks
+        served = request.num_tokens - 1
+        for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+            hashes = group.hashes(request.block_hashes)
+            matched, reason = client.lookup(chain.sequence, hashes)
+            if self._trace:
+                logger.debug(
+                    "FlexKV: request %s, group %d: %d of %d blocks kept, %d tokens in the engine; the next one is not: %s",
+                    request.request_id,
+                    group.index,
+                    matched,
+                    len(hashes),
+                    num_computed_tokens,
+                    reason,
+                )
+            chain.offers.restart(matched)
+            served = min(served, matched * group.block_tokens)
+        tracked.request = request
+        tracked.local_tokens = num_computed_tokens
+        tracked.outdated = False
+        wanted = served // self._alignment * self._alignment - num_computed_tokens
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
         # a request that waits for its blocks at the head of the queue would keep those behind it from giving theirs back.
         failed = tracked.loaded_in_life == request.num_preemptions
-        if failed or wanted * size < max(self._settings.min_load_tokens, 1):
+        if failed or wanted < max(self._settings.min_load_tokens, 1):
             return 0, False
-        tracked.load_async = wanted > self._sync_blocks_max
-        return wanted * size, tracked.load_async
+        tracked.load_async = wanted > self._sync_tokens_max
+        return wanted, tracked.load_async
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             return
-        tracked.block_ids = list(blocks.get_block_ids()[0])
+        tables = blocks.get_block_ids()
+        for group, chain in zip(self._groups, tracked.chains, strict=True):
+            chain.block_ids = list(tables[group.index])
         # Without tokens: nothing to load, or a parked request that is admitted after its load.
         if num_external_tokens <= 0:
             return
-        first = tracked.local_blocks
-        count = num_external_tokens // self._block_size
-        block_ids = tracked.block_ids[first : first + count]
+        parts = []
+        for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+            first = tracked.local_tokens // group.block_tokens
+            end = (tracked.local_tokens + num_external_tokens) // group.block_tokens
+            for position, block_ids in group.runs(chain.block_ids[first:end], first):
+                parts.append((group, client, chain, position, block_ids))
         # Listed before it is ordered: whatever goes wrong from here, the workers report on it and nobody waits for ever.
-        order = LoadOrder(0, request.request_id, not tracked.load_async, block_ids)
+        order = LoadOrder(request.request_id, not tracked.load_async, [block for part in parts for block in part[-1]])
         self._loads.append(order)
         tracked.loaded_in_life = request.num_preemptions
-        order.job = self.client.load(tracked.sequence, first, block_ids)
+        for group, client, chain, position, block_ids in parts:
+            order.jobs.append((group.index, client.load(chain.sequence, position, block_ids)))
+        order.complete = bool(order.jobs)
 
     # ---- save
 
@@ -151,82 +170,111 @@ class SchedulerSide:
         try:
             self._order_saves(output, meta)
         except Exception:
-            # The loads are promised to the engine and must reach the workers, whatever happens to the saves.
+            # The loads are promised to the engine and must reach the workers, whatever happens to the saves. These are
+            # all given up: which of them the step would overwrite is not known.
             logger.exception("FlexKV: ordering saves failed; the engine goes on without them")
+            meta.saves, meta.fences = [], self._saves.abandon()
         return meta
 
     def _order_saves(self, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
-        fences: set[int] = set()
+        fences: set[Job] = set()
         self._settle_saves(fences)
         for load in meta.loads:
             self._saves.add_readers(load.block_ids, fences)
+        # All fences before the first new save: no step can wait for its own saves, which begin when it has ended.
         for new in output.scheduled_new_reqs:
-            self._advance(new.req_id, new.num_computed_tokens, new.block_ids[0], True, output, meta, fences)
+            self._set_tables(new.req_id, new.block_ids, new.num_computed_tokens, fences)
         cached = output.scheduled_cached_reqs
-        for i, request_id in enumerate(cached.req_ids):
-            added = cached.new_block_ids[i]
-            resumed = request_id in cached.resumed_req_ids
-            block_ids = added[0] if added else []
-            self._advance(request_id, cached.num_computed_tokens[i], block_ids, resumed, output, meta, fences)
+        for request_id, computed, tables in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
+        ):
+            if request_id in cached.resumed_req_ids:
+                self._set_tables(request_id, tables, computed, fences)
+            elif tables:
+                self._extend_tables(request_id, tables, fences)
         meta.fences = list(fences)
+        for new in output.scheduled_new_reqs:
+            self._save_completed(new.req_id, new.num_computed_tokens, output, meta)
+        for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            self._save_completed(request_id, computed, output, meta)
 
-    def _advance(
-        self,
-        request_id: str,
-        computed: int,
-        block_ids: list[int],
-        whole_table: bool,
-        output: SchedulerOutput,
-        meta: FlexKVMetadata,
-        fences: set[int],
-    ) -> None:
+    def _set_tables(self, request_id: str, tables: tuple[list[int], ...], computed: int, fences: set[Job]) -> None:
         tracked = self._requests.get(request_id)
-        if tracked is None:
+        for number, group in enumerate(self._groups):
+            block_ids = tables[group.index]
+            self._saves.add_readers(block_ids[computed // group.block_tokens :], fences)
+            if tracked is not None:
+                tracked.chains[number].block_ids = list(block_ids)
+
+    def _extend_tables(self, request_id: str, tables: tuple[list[int], ...], fences: set[Job]) -> None:
+        tracked = self._requests.get(request_id)
+        for number, group in enumerate(self._groups):
+            self._saves.add_readers(tables[group.index], fences)
+            if tracked is not None:
+                tracked.chains[number].block_ids.extend(tables[group.index])
+
+    def _save_completed(self, request_id: str, computed: int, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
+        tracked = self._requests.get(request_id)
+        if tracked is None or not tracked.save or tracked.outdated:
             return
-        if whole_table:
-            tracked.block_ids = list(block_ids)
-            self._saves.add_readers(block_ids[computed // self._block_size :], fences)
-        elif block_ids:
-            tracked.block_ids.extend(block_ids)
-            self._saves.add_readers(block_ids, fences)
-        if not tracked.save or tracked.outdated:
-            return
+        after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
+        for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+            self._save(group, client, chain, tracked.request, computed, after_step, meta)
+
+    def _save(
+        self,
+        group: Group,
+        client: Any,
+        chain: _Chain,
+        request: Request,
+        computed: int,
+        after_step: int,
+        meta: FlexKVMetadata,
+    ) -> None:
+        """Offers the blocks that are complete after this step and were not offered before."""
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
-        after_step = (computed + output.num_scheduled_tokens.get(request_id, 0)) // self._block_size
-        full = min(after_step, len(tracked.request.block_hashes), len(tracked.block_ids))
-        first = tracked.offers.offered
-        if full <= first or not tracked.offers.due(self._step):
+        hashed = len(request.block_hashes) // group.hashes_per_block
+        full = min(after_step // group.block_tokens, hashed, len(chain.block_ids))
+        offers = chain.offers
+        if full <= offers.offered or not offers.due(self._step):
             return
-        blocks = tracked.block_ids[first:full]
-        job = self.client.save(tracked.sequence, tracked.request.block_hashes, first, blocks)
+        first = max(offers.offered, group.first_live(computed))
+        runs = group.runs(chain.block_ids[first:full], first)
+        # What lies behind a gap can only be saved if the node has what belongs into it.
+        if not runs or runs[-1][0] + len(runs[-1][1]) != full:
+            return
+        first, blocks = runs[-1]
+        job = client.save(chain.sequence, group.hashes(request.block_hashes), first, blocks)
         if job == 0:  # no node, or its ranks are not there yet
-            tracked.offers.refused(first, self._step)
+            offers.refused(first, self._step)
             return
-        tracked.offers.offered = full
-        meta.saves.append(job)
-        self._saves.add(job, Save(tracked.offers, first, blocks))
+        offers.offered = full
+        meta.saves.append((group.index, job))
+        self._saves.add((group.index, job), Save(offers, first, blocks))
 
-    def _settle_saves(self, fences: set[int]) -> None:
+    def _settle_saves(self, fences: set[Job]) -> None:
         """Forgets the saves that have ended; what was not kept is offered again later."""
-        for job, problem in self.client.take_ended_jobs():
-            if (save := self._saves.end(job)) is None:
-                continue
-            if problem:
-                save.offers.refused(save.first, self._step, from_start=problem != "pool_full")
-            else:
-                save.offers.kept()
-        generation = self.client.generation()
-        if generation != self._generation:
-            # Nobody will tell how earlier saves ended: the workers end them, before anything is overwritten. And what
-            # was kept may be gone.
-            self._generation = generation
-            fences.update(self._saves.abandon())
-            self._offer_again()
+        for number, (group, client) in enumerate(zip(self._groups, self._clients, strict=True)):
+            for job, problem in client.take_ended_jobs():
+                if (save := self._saves.end((group.index, job))) is None:
+                    continue
+                if problem:
+                    save.offers.refused(save.first, self._step, from_start=problem != "pool_full")
+                else:
+                    save.offers.kept()
+            generation = client.generation()
+            if generation != self._generations[number]:
+                # Nobody will tell how earlier saves ended: the workers end them, before anything is overwritten. And
+                # what was kept may be gone.
+                self._generations[number] = generation
+                fences.update(self._saves.abandon())
+                self._offer_again()
 
     def _offer_again(self) -> None:
         for tracked in self._requests.values():
-            tracked.offers.offered = 0
+            for chain in tracked.chains:
+                chain.offers.offered = 0
 
     # ---- the rest of a request's life
 
@@ -238,33 +286,27 @@ class SchedulerSide:
 
     def request_finished(self, request: Request) -> None:
         tracked = self._requests.pop(request.request_id, None)
-        if tracked is not None:
-            self.client.close_sequence(tracked.sequence)
+        for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
+            client.close_sequence(chain.sequence)
 
     def reset_cache(self) -> None:
         """What is kept, and what requests have computed so far, is not to be found any more."""
-        self.client.reset()
+        for client in self._clients:
+            client.reset()
         for tracked in self._requests.values():
             tracked.outdated = True
 
     def shutdown(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
-        self.client.close()
+        for client in self._clients:
+            client.close()
         if self._node is not None:
             self._node.stop()
             self._node = None
 
 
-def _block_tokens(config: VllmConfig) -> int:
-    parallel = config.parallel_config
-    context = getattr(parallel, "decode_context_parallel_size", 1) * getattr(
-        parallel, "prefill_context_parallel_size", 1
-    )
-    return int(config.cache_config.block_size) * context
-
-
-def _block_bytes_estimate(config: VllmConfig) -> int:
+def _block_bytes_estimate(config: VllmConfig, group: Group) -> int:
     """Bytes of one block on one rank, as far as the configuration tells: only decides between two ways to load."""
     try:
         model = config.model_config
@@ -272,6 +314,6 @@ def _block_bytes_estimate(config: VllmConfig) -> int:
         heads = model.get_num_kv_heads(parallel)
         layers = model.get_num_layers(parallel)
         element = 1 if "fp8" in str(config.cache_config.cache_dtype) else model.dtype.itemsize
-        return _block_tokens(config) * layers * 2 * heads * model.get_head_size() * element
+        return group.block_tokens * layers * 2 * heads * model.get_head_size() * element
     except Exception:
         return 1 << 20

@@ -6,11 +6,13 @@ preemptions or worker metadata; what that costs, and what `connector` does bette
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
+from flexkv.integration.vllm.groups import UnsupportedGroups, groups_of
 from flexkv.integration.vllm.guard import never_raises
 from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.scheduler import SchedulerSide
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+logger = logging.getLogger("flexkv.vllm")
 
 _NOTHING = FlexKVMetadata()
 
@@ -40,7 +45,10 @@ def ours(metadata: Any) -> FlexKVMetadata:
 class FlexKVConnectorV1Impl:
     """One per scheduler and one per worker process. Never raises; without a node, or switched off, it finds nothing."""
 
-    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig | None = None
+    ) -> None:
+        """`kv_cache_config`: vLLM's own connector does not pass it; then vLLM has one group of layers only."""
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
         self._failed_blocks: set[int] = set()
@@ -49,10 +57,17 @@ class FlexKVConnectorV1Impl:
         settings = load_settings(vllm_config)
         if not settings.enable_flexkv:
             return
+        try:
+            groups = groups_of(vllm_config, kv_cache_config)
+        except UnsupportedGroups as why:
+            if role == KVConnectorRole.SCHEDULER:
+                logger.warning("FlexKV: not used for this model: %s", why)
+            return
         if role == KVConnectorRole.SCHEDULER:
-            self.scheduler = SchedulerSide(vllm_config, settings)
+            self.scheduler = SchedulerSide(vllm_config, settings, groups)
         else:
-            self.worker = WorkerSide(vllm_config, settings)
+            block_count = kv_cache_config.num_blocks if kv_cache_config is not None else None
+            self.worker = WorkerSide(vllm_config, settings, groups, block_count)
 
     @never_raises(lambda: None)
     def shutdown(self) -> None:
@@ -142,7 +157,7 @@ class FlexKVConnectorV1Impl:
             self.scheduler.update_connector_output(connector_output)
 
     @never_raises(lambda: (False, None))
-    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         if self.scheduler is not None:
             self.scheduler.request_finished(request)
         return False, None

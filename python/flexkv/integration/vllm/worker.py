@@ -13,8 +13,9 @@ import torch
 from flexkv import _core
 from flexkv.config import Settings
 from flexkv.integration.vllm import identity
-from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
-from flexkv.integration.vllm.stats import FlexKVStats
+from flexkv.integration.vllm.groups import Group
+from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder, by_group
+from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,14 +31,28 @@ _FENCE_PATIENCE_MS = 200
 _SAVE_PATIENCE_MS = 1000
 
 
+class _Load:
+    """An order on its way: ends when all its jobs have, as they write to the same request's blocks."""
+
+    __slots__ = ("ok", "order", "running")
+
+    def __init__(self, order: LoadOrder) -> None:
+        self.order = order
+        self.ok = order.complete
+        self.running = len(order.jobs)
+
+
 class WorkerSide:
-    def __init__(self, config: VllmConfig, settings: Settings) -> None:
+    def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group], block_count: int | None) -> None:
+        """`block_count`: of the engine's pool, as far as it tells."""
         self._config = config
         self._settings = settings
-        self._agent: Any = None
+        self._groups = groups
+        self._block_count = block_count
+        self._agents: list[Any] = []  # one for each group once registered
         self._distrust_until = -1
         self._distrust_steps = _DISTRUST_STEPS + config.parallel_config.pipeline_parallel_size
-        self._loading: dict[int, LoadOrder] = {}
+        self._loading: dict[Job, _Load] = {}
         self._ended: list[tuple[LoadOrder, bool]] = []
         self._bad_blocks: set[int] = set()
         self._reported: dict[str, Any] = {}
@@ -46,67 +61,87 @@ class WorkerSide:
         self._fenced_step = 0
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        if self._agent is not None:
-            self._agent.stop()
+        self.shutdown()
         config = self._config
         target = self._settings.node_target
         embedded = target.mode == "embedded"
         options = {
             "runtime_dir": target.runtime_dir,
             "node_name": identity.embedded_node_name(config) if embedded else target.name,
-            "engine_id": identity.engine_id(config),
             "rank": identity.worker_rank(config),
             "rank_count": identity.rank_count(config),
             "load_timeout_ms": self._settings.load_timeout_ms,
             "save_timeout_ms": self._settings.save_timeout_ms,
             "log_level": self._settings.log_level,
         }
-        tensors, block_count, device = _describe(kv_caches, config.cache_config)
-        self._agent = _core.RankAgent(options, tensors, block_count, device)
-        for line in self._agent.layout().splitlines():
-            logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
+        pool_blocks = self._block_count or config.cache_config.num_gpu_blocks
+        agents = []
+        for group in self._groups:
+            tensors, block_count, device = _describe(group.layers_of(kv_caches), pool_blocks)
+            engine_id = {"engine_id": group.engine_id(identity.engine_id(config))}
+            agents.append(_core.RankAgent(options | engine_id, tensors, block_count, device))
+            for line in agents[-1].layout().splitlines():
+                logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
+        self._agents = agents
 
     # ---- one step
 
     def before_forward(self, meta: FlexKVMetadata) -> None:
         """Ends saves that read what this step overwrites; once a step, however often it is called."""
-        if self._agent is not None and meta.fences and meta.step != self._fenced_step:
+        if meta.fences and meta.step != self._fenced_step:
             self._fenced_step = meta.step
-            self._agent.fence(meta.fences, _FENCE_PATIENCE_MS)
+            self._fence(meta.fences, _FENCE_PATIENCE_MS)
 
     def start_loads(self, meta: FlexKVMetadata) -> None:
-        if not meta.loads:
+        loads = [_Load(order) for order in meta.loads]
+        if not self._agents:
+            for load in loads:
+                self._end(load.order, False, meta.step)
             return
-        if self._agent is None:
-            for order in meta.loads:
-                self._end(order, False, meta.step)
-            return
-        for order in meta.loads:
-            self._loading[order.job] = order
-        self._agent.arm_loads([order.job for order in meta.loads], _engine_stream())
-        waited = [order.job for order in meta.loads if order.sync]
-        if waited:
-            failed = set(self._agent.wait_loads(waited))
-            for job in waited:
-                self._end(self._loading.pop(job), job not in failed, meta.step)
+        for load in loads:
+            self._loading.update(dict.fromkeys(load.order.jobs, load))
+            if load.running == 0:  # nothing could be ordered
+                self._end(load.order, False, meta.step)
+        for group, jobs in by_group([job for load in loads for job in load.order.jobs]).items():
+            self._agents[group].arm_loads(jobs, _engine_stream())
+        waited = by_group([job for load in loads if load.order.sync for job in load.order.jobs])
+        for group, jobs in waited.items():
+            failed = set(self._agents[group].wait_loads(jobs))
+            for job in jobs:
+                self._job_ended((group, job), job not in failed, meta.step)
 
     def start_saves(self, meta: FlexKVMetadata) -> None:
-        if self._agent is None or not meta.saves:
+        if not self._agents or not meta.saves:
             return
-        if meta.step <= self._distrust_until:
-            self._agent.cancel(meta.saves)
-            return
-        self._agent.arm_saves(meta.saves, _engine_stream())
+        for group, jobs in by_group(meta.saves).items():
+            if meta.step <= self._distrust_until:
+                self._agents[group].cancel(jobs)
+            else:
+                self._agents[group].arm_saves(jobs, _engine_stream())
         if not self.hears_before_forward:
-            self._agent.fence(meta.saves, _SAVE_PATIENCE_MS)
+            self._fence(meta.saves, _SAVE_PATIENCE_MS)
+
+    def _fence(self, jobs: list[Job], patience_ms: int) -> None:
+        if self._agents:
+            for group, ids in by_group(jobs).items():
+                self._agents[group].fence(ids, patience_ms)
 
     def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, bool]]:
         """Loads of parked requests that have ended on this rank since the last call, and whether they succeeded."""
-        for job, ok in self._agent.take_loads() if self._agent is not None else ():
-            if (order := self._loading.pop(job, None)) is not None:
-                self._end(order, ok, step)
+        for group, agent in enumerate(self._agents):
+            for job, ok in agent.take_loads():
+                self._job_ended((group, job), ok, step)
         ended, self._ended = self._ended, []
         return ended
+
+    def _job_ended(self, job: Job, ok: bool, step: int) -> None:
+        load = self._loading.pop(job, None)
+        if load is None:
+            return
+        load.ok &= ok
+        load.running -= 1
+        if load.running == 0:
+            self._end(load.order, load.ok, step)
 
     def take_bad_blocks(self) -> set[int]:
         """Device blocks that a load of this step should have filled and did not."""
@@ -114,9 +149,10 @@ class WorkerSide:
         return bad
 
     def stats(self) -> FlexKVStats | None:
-        if self._agent is None:
+        if not self._agents:
             return None
-        counters = self._agent.counters()
+        of_agents = [agent.counters() for agent in self._agents]
+        counters = {name: sum(counters[name] for counters in of_agents) for name in COUNTS}
         stats = FlexKVStats.since(counters, self._reported)
         self._reported = counters
         return None if stats.is_empty() else stats
@@ -131,16 +167,16 @@ class WorkerSide:
             self._bad_blocks.update(order.block_ids)
 
     def shutdown(self) -> None:
-        if self._agent is not None:
-            self._agent.stop()
-            self._agent = None
+        for agent in self._agents:
+            agent.stop()
+        self._agents = []
 
 
 def _engine_stream() -> int:
     return torch.cuda.current_stream().cuda_stream if torch.cuda.is_initialized() else 0
 
 
-def _describe(kv_caches: dict[str, torch.Tensor], cache_config: Any) -> tuple[list[dict[str, Any]], int, str]:
+def _describe(kv_caches: dict[str, torch.Tensor], pool_blocks: int | None) -> tuple[list[dict[str, Any]], int, str]:
     """The tensors as addresses, shapes and strides; how many blocks they hold; where they are."""
     if not kv_caches:
         raise ValueError("the engine registered no KV tensors")
@@ -160,8 +196,7 @@ def _describe(kv_caches: dict[str, torch.Tensor], cache_config: Any) -> tuple[li
         # Before 0.32 some backends stack K and V in front of the blocks: [2, blocks, tokens, heads, size].
         axis = 1 if len(shape) == 5 and shape[0] == 2 else 0
         blocks = shape[axis]
-        manager_blocks = cache_config.num_gpu_blocks or blocks
-        ratio = blocks // manager_blocks if manager_blocks and blocks % manager_blocks == 0 else 1
+        ratio = blocks // pool_blocks if pool_blocks and blocks % pool_blocks == 0 else 1
         if block_count and blocks // ratio != block_count:
             raise ValueError(f"KV cache {name!r} holds {blocks // ratio} blocks, others {block_count}")
         block_count = blocks // ratio

@@ -1,0 +1,152 @@
+"""The KV cache groups of a model: layers that share a block table. With one kind of attention there is one group; hybrid
+models have several. To the node each group is an engine of its own (docs/decisions/0006)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1 import kv_cache_interface as specs
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+
+# vLLM gives it to positions that need no memory: neither saved nor loaded.
+NULL_BLOCK = 0
+# A space of the node takes a 16th of the pool at a time: with more groups some would find no room at all.
+_GROUPS_MAX = 12
+# By exact type: what derives from these keeps other blocks than they do.
+_KEEPS_ALL = (specs.FullAttentionSpec, specs.MLAAttentionSpec)
+_KEEPS_WINDOW = (specs.SlidingWindowSpec, specs.ChunkedLocalAttentionSpec)
+
+
+class UnsupportedGroups(Exception):
+    """The model has a KV cache group that cannot be kept; says which and why."""
+
+
+@dataclass(frozen=True)
+class Group:
+    index: int
+    count: int  # of all groups
+    block_tokens: int
+    hashes_per_block: int
+    # Tokens back from the next one whose blocks the engine keeps for sure; None: all. 1 is never too much.
+    window: int | None
+    # None: the layers of all tensors that the engine registers.
+    layer_names: frozenset[str] | None
+    description: str = ""
+
+    def engine_id(self, engine_id: str) -> str:
+        return engine_id if self.count == 1 else f"{engine_id}/group-{self.index}"
+
+    def model_name(self, model: str) -> str:
+        return model if self.count == 1 else f"{model} (KV group {self.index + 1} of {self.count})"
+
+    def fingerprint(self, fingerprint: bytes) -> bytes:
+        if self.count == 1:
+            return fingerprint
+        return hashlib.sha256(fingerprint + f"{self.index} of {self.count}: {self.description}".encode()).digest()
+
+    def layers_of(self, kv_caches: dict[str, Any]) -> dict[str, Any]:
+        names = self.layer_names
+        return kv_caches if names is None else {name: kv_caches[name] for name in kv_caches if name in names}
+
+    def hashes(self, block_hashes: list[bytes]) -> list[bytes]:
+        """One for each of this group's blocks: a chained hash stands for all that precedes its end."""
+        step = self.hashes_per_block
+        return block_hashes if step == 1 else block_hashes[step - 1 :: step]
+
+    def first_live(self, computed_tokens: int) -> int:
+        """The first block that the engine has not given back before a step that begins with so many tokens computed."""
+        return 0 if self.window is None else max(computed_tokens - self.window + 1, 0) // self.block_tokens
+
+    def runs(self, block_ids: list[int], first: int) -> list[tuple[int, list[int]]]:
+        """(position, ids) of each run of blocks that are not null; `first` is the position of the first id."""
+        if NULL_BLOCK not in block_ids:
+            return [(first, block_ids)] if block_ids else []
+        found: list[tuple[int, list[int]]] = []
+        run: list[int] = []
+        for position, block in enumerate(block_ids, start=first):
+            if block == NULL_BLOCK:
+                run = []
+                continue
+            if not run:
+                found.append((position, run))
+            run.append(block)
+        return found
+
+
+def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list[Group]:
+    """`kv_cache_config`: None where the engine does not tell; then there is one group. Raises UnsupportedGroups."""
+    described = kv_cache_config.kv_cache_groups if kv_cache_config is not None else []
+    if kv_cache_config is None or not described:
+        return [Group(0, 1, _block_tokens(config), 1, config.cache_config.sliding_window, None)]
+    # vLLM zeroes what it allocates then, on some runners before we can end the saves that still read it.
+    if getattr(kv_cache_config, "needs_kv_cache_zeroing", False):
+        raise UnsupportedGroups("a KV cache of states or of several precisions is not supported")
+    for index, group in enumerate(described):
+        _check(index, group, kv_cache_config)
+    if len(described) == 1:
+        return [Group(0, 1, _block_tokens(config), 1, _window(described[0].kv_cache_spec), None)]
+    if len(described) > _GROUPS_MAX:
+        raise UnsupportedGroups(f"{len(described)} KV cache groups; at most {_GROUPS_MAX} are supported")
+    if _context_ranks(config) > 1:
+        raise UnsupportedGroups("several KV cache groups together with context parallelism are not supported")
+    return [_group(index, group, kv_cache_config) for index, group in enumerate(described)]
+
+
+def alignment_tokens(groups: list[Group]) -> int:
+    """Every prefix that is served is a multiple of this long."""
+    return math.lcm(*(group.block_tokens for group in groups))
+
+
+def _block_tokens(config: VllmConfig) -> int:
+    """Of the only group."""
+    return int(config.cache_config.block_size) * _context_ranks(config)
+
+
+def _context_ranks(config: VllmConfig) -> int:
+    parallel = config.parallel_config
+    decode = getattr(parallel, "decode_context_parallel_size", 1)
+    return int(decode * getattr(parallel, "prefill_context_parallel_size", 1))
+
+
+def _check(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> None:
+    kinds = {type(layer) for layer in _layer_specs(group.kv_cache_spec)}
+    if not kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or index not in kv_cache_config.prefix_cacheable_group_ids:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UnsupportedGroups(f"KV cache group {index} holds other than full or windowed attention ({names})")
+
+
+def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> Group:
+    spec = group.kv_cache_spec
+    hash_tokens = kv_cache_config.hash_block_size
+    if not hash_tokens or spec.block_size % hash_tokens != 0:
+        raise UnsupportedGroups(
+            f"KV cache group {index} has blocks of {spec.block_size} tokens, block hashes are over {hash_tokens}"
+        )
+    return Group(
+        index,
+        len(kv_cache_config.kv_cache_groups),
+        spec.block_size,
+        spec.block_size // hash_tokens,
+        _window(spec),
+        frozenset(group.layer_names),
+        description=f"{spec} {sorted(group.layer_names)}",
+    )
+
+
+def _layer_specs(spec: Any) -> list[Any]:
+    return list(spec.kv_cache_specs.values()) if isinstance(spec, specs.UniformTypeKVCacheSpecs) else [spec]
+
+
+def _window(spec: Any) -> int | None:
+    layers = _layer_specs(spec)
+    if all(type(layer) in _KEEPS_ALL for layer in layers):
+        return None
+    if all(type(layer) is specs.SlidingWindowSpec for layer in layers):
+        return min(int(layer.sliding_window) for layer in layers)
+    return 1
