@@ -30,6 +30,7 @@ def main() -> None:
     from flexkv import _core
     from flexkv.config import load
     from flexkv.integration.vllm import identity
+    from flexkv.integration.vllm.groups import groups_of
     from flexkv.integration.vllm.scheduler import SchedulerSide
 
     config = EngineArgs(
@@ -42,7 +43,7 @@ def main() -> None:
     settings = load(extra={"cpu_cache_gb": "512MB", "log_level": "error", "sync_load_max_mb": 0})
     blocks = TOKENS // BLOCK
     with set_current_vllm_config(config):
-        scheduler = SchedulerSide(config, settings)
+        scheduler = SchedulerSide(config, settings, groups_of(config, None))
     memory = torch.zeros(blocks + 1, 1, BLOCK, 16)
     options = {
         "runtime_dir": settings.node_target.runtime_dir,
@@ -108,8 +109,9 @@ def main() -> None:
     new = SimpleNamespace(req_id="first", num_computed_tokens=0, block_ids=(table,))
     meta = timed("build_connector_meta, saves 6,250 blocks", lambda: scheduler.build_connector_meta(
         step([new], {}, {"first": TOKENS})), 0)
-    agent.arm_saves(meta.saves, 0)
-    agent.fence(meta.saves, 60_000)
+    saves = [job for _, job in meta.saves]
+    agent.arm_saves(saves, 0)
+    agent.fence(saves, 60_000)
 
     second = request("second")
     found = timed("lookup, all kept", lambda: scheduler.get_num_new_matched_tokens(second, 0))
@@ -117,8 +119,9 @@ def main() -> None:
     timed("update_state_after_alloc, orders a load of 6,249 blocks",
           lambda: scheduler.update_state_after_alloc(second, kv_blocks, found[0]), 0)
     meta = timed("build_connector_meta, with that load", lambda: scheduler.build_connector_meta(step([], {}, {})), 0)
-    agent.arm_loads([order.job for order in meta.loads], 0)
-    assert agent.wait_loads([order.job for order in meta.loads]) == []
+    loads = [job for order in meta.loads for _, job in order.jobs]
+    agent.arm_loads(loads, 0)
+    assert agent.wait_loads(loads) == []
     timed("build_connector_meta, one decoding request",
           lambda: scheduler.build_connector_meta(step([], {"first": TOKENS}, {"first": 1})))
     timed("build_connector_meta, empty step", lambda: scheduler.build_connector_meta(step([], {}, {})))

@@ -16,7 +16,7 @@ BLOCK = 32
 
 def fences(saves: RunningSaves, *block_ids: int) -> set[Job]:
     found: set[Job] = set()
-    saves.add_readers(block_ids, found)
+    saves.add_readers(list(block_ids), found)
     return found
 
 

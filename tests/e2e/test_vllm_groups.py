@@ -30,8 +30,8 @@ from scenarios import (
     whole_blocks,
 )
 
-# Room for one longest prompt in all groups at once.
-_POOL_BLOCKS = 90
+# Room for one longest prompt in all groups at once, with two steps in flight.
+_POOL_BLOCKS = 110
 _HYBRID = EngineConfig(flexkv=True, full=True, pool_blocks=_POOL_BLOCKS)
 CONFIGURATIONS = [_HYBRID, dataclasses.replace(_HYBRID, async_scheduling=True)]
 _EXTENDED = 5 * BLOCK + 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from flexkv.integration.vllm.metadata import Job
@@ -53,30 +52,35 @@ class RunningSaves:
 
     def __init__(self) -> None:
         self._saves: dict[Job, Save] = {}
-        # Two saves may read one block: a prefix in the engine's own cache belongs to every request that shares it.
-        self._by_block: dict[int, set[Job]] = {}
+        # One object for all blocks of a save: a long prompt has thousands, and each would be the garbage collector's.
+        self._by_block: dict[int, Job] = {}
+        # Saves with a block that another one reads already: a prefix in the engine's own cache belongs to every request
+        # that shares it.
+        self._sharing: dict[Job, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return len(self._saves)
 
     def add(self, job: Job, save: Save) -> None:
         self._saves[job] = save
-        for block in save.block_ids:
-            self._by_block.setdefault(block, set()).add(job)
+        if self._by_block.keys().isdisjoint(save.block_ids):
+            self._by_block.update(dict.fromkeys(save.block_ids, job))
+        else:
+            self._sharing[job] = frozenset(save.block_ids)
 
-    def add_readers(self, block_ids: Iterable[int], jobs: set[Job]) -> None:
+    def add_readers(self, block_ids: list[int], jobs: set[Job]) -> None:
         """Adds to `jobs` the saves that read any of the blocks."""
-        if self._by_block:
-            for block in block_ids:
-                jobs.update(self._by_block.get(block, ()))
+        if not self._by_block.keys().isdisjoint(block_ids):
+            jobs.update(self._by_block[block] for block in block_ids if block in self._by_block)
+        for job, read in self._sharing.items():
+            if not read.isdisjoint(block_ids):
+                jobs.add(job)
 
     def end(self, job: Job) -> Save | None:
         """Forgets the save, which reads nothing any more; None if it is not one of ours."""
         save = self._saves.pop(job, None)
-        for block in save.block_ids if save is not None else ():
-            readers = self._by_block[block]
-            readers.discard(job)
-            if not readers:
+        if save is not None and self._sharing.pop(job, None) is None:
+            for block in save.block_ids:
                 del self._by_block[block]
         return save
 
@@ -85,4 +89,5 @@ class RunningSaves:
         jobs = list(self._saves)
         self._saves.clear()
         self._by_block.clear()
+        self._sharing.clear()
         return jobs
