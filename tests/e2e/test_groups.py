@@ -85,6 +85,12 @@ def test_refused(config: KVCacheConfig) -> None:
         groups_of(CONFIG, config)
 
 
+def test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_them() -> None:
+    config: Any = SimpleNamespace(**vars(CONFIG) | {"model_config": SimpleNamespace(rswa_window=128)})
+    with pytest.raises(UnsupportedGroups):
+        groups_of(config, None)
+
+
 def test_runs_leave_out_blocks_that_need_no_memory() -> None:
     group = groups_of(CONFIG, described(FULL, WINDOW))[1]
     assert group.runs([], 3) == []

@@ -81,6 +81,8 @@ class Group:
 
 def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list[Group]:
     """`kv_cache_config`: None where the engine does not tell; then there is one group. Raises UnsupportedGroups."""
+    if getattr(config.model_config, "rswa_window", None):
+        raise UnsupportedGroups("windows that begin behind the prompt (R-SWA) are not supported")
     described = kv_cache_config.kv_cache_groups if kv_cache_config is not None else []
     if kv_cache_config is None or not described:
         return [Group(0, 1, _block_tokens(config), 1, config.cache_config.sliding_window, None)]
