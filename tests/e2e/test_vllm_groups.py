@@ -33,7 +33,7 @@ from scenarios import (
 # Room for one longest prompt in all groups at once, with two steps in flight.
 _POOL_BLOCKS = 110
 _HYBRID = EngineConfig(flexkv=True, full=True, pool_blocks=_POOL_BLOCKS)
-CONFIGURATIONS = [_HYBRID, dataclasses.replace(_HYBRID, async_scheduling=True)]
+CONFIGURATIONS = [_HYBRID, dataclasses.replace(_HYBRID, in_process=False, async_scheduling=True)]
 _EXTENDED = 5 * BLOCK + 3
 _LONG_ANSWER = 4 * BLOCK
 
@@ -178,3 +178,19 @@ def test_abort_while_loading(runs: Runs, engine_steps: int) -> None:
 def test_whole_pool_is_usable_after_aborts(runs: Runs) -> None:
     assert_equal_outputs(runs, "whole pool")
     assert runs.flexkv["whole pool"].computed == WHOLE_POOL
+
+
+def test_failed_loads_are_recomputed(hybrid_model: Path, baseline: Results, tmp_path: Path) -> None:
+    long = prompt("long", LONG)  # also what `cold_warm_partial` runs
+    steps = [
+        generate("cold", [long]),
+        *emptied(),
+        {"op": "fail_loads", "on": True},
+        generate("failing", [long]),
+        {"op": "fail_loads", "on": False},
+        *emptied(),
+        generate("healed", [long]),
+    ]
+    got = run_engine(_HYBRID, hybrid_model, steps, tmp_path / "engine")
+    assert [result.outputs for result in got.values()] == [baseline["cold"].outputs] * 3
+    assert got["healed"].flexkv_hits == whole_blocks(LONG)
