@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from flexkv.integration.vllm.metadata import Job
 
+# From so many blocks on, a save is looked at by itself: the first step of a long prompt must not enter them one by one.
+_LARGE_SAVE_BLOCKS = 256
 # A request whose saves keep being refused offers them again after 1, 2, 4, ... steps, at last after so many.
 _RETRY_STEPS_MAX = 1024
 
@@ -52,36 +54,35 @@ class RunningSaves:
 
     def __init__(self) -> None:
         self._saves: dict[Job, Save] = {}
-        # One object for all blocks of a save: a long prompt has thousands, and each would be the garbage collector's.
         self._by_block: dict[int, Job] = {}
-        # Saves with a block that another one reads already: a prefix in the engine's own cache belongs to every request
-        # that shares it.
-        self._sharing: dict[Job, frozenset[int]] = {}
+        # Few: large ones, and those with a block that another one reads already (a prefix in the engine's own cache
+        # belongs to every request that shares it).
+        self._apart: dict[Job, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return len(self._saves)
 
     def add(self, job: Job, save: Save) -> None:
         self._saves[job] = save
-        if self._by_block.keys().isdisjoint(save.block_ids):
+        if len(save.block_ids) < _LARGE_SAVE_BLOCKS and self._by_block.keys().isdisjoint(save.block_ids):
             self._by_block.update(dict.fromkeys(save.block_ids, job))
         else:
-            self._sharing[job] = frozenset(save.block_ids)
+            self._apart[job] = frozenset(save.block_ids)
 
     def add_readers(self, block_ids: list[int], jobs: set[Job]) -> None:
         """Adds to `jobs` the saves that read any of the blocks."""
-        if not self._by_block.keys().isdisjoint(block_ids):
+        if self._by_block and not self._by_block.keys().isdisjoint(block_ids):
             jobs.update(self._by_block[block] for block in block_ids if block in self._by_block)
-        for job, read in self._sharing.items():
+        for job, read in self._apart.items():
             if not read.isdisjoint(block_ids):
                 jobs.add(job)
 
     def end(self, job: Job) -> Save | None:
         """Forgets the save, which reads nothing any more; None if it is not one of ours."""
         save = self._saves.pop(job, None)
-        if save is not None and self._sharing.pop(job, None) is None:
+        if save is not None and self._apart.pop(job, None) is None:
             for block in save.block_ids:
-                del self._by_block[block]
+                self._by_block.pop(block, None)
         return save
 
     def abandon(self) -> list[Job]:
@@ -89,5 +90,5 @@ class RunningSaves:
         jobs = list(self._saves)
         self._saves.clear()
         self._by_block.clear()
-        self._sharing.clear()
+        self._apart.clear()
         return jobs

@@ -10,6 +10,7 @@ wait for them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -154,7 +155,8 @@ class SchedulerSide:
             for position, block_ids in group.runs(chain.block_ids[first:end], first):
                 parts.append((group, client, chain, position, block_ids))
         # Listed before it is ordered: whatever goes wrong from here, the workers report on it and nobody waits for ever.
-        order = LoadOrder(request.request_id, not tracked.load_async, [block for part in parts for block in part[-1]])
+        block_ids = list(itertools.chain.from_iterable(part[-1] for part in parts))
+        order = LoadOrder(request.request_id, not tracked.load_async, block_ids)
         self._loads.append(order)
         tracked.loaded_in_life = request.num_preemptions
         for group, client, chain, position, block_ids in parts:
