@@ -1,5 +1,5 @@
-// The seam to one drive: asynchronous reads and writes of files in one directory. Forms: io_uring (uring_drive.h), and
-// a simulated drive that loses power, tears, delays and fails (sim_drive.h, for tests).
+// The seam to one drive: asynchronous reads and writes of files in one directory. Forms: real drives (open_drive.h),
+// and a simulated one that loses power, tears, delays and fails (sim_drive.h, for tests).
 //
 // Ownership of a buffer passes to the drive with submit() and comes back with Completion: until then the kernel may
 // read or write it, whatever else was said about the request. That is the only promise that never has an exception.
@@ -87,23 +87,24 @@ class Drive {
   // file bypasses the page cache where the file system can (else it does not, and describe() says so); others are for
   // small unaligned records. Blocks.
   virtual Result<FileId> open(const std::string& name, bool direct) = 0;
+  // What is in flight goes on; requests that wait fail with EBADF. The descriptor is closed when the last I/O has
+  // ended.
   virtual void close_file(FileId file) = 0;
   virtual Status remove(const std::string& name) = 0;
   virtual Result<std::uint64_t> file_bytes(FileId file) = 0;
   // Space on the drive for [offset, offset + bytes) of the file, so that later writes there do not fail for lack of it.
-  // kNoSpace when less than that and `keep_free` would be left. Blocks; slow where the file system cannot reserve.
+  // kNoSpace when less than that and what is to be left free is there; the file is then as before. Blocks; slow where
+  // the file system cannot reserve. Not while requests write past the file's end.
   virtual Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) = 0;
-
-  // Cuts the file off and gives its space back. Blocks. kUnsupported: this drive cannot.
-  virtual Status truncate(FileId, std::uint64_t /*bytes*/) {
-    return Error{ErrorCode::kUnsupported, "files of this drive cannot be cut off"};
-  }
+  // Cuts the file off and gives its space back. Blocks.
+  virtual Status truncate(FileId file, std::uint64_t bytes) = 0;
 
   // Memory that transfers will use, once, before the first submit: makes them cheaper. May be refused by the system
   // (locked-memory limit); transfers work all the same.
   virtual void register_memory(std::span<std::byte> memory) = 0;
 
   // Queues all requests or, when that would exceed the queue's bound or the drive is not available, none (false).
+  // They are served in any order, but for a sync: it covers the writes to its file that were submitted before.
   // REQUIRES: aligned on direct files; bytes > 0 but for kSync.
   virtual bool submit(std::span<const Request> requests) = 0;
   // Asks: the request's Completion comes as soon as nothing touches the buffer any more, whatever its outcome.
@@ -114,7 +115,7 @@ class Drive {
   virtual std::string describe() const = 0;
 
   // Takes no more requests and waits until all are completed, at most `patience`. False: some never ended (a drive that
-  // hangs); their buffers must stay mapped for the rest of the process's life.
+  // hangs); their buffers must stay mapped for the rest of the process's life. The sink is not called any more.
   virtual bool close(Nanos patience) = 0;
 };
 
