@@ -3,11 +3,20 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/key/namespace.h"
 
 namespace flexkv::client {
+
+namespace {
+
+// The node is told of another prefill speed when that changes what it expects of such a prompt by more than this.
+constexpr double kPrefillChange = 0.02;
+constexpr double kTypicalTokens = 4096;
+
+}  // namespace
 
 JobId random_first_job() {
   JobId random = 0;
@@ -38,6 +47,7 @@ Client::Sequence* Client::current(SequenceId id) {
   if (!settle(generation)) return nullptr;
   if (generation != generation_) {
     generation_ = generation;
+    told_prefill_ = {};
     root_ = key::NamespaceBuilder(port_->key_secret()).add(key::Field::kModel, hello_.fingerprint).finish();
   }
   Sequence& sequence = sequences_[id];
@@ -125,6 +135,16 @@ JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::
   if (!port_->post(std::move(request))) return 0;
   sequence->known += added;
   return job;
+}
+
+void Client::observe_step(std::uint32_t tokens, double pairs, Nanos duration) {
+  prefill_.observe(tokens, pairs, duration);
+  const plan::PrefillTime time = prefill_.time();
+  if (!time.known() || port_->generation() == 0) return;
+  const double now = time.estimate(kTypicalTokens, kTypicalTokens);
+  const double told = told_prefill_.estimate(kTypicalTokens, kTypicalTokens);
+  if (std::abs(now - told) <= kPrefillChange * told) return;
+  if (port_->post(proto::PrefillSpeed{time})) told_prefill_ = time;
 }
 
 void Client::cancel(JobId job) { (void)port_->post(proto::CancelRequest{job}); }

@@ -47,6 +47,9 @@ class Client {
   // 0: there is no node to save to. Blocks that are kept already cost nothing.
   JobId save(SequenceId sequence, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
              std::span<const std::uint32_t> device_blocks);
+  // A step of the engine computed so many tokens of prompts, `pairs` of a token and one that it attends to, in that
+  // time: by that the node judges what is worth loading.
+  void observe_step(std::uint32_t tokens, double pairs, Nanos duration);
   void cancel(JobId job);
   // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. A save that kept
   // all its blocks has no reason; one that kept some is kDone with a reason. Best effort: a node that went away does
@@ -79,6 +82,8 @@ class Client {
   // What the node must not miss is posted again until it is sure to have arrived.
   static constexpr std::size_t kUnclosedMax = 65536;  // beyond that, the node forgets them with the connection
   std::vector<SequenceId> unclosed_;
+  plan::PrefillCost prefill_;
+  plan::PrefillTime told_prefill_;  // to the node of this generation
   bool reset_owed_ = false;         // no answer of the node has come since
   std::uint64_t reset_posted_ = 0;  // over the connection of this generation
   SequenceId next_sequence_ = 1;

@@ -30,6 +30,10 @@ class EmbeddedPort final : public NodePort {
       note(reason);
       return reason == proto::Reason::kNone;
     }
+    if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message)) {
+      node_.set_prefill(engine_, speed->time);
+      return true;
+    }
     if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
       node_.close_sequence(engine_, closed->sequence);
     } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {

@@ -67,6 +67,7 @@ Result<EngineHandle> Node::attach_client(const proto::ClientHello& hello) {
   engine.client = true;
   engine.model = hello.model;
   engine.fingerprint = hello.fingerprint;
+  engine.block_tokens = hello.block_tokens;
   bind_space(engine);
   return engine.handle;
 }
@@ -203,7 +204,7 @@ std::vector<Node::EngineInfo> Node::engines() const {
   std::vector<EngineInfo> infos;
   for (const auto& [handle, engine] : engines_) {
     infos.push_back({engine->id, engine->model, engine->client, engine->rank_count, engine->ranks_attached(),
-                     static_cast<std::uint32_t>(engine->sequences.size()), engine->space != nullptr});
+                     static_cast<std::uint32_t>(engine->sequences.size()), engine->space != nullptr, engine->prefill});
   }
   return infos;
 }

@@ -58,8 +58,16 @@ void Node::release(Path* path) {
 
 // ---- lookups -------------------------------------------------------------------------------------------------------
 
-// What of a match can be loaded: as far as drives serve, and as host memory can hold it.
-Node::Lookup Node::served(const Space& space, const Sequence& sequence) {
+void Node::set_prefill(EngineHandle handle, const plan::PrefillTime& time) {
+  if (Engine* engine = find_engine(handle)) engine->prefill = time;
+}
+
+double Node::disk_bytes_per_second() const { return disk_ == nullptr ? 0 : disk_->reads.bytes_per_second(); }
+
+// What of a match can and should be loaded: as far as drives serve, as host memory can hold it, and as it is faster
+// than computing. Leaves the match's slots in the scratch vectors.
+Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
+  const Space& space = *engine.space;
   Lookup result{sequence.matched, Reason::kNone, 0};
   if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
   auto& host = disk_->host_slots;
@@ -75,10 +83,44 @@ Node::Lookup Node::served(const Space& space, const Sequence& sequence) {
   for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
-    if (off || block >= room) return {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, result.disk_blocks};
-    ++result.disk_blocks;
+    if (!off && block < room) continue;
+    result = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0};
+    break;
   }
+  const std::uint32_t worth = worth_loading(engine, sequence, result.matched_blocks);
+  if (worth < result.matched_blocks) result = {worth, Reason::kNotWorthLoading, 0};
+  result.disk_blocks =
+      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + result.matched_blocks, index::kNoSlot));
   return result;
+}
+
+// How many of the first `blocks`, whose slots are in the scratch vectors. What host memory has is taken to cost
+// nothing: links to devices are far faster than any engine computes.
+std::uint32_t Node::worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const {
+  const double rate = disk_->reads.bytes_per_second();
+  if (rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
+  const auto block_bytes = static_cast<double>(engine.space->slots.slot_bytes());
+  const auto read_time = [&](double bytes) { return bytes / rate * static_cast<double>(kSecond); };
+  // Reads that run, and those that wait for room or for the drive.
+  const double waiting = read_time(static_cast<double>(disk_->reads.waiting_bytes()) +
+                                   static_cast<double>(disk_->loads.size()) * block_bytes);
+  std::vector<plan::Stretch> stretches;
+  bool waited = false;
+  bool on_drive = false;
+  for (std::uint32_t i = 0; i < blocks; ++i) {
+    const bool read = disk_->host_slots[i] == index::kNoSlot;
+    if (i == 0 || read != on_drive) {
+      stretches.push_back({0, read ? read_time(block_bytes) : 0, read && !std::exchange(waited, true) ? waiting : 0});
+      on_drive = read;
+    }
+    ++stretches.back().blocks;
+  }
+  plan::LoadQuestion question;
+  question.stretches = stretches;
+  question.block_tokens = engine.block_tokens;
+  question.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
+  question.prefill = engine.prefill;
+  return plan::choose_load(question).blocks;
 }
 
 Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request, Nanos now) {
@@ -90,7 +132,7 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   Space& space = *engine->space;
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   sequence->leased = true;
-  const Lookup found = served(space, *sequence);
+  const Lookup found = served(*engine, *sequence);
   if (found.disk_blocks == 0) return Reason::kNone;
   const std::uint64_t most = options_.pool_bytes / space.slots.slot_bytes() * kPrefetchShare / 100;
   Path* path = hold(space, space.index.clone(sequence->pin));
@@ -214,6 +256,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     fetch.host = host;
     ++space.fetching;
     disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
+    disk_->reads.begin(space.slots.slot_bytes(), now_);
     return Begun::kYes;
   }
   space.slots.give_back(host);
@@ -225,6 +268,7 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   Fetch& fetch = space.fetches.at(io.key);
   index::Slot host = std::exchange(fetch.host, index::kNoSlot);
   --space.fetching;
+  disk_->reads.end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
   const bool current = io.path->generation == space.generation;
   if (outcome == DiskOutcome::kDone && current) {
     std::vector<index::Slot> rejected;

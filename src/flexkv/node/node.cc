@@ -100,7 +100,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
-  Lookup result = served(space, *sequence);
+  Lookup result = served(*engine, *sequence);
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
     result.reason = space.in_flight.contains(missing) ? Reason::kInFlight

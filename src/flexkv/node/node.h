@@ -29,6 +29,8 @@
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
 #include "flexkv/node/slot_space.h"
+#include "flexkv/plan/flow_rate.h"
+#include "flexkv/plan/load_choice.h"
 #include "flexkv/proto/messages.h"
 #include "flexkv/telemetry/histogram.h"
 
@@ -128,6 +130,8 @@ class Node {
   // Fetches blocks of the sequence that are only on drives, as far as there is room. A reason other than kNone means
   // that the keys were not taken.
   Reason prefetch(EngineHandle engine, const proto::PrefetchRequest& request, Nanos now);
+  // How fast the engine computes prompts; until it is told, all that is kept is taken to be worth loading.
+  void set_prefill(EngineHandle engine, const plan::PrefillTime& time);
   void close_sequence(EngineHandle engine, SequenceId sequence);
   void cancel(EngineHandle engine, JobId job);
   // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing.
@@ -159,6 +163,7 @@ class Node {
     std::uint32_t ranks_attached = 0;
     std::uint32_t sequences = 0;
     bool ready = false;
+    plan::PrefillTime prefill;  // not known: it did not tell
   };
   struct SpaceInfo {
     std::string id;
@@ -179,6 +184,8 @@ class Node {
     std::uint32_t writes = 0;   // blocks that are written, or wait for a drive
   };
   DiskQueues disk_queues() const;
+  // Measured while blocks are read; 0: not yet.
+  double disk_bytes_per_second() const;
   std::vector<EngineInfo> engines() const;
   std::vector<SpaceInfo> spaces() const;
   std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
@@ -244,7 +251,8 @@ class Node {
   using FetchId = std::pair<SpaceNumber, key::BlockKey>;
   Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
   void release(Path* path);                    // by one user
-  Lookup served(const Space& space, const Sequence& sequence);
+  Lookup served(const Engine& engine, const Sequence& sequence);
+  std::uint32_t worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const;
   void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);

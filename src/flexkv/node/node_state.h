@@ -105,6 +105,7 @@ struct Node::Disk {
   std::uint64_t queued_write_bytes = 0;  // of write_runs
   std::vector<std::uint32_t> writes;     // at each drive
   bool pumping = false;
+  plan::FlowRate reads;
   std::vector<index::Slot> host_slots;  // scratch of served()
   std::vector<index::Slot> disk_slots;
 };
@@ -137,6 +138,8 @@ struct Node::Engine {
   std::string model;
   bool client = false;
   std::array<std::byte, 32> fingerprint{};
+  std::uint32_t block_tokens = 0;
+  plan::PrefillTime prefill;
   std::uint32_t rank_count = 0;
   struct Rank {
     AgentHandle agent = 0;  // 0: not attached

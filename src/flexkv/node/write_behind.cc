@@ -10,7 +10,7 @@ namespace flexkv::node {
 namespace {
 
 // Of the pool: blocks that wait to be written cannot be evicted.
-constexpr std::uint64_t kWriteShare = 25;
+constexpr std::uint64_t kWriteShare = 50;
 // So that a load finds few writes before its reads at a drive.
 constexpr std::uint32_t kWritesPerDrive = 64;
 constexpr std::uint32_t kEvictAtOnce = 16;
@@ -76,18 +76,18 @@ void Node::on_disk_opened(SpaceNumber number, std::span<const std::uint32_t> slo
 // Has the pinned path's blocks written that lie on no drive.
 void Node::write_behind(Space& space, index::PinId pin) {
   if (disk_ == nullptr) return;
-  const std::uint32_t end = space.index.depth(pin);
+  std::uint32_t end = space.index.depth(pin);
   auto& slots = disk_->disk_slots;
   slots.resize(end);
   space.index.collect(pin, kDiskTier, 0, slots);
   const auto begin = static_cast<std::uint32_t>(std::ranges::find(slots, index::kNoSlot) - slots.begin());
   if (begin == end) return;
-  const std::uint64_t bytes = (end - begin) * space.slots.slot_bytes();
-  if (disk_->queued_write_bytes + bytes > options_.pool_bytes * kWriteShare / 100) {
-    stats_.unwritten_blocks[slot_of(Reason::kQueueFull)] += end - begin;
-    return;
-  }
-  disk_->queued_write_bytes += bytes;
+  const std::uint64_t room = options_.pool_bytes * kWriteShare / 100 - disk_->queued_write_bytes;
+  const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(end - begin, room / space.slots.slot_bytes()));
+  stats_.unwritten_blocks[slot_of(Reason::kQueueFull)] += end - begin - count;
+  if (count == 0) return;
+  end = begin + count;
+  disk_->queued_write_bytes += count * space.slots.slot_bytes();
   disk_->write_runs.push_back({hold(space, space.index.clone(pin)), begin, begin, end});
 }
 

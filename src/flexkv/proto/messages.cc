@@ -9,6 +9,7 @@ using ipc::Reader;
 using ipc::Writer;
 
 constexpr std::size_t kNameBytesMax = 4096;
+constexpr double kPrefillNanosMax = 1e15;
 
 // First byte of every message on a ring.
 enum class Tag : std::uint8_t {
@@ -23,6 +24,7 @@ enum class Tag : std::uint8_t {
   kLookupReply = 9,
   kJobResult = 10,
   kPrefetch = 11,
+  kPrefillSpeed = 12,
 };
 
 Error malformed(const char* what) {
@@ -55,7 +57,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kNoRoomToLoad, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kNotWorthLoading, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -81,7 +83,8 @@ const char* reason_name(Reason reason) {
                                                                    "disk_off",
                                                                    "disk_full",
                                                                    "recovering",
-                                                                   "no_room_to_load"};
+                                                                   "no_room_to_load",
+                                                                   "not_worth_loading"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 
@@ -116,6 +119,7 @@ std::vector<std::byte> encode(const ClientHello& value) {
   writer.pod(value.rank_count);
   writer.string(value.model);
   writer.pod(value.fingerprint);
+  writer.pod(value.block_tokens);
   return writer.take();
 }
 
@@ -126,6 +130,7 @@ Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes) {
   value.rank_count = reader.pod<std::uint32_t>();
   value.model = reader.string(kNameBytesMax);
   value.fingerprint = reader.pod<std::array<std::byte, 32>>();
+  value.block_tokens = reader.pod<std::uint32_t>();
   return finish(reader, std::move(value), "client hello");
 }
 
@@ -236,6 +241,11 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(prefetch->sequence);
     writer.pod(prefetch->base);
     writer.array(std::span<const key::BlockKey>(prefetch->keys));
+  } else if (const auto* speed = std::get_if<PrefillSpeed>(&value)) {
+    writer.pod(Tag::kPrefillSpeed);
+    writer.pod(speed->time.fixed);
+    writer.pod(speed->time.per_token);
+    writer.pod(speed->time.per_pair);
   } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
     writer.pod(Tag::kCloseSequence);
     writer.pod(closed->sequence);
@@ -276,6 +286,16 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       prefetch.base = reader.pod<std::uint32_t>();
       prefetch.keys = read_blocks<key::BlockKey>(reader);
       return finish<FromClient>(reader, std::move(prefetch), "prefetch request");
+    }
+    case Tag::kPrefillSpeed: {
+      plan::PrefillTime time;
+      time.fixed = reader.pod<double>();
+      time.per_token = reader.pod<double>();
+      time.per_pair = reader.pod<double>();
+      for (const double value : {time.fixed, time.per_token, time.per_pair}) {
+        if (!(value >= 0 && value <= kPrefillNanosMax)) return malformed("prefill speed");
+      }
+      return finish<FromClient>(reader, PrefillSpeed{time}, "prefill speed");
     }
     case Tag::kCloseSequence:
       return finish<FromClient>(reader, CloseSequence{reader.pod<SequenceId>()}, "close request");

@@ -15,6 +15,7 @@
 #include "flexkv/base/result.h"
 #include "flexkv/device/device.h"
 #include "flexkv/key/block_key.h"
+#include "flexkv/plan/prefill_cost.h"
 
 namespace flexkv::proto {
 
@@ -42,6 +43,7 @@ struct ClientHello {
   std::uint32_t rank_count = 1;
   std::string model;                        // for people
   std::array<std::byte, 32> fingerprint{};  // of everything that KV bytes depend on, but for the tokens
+  std::uint32_t block_tokens = 0;           // 0: not told
 };
 
 struct Welcome {
@@ -90,14 +92,15 @@ enum class Reason : std::uint8_t {
   kRankFailed,
   kDeadline,
   kCanceled,
-  kChecksum,      // what lay on the drive was not the block
-  kDiskFailed,    // the drive could not read or write it
-  kDiskOff,       // the drive does not serve
-  kDiskFull,      // no place on a drive, and nothing there could be evicted
-  kRecovering,    // what the drives hold is still being read
-  kNoRoomToLoad,  // host memory cannot hold so much of a prompt from a drive at once
+  kChecksum,         // what lay on the drive was not the block
+  kDiskFailed,       // the drive could not read or write it
+  kDiskOff,          // the drive does not serve
+  kDiskFull,         // no place on a drive, and nothing there could be evicted
+  kRecovering,       // what the drives hold is still being read
+  kNoRoomToLoad,     // host memory cannot hold so much of a prompt from a drive at once
+  kNotWorthLoading,  // computing it is expected to be faster
 };
-constexpr std::size_t kReasonCount = 22;
+constexpr std::size_t kReasonCount = 23;
 const char* reason_name(Reason reason);
 
 // client -> node
@@ -123,6 +126,10 @@ struct PrefetchRequest {
   std::uint32_t base = 0;
   std::vector<key::BlockKey> keys;  // as in LookupRequest
 };
+// How fast the engine computes prompts, when that has changed. No answer.
+struct PrefillSpeed {
+  plan::PrefillTime time;
+};
 struct CloseSequence {
   SequenceId sequence = 0;
 };
@@ -130,8 +137,8 @@ struct CancelRequest {
   JobId job = 0;
 };
 struct ResetRequest {};
-using FromClient =
-    std::variant<LookupRequest, TransferRequest, PrefetchRequest, CloseSequence, CancelRequest, ResetRequest>;
+using FromClient = std::variant<LookupRequest, TransferRequest, PrefetchRequest, PrefillSpeed, CloseSequence,
+                                CancelRequest, ResetRequest>;
 
 // node -> client
 struct LookupReply {

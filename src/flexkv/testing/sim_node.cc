@@ -102,6 +102,8 @@ proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient&
   } else if (const auto* wanted = std::get_if<proto::PrefetchRequest>(&message)) {
     reason = node_.prefetch(engine, *wanted, loop_.now());
     loop_.note("node: prefetch", engine, wanted->sequence, static_cast<std::uint64_t>(reason));
+  } else if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message)) {
+    node_.set_prefill(engine, speed->time);
   } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
     node_.close_sequence(engine, closed->sequence);
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {

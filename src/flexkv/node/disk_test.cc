@@ -1,0 +1,415 @@
+// The node with drives that do what the test says.
+#include <map>
+#include <set>
+
+#include "flexkv/node/disk_slots.h"
+#include "flexkv/node/node_fixture.h"
+
+namespace flexkv::node {
+namespace {
+
+class FakeDrives : public DiskPort {
+ public:
+  unsigned drive_count() const override { return 2; }
+  void open_space(SpaceNumber space, const SpaceName& name, std::uint64_t) override { spaces[space] = name; }
+  void close_space(SpaceNumber space) override { spaces.erase(space); }
+  void reset_space(SpaceNumber space) override { resets.push_back(space); }
+  void reset_closed_spaces(const std::optional<ModelName>& model) override { closed_resets.push_back(model); }
+  DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
+  DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
+  bool can_read(unsigned drive) const override { return drive != off; }
+
+  DiskAdmission take(std::vector<DiskTransfer>& list, const DiskTransfer& transfer) {
+    if (admission == DiskAdmission::kQueued) list.push_back(transfer);
+    return admission;
+  }
+
+  std::map<SpaceNumber, SpaceName> spaces;
+  std::vector<SpaceNumber> resets;
+  std::vector<std::optional<ModelName>> closed_resets;
+  std::vector<DiskTransfer> writes;
+  std::vector<DiskTransfer> reads;
+  DiskAdmission admission = DiskAdmission::kQueued;
+  unsigned off = 99;
+};
+
+class NodeDiskTest : public NodeTest {
+ protected:
+  NodeDiskTest() { drives = &disk; }
+
+  // An engine whose space is open, with so many slots on each drive.
+  EngineHandle start_with_engine(std::uint64_t host_slots, std::uint32_t drive_slots) {
+    start(host_slots);
+    host_slots_ = host_slots;
+    const EngineHandle handle = engine("e");
+    opened(drive_slots);
+    return handle;
+  }
+  void opened(std::uint32_t drive_slots) {
+    const std::uint32_t slots[] = {drive_slots, drive_slots};
+    node->on_disk_opened(disk.spaces.rbegin()->first, slots, now);
+    node->check_invariants();
+  }
+  void end(const DiskTransfer& transfer, DiskOutcome outcome = DiskOutcome::kDone) {
+    const DiskResult result{transfer.op, outcome};
+    node->on_disk_done({&result, 1}, now);
+    node->check_invariants();
+  }
+  void end_all(std::vector<DiskTransfer>& list, DiskOutcome outcome = DiskOutcome::kDone) {
+    while (!list.empty()) {
+      for (const DiskTransfer& transfer : std::exchange(list, {})) end(transfer, outcome);
+    }
+  }
+  // Keeps the blocks, has them written, and pushes them out of host memory.
+  void keep_on_drives(EngineHandle handle, const Keys& keys) {
+    keep(handle, 1, next_job++, keys);
+    end_all(disk.writes);
+    node->close_sequence(handle, 1);
+    push_out(handle);
+  }
+  void push_out(EngineHandle handle) {
+    const Keys other = keys_of(1000 + next_job, host_slots_);
+    ASSERT_EQ(save(handle, 2, next_job, other), Reason::kNone);
+    report(agents[0], next_job++, JobStatus::kFailed);
+    node->close_sequence(handle, 2);
+  }
+  std::uint64_t unfetched(Reason reason) const {
+    return node->stats().unfetched_blocks[static_cast<std::size_t>(reason)];
+  }
+  std::uint64_t unwritten(Reason reason) const {
+    return node->stats().unwritten_blocks[static_cast<std::size_t>(reason)];
+  }
+
+  FakeDrives disk;
+  JobId next_job = 100;
+
+ private:
+  std::uint64_t host_slots_ = 0;
+};
+
+TEST_F(NodeDiskTest, WritesWhatIsPublishedInOrderAndOverAllDrives) {
+  const auto e = start_with_engine(8, 8);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 4)), Reason::kNone);
+  EXPECT_TRUE(disk.writes.empty());
+  report(agents[0], 1);
+  ASSERT_EQ(disk.writes.size(), 4U);
+  const auto keys = keys_of(1, 4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(disk.writes[i].key, keys[i]);
+    EXPECT_EQ(disk.writes[i].parent, i == 0 ? key::BlockKey{} : keys[i - 1]);
+    EXPECT_EQ(disk.writes[i].slot % 2, i % 2);
+  }
+  end_all(disk.writes);
+  keep(e, 2, 2, keys_of(1, 4));
+  EXPECT_TRUE(disk.writes.empty());  // kept already
+  EXPECT_EQ(node->spaces()[0].disk_used, 4U);
+}
+
+TEST_F(NodeDiskTest, WaitsWithWritesUntilTheDrivesAreOpen) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 2));
+  EXPECT_TRUE(disk.writes.empty());
+  EXPECT_EQ(lookup(e, 2, keys_of(2, 1)).reason, Reason::kRecovering);
+  opened(4);
+  EXPECT_EQ(disk.writes.size(), 2U);
+  EXPECT_EQ(lookup(e, 3, keys_of(2, 1)).reason, Reason::kNeverSeen);
+}
+
+TEST_F(NodeDiskTest, BlocksThatAreWrittenStayInHostMemoryUntilTheyAre) {
+  const auto e = start_with_engine(4, 8);
+  keep(e, 1, 1, keys_of(1, 2));
+  node->close_sequence(e, 1);
+  ASSERT_EQ(save(e, 2, 2, keys_of(2, 4)), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks.size(), 2U);
+}
+
+TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 4);
+  keep_on_drives(e, keys);
+  keep(e, 3, 1, Keys(keys.begin(), keys.begin() + 1));  // known: nothing to save, but
+  const auto found = lookup(e, 4, keys);
+  EXPECT_EQ(found.matched_blocks, 4U);
+  EXPECT_EQ(found.disk_blocks, 4U);
+  // Brings two of them to host memory.
+  ASSERT_EQ(load(e, 4, 10, Keys(keys.begin(), keys.begin() + 2)), Reason::kNone);
+  end_all(disk.reads);
+  report(agents[0], 10);
+  ASSERT_TRUE(done(10));
+  EXPECT_EQ(lookup(e, 5, keys).disk_blocks, 2U);
+
+  ASSERT_EQ(load(e, 5, 11, keys), Reason::kNone);
+  auto pieces = sent<proto::CopyCommand>(agents[0], 11);
+  ASSERT_EQ(pieces.size(), 1U);
+  EXPECT_EQ(pieces[0].blocks.size(), 2U);
+  EXPECT_FALSE(pieces[0].last);
+  ASSERT_EQ(disk.reads.size(), 2U);
+  end(disk.reads[1]);
+  end(disk.reads[0]);
+  pieces = sent<proto::CopyCommand>(agents[0], 11);
+  ASSERT_EQ(pieces.size(), 3U);
+  EXPECT_EQ(pieces[1].piece, 1U);
+  EXPECT_EQ(pieces[1].blocks[0].host_offset, disk.reads[1].host_offset);
+  EXPECT_FALSE(pieces[1].last);
+  EXPECT_TRUE(pieces[2].last);
+  EXPECT_FALSE(result(11));
+  report(agents[0], 11);
+  EXPECT_TRUE(done(11));
+  EXPECT_EQ(lookup(e, 6, keys).disk_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, RequestsForOneColdBlockShareOneRead) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 2);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  ASSERT_EQ(load(e, 4, 11, keys), Reason::kNone);
+  ASSERT_EQ(disk.reads.size(), 2U);
+  end_all(disk.reads);
+  for (const JobId job : {JobId{10}, JobId{11}}) {
+    EXPECT_EQ(sent<proto::CopyCommand>(agents[0], job).back().last, true);
+    report(agents[0], job);
+    EXPECT_TRUE(done(job));
+  }
+}
+
+TEST_F(NodeDiskTest, ABadBlockFailsItsLoadAndIsForgotten) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 3U);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  const auto reads = disk.reads;
+  end(reads[0]);
+  end(reads[1], DiskOutcome::kChecksum);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 10).size(), 1U);
+  end(reads[2]);
+  report(agents[0], 10, JobStatus::kCanceled);
+  EXPECT_EQ(failure(10), Reason::kChecksum);
+  EXPECT_EQ(unfetched(Reason::kChecksum), 1U);
+  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 1U);  // also by the sequence that had found it
+  keep(e, 3, 11, keys);
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);
+}
+
+TEST_F(NodeDiskTest, ADriveThatIsOffEndsWhatLookupsPromise) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  disk.off = 1;
+  const auto found = lookup(e, 3, keys);
+  EXPECT_EQ(found.matched_blocks, 1U);
+  EXPECT_EQ(found.reason, Reason::kDiskOff);
+  disk.admission = DiskAdmission::kUnavailable;
+  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+  report(agents[0], 10, JobStatus::kCanceled);
+  EXPECT_EQ(failure(10), Reason::kDiskOff);
+  disk.admission = DiskAdmission::kQueued;
+  disk.off = 99;
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // nothing was lost
+}
+
+TEST_F(NodeDiskTest, ALoadThatIsGivenUpLetsItsReadsEndAndKeepsWhatTheyBrought) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 2);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  const auto reads = disk.reads;
+  now += 10 * kSecond;
+  node->on_time(now);
+  report(agents[0], 10, JobStatus::kCanceled);
+  EXPECT_EQ(failure(10), Reason::kDeadline);
+  EXPECT_EQ(node->disk_queues().fetches, 2U);
+  for (const auto& read : reads) end(read);
+  EXPECT_EQ(node->disk_queues().fetches, 0U);
+  EXPECT_EQ(lookup(e, 4, keys).disk_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, APromptIsServedAsFarAsHostMemoryCanHoldIt) {
+  const auto e = start_with_engine(8, 16);
+  const auto keys = keys_of(1, 8);
+  const auto half = Keys(keys.begin(), keys.begin() + 4);
+  keep(e, 1, 1, half);  // in two halves: blocks that wait to be written take half of host memory at most
+  end_all(disk.writes);
+  keep(e, 1, 2, keys);
+  end_all(disk.writes);
+  node->close_sequence(e, 1);
+  push_out(e);
+  const auto found = lookup(e, 3, keys);
+  EXPECT_EQ(found.matched_blocks, 6U);
+  EXPECT_EQ(found.reason, Reason::kNoRoomToLoad);
+}
+
+TEST_F(NodeDiskTest, LoadsThatBlockEachOtherDoNotWaitForTheirDeadline) {
+  const auto e = start_with_engine(8, 32);
+  const auto a = keys_of(1, 4);
+  const auto b = keys_of(2, 6);
+  keep_on_drives(e, a);
+  keep_on_drives(e, Keys(b.begin(), b.begin() + 4));
+  ASSERT_EQ(load(e, 3, 10, a), Reason::kNone);
+  keep(e, 4, 11, b);  // its end is new
+  end_all(disk.writes);
+  end_all(disk.reads);
+  ASSERT_EQ(load(e, 4, 12, b), Reason::kNone);
+  EXPECT_FALSE(result(12));
+  report(agents[0], 10);
+  EXPECT_TRUE(done(10));
+  end_all(disk.reads);
+  report(agents[0], 12);
+  EXPECT_TRUE(done(12));
+}
+
+TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+  now += 100 * kMillisecond;  // for a block
+  end_all(disk.reads);
+  report(agents[0], 10);
+  node->close_sequence(e, 3);
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // how fast the engine is was not told yet
+  node->set_prefill(e, {0, 1e6, 0});                 // 16 ms for a block
+  const auto found = lookup(e, 5, keys);
+  EXPECT_EQ(found.matched_blocks, 1U);  // what host memory has
+  EXPECT_EQ(found.disk_blocks, 0U);
+  EXPECT_EQ(found.reason, Reason::kNotWorthLoading);
+  node->set_prefill(e, {0, 1e7, 0});
+  EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);
+}
+
+TEST_F(NodeDiskTest, PrefetchFetchesWithoutALoad) {
+  const auto e = start_with_engine(16, 16);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  EXPECT_EQ(node->prefetch(e, {3, 0, keys}, now), Reason::kNone);
+  ASSERT_EQ(disk.reads.size(), 3U);
+  EXPECT_TRUE(disk.reads[0].prefetch);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);  // joins it
+  EXPECT_EQ(disk.reads.size(), 3U);
+  end_all(disk.reads);
+  report(agents[0], 10);
+  EXPECT_TRUE(done(10));
+  EXPECT_EQ(node->stats().blocks_prefetched, 3U);
+}
+
+TEST_F(NodeDiskTest, EvictsFromDrivesWhenTheyAreFull) {
+  const auto e = start_with_engine(8, 2);
+  keep_on_drives(e, keys_of(1, 4));
+  keep_on_drives(e, keys_of(2, 3));
+  EXPECT_EQ(node->stats().disk_blocks_evicted, 4U);
+  EXPECT_EQ(lookup(e, 3, keys_of(2, 3)).matched_blocks, 3U);
+  EXPECT_EQ(lookup(e, 4, keys_of(1, 4)).matched_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, ADriveWithoutRoomGetsNoMoreSlots) {
+  const auto e = start_with_engine(8, 8);
+  keep(e, 1, 1, keys_of(1, 4));
+  const auto writes = std::exchange(disk.writes, {});
+  end(writes[0]);
+  end(writes[1]);
+  end(writes[2], DiskOutcome::kNoRoom);
+  end(writes[3], DiskOutcome::kNoRoom);
+  EXPECT_EQ(unwritten(Reason::kDiskFull), 2U);
+  EXPECT_EQ(node->spaces()[0].disk_slots, 2U);
+  keep(e, 2, 2, keys_of(2, 1));
+  ASSERT_EQ(disk.writes.size(), 1U);  // where another block has made room
+  EXPECT_LT(disk.writes[0].slot, 2U);
+}
+
+TEST_F(NodeDiskTest, TakesInWhatTheDrivesHeldAndServesIt) {
+  start(8);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 5, 2);
+  const auto branch = keys_of(2, 4, 2);
+  const index::Slot slots[] = {7, 2, 5, 0, 9};
+  const index::Slot branch_slots[] = {1, 3};
+  const index::Slot lost_slot = 4;
+  const key::BlockKey lost{9, 9};
+  const std::vector<RecoveredChain> chains{
+      {{}, {keys.data(), 2}, {slots, 2}},
+      {keys[1], {keys.data() + 2, 3}, {slots + 2, 3}},
+      {keys[1], {branch.data() + 2, 2}, {branch_slots, 2}},
+      {{8, 8}, {&lost, 1}, {&lost_slot, 1}},
+  };
+  const SpaceNumber space = disk.spaces.begin()->first;
+  node->on_disk_recovered(space, chains, now);
+  node->check_invariants();
+  opened(6);
+  EXPECT_EQ(node->stats().disk_blocks_recovered, 7U);
+  EXPECT_EQ(lookup(e, 1, keys).disk_blocks, 5U);
+  EXPECT_EQ(lookup(e, 2, branch).disk_blocks, 4U);
+  ASSERT_EQ(load(e, 1, 1, keys), Reason::kNone);
+  EXPECT_EQ(disk.reads[3].slot, 0U);
+  end_all(disk.reads);
+  report(agents[0], 1);
+  EXPECT_TRUE(done(1));
+  // New blocks do not go where recovered ones lie.
+  node->close_sequence(e, 1);
+  keep(e, 3, 2, keys_of(3, 3));
+  const std::set<index::Slot> free{4, 6, 8, 10, 11};
+  EXPECT_EQ(disk.writes.size(), 3U);
+  for (const auto& write : disk.writes) EXPECT_TRUE(free.contains(write.slot)) << write.slot;
+}
+
+TEST_F(NodeDiskTest, ResetReachesSpacesThatAreNotOpenAndWhatIsStillRead) {
+  start(8);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 2);
+  const index::Slot slots[] = {0, 1};
+  const RecoveredChain chain{{}, keys, slots};
+  node->reset(e, now);
+  EXPECT_EQ(disk.resets.size(), 1U);
+  ASSERT_EQ(disk.closed_resets.size(), 1U);
+  ASSERT_TRUE(disk.closed_resets[0]);
+  EXPECT_TRUE(
+      std::equal(disk.closed_resets[0]->begin(), disk.closed_resets[0]->end(), disk.spaces.begin()->second.begin()));
+  node->on_disk_recovered(disk.spaces.begin()->first, {&chain, 1}, now);
+  opened(4);
+  EXPECT_EQ(lookup(e, 1, keys).matched_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, ResetDuringReadsAndWritesServesAndKeepsNothing) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 2);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  keep(e, 4, 11, keys_of(2, 2));
+  node->reset(e, now);
+  node->check_invariants();
+  end_all(disk.reads);
+  end_all(disk.writes);
+  report(agents[0], 10, JobStatus::kCanceled);
+  EXPECT_EQ(failure(10), Reason::kReset);
+  for (const SequenceId sequence : {3U, 4U}) node->close_sequence(e, sequence);
+  EXPECT_EQ(node->spaces()[0].disk_used, 0U);
+  EXPECT_EQ(lookup(e, 5, keys).matched_blocks, 0U);
+}
+
+TEST(DiskSlots, DealsOutWhatIsFreeBelowTheLimits) {
+  DiskSlots slots(2);
+  slots.claim(3);  // drive 1, index 1
+  slots.claim(4);  // drive 0, index 2
+  slots.give_back(4);
+  const std::uint32_t limits[] = {3, 3};
+  slots.open(limits);
+  EXPECT_EQ(slots.capacity(), 6U);
+  EXPECT_EQ(slots.take(1), 1U);
+  EXPECT_EQ(slots.take(1), 5U);
+  EXPECT_FALSE(slots.has_free(1));
+  EXPECT_EQ(slots.take(0), 0U);
+  EXPECT_EQ(slots.take(0), 2U);
+  slots.end_before(2);
+  EXPECT_FALSE(slots.has_free(0));
+  slots.give_back(2);
+  EXPECT_FALSE(slots.has_free(0));
+  slots.give_back(0);
+  EXPECT_EQ(slots.take(0), 0U);
+  slots.abandon(5);
+  EXPECT_EQ(slots.used(), 3U);
+  EXPECT_EQ(slots.capacity(), 3U);
+}
+
+}  // namespace
+}  // namespace flexkv::node

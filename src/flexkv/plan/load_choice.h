@@ -1,0 +1,37 @@
+// How much of a matched prefix to load, and how much to compute anew. Pure functions, thread-safe.
+//
+// The blocks that are loaded come first, the rest of the prompt is computed behind them. The further back a block, the
+// more it costs to compute (it attends to all before it), while one from the same tier costs the same to load: within a
+// stretch of blocks of one tier the best place to stop is one of its ends. So only the ends are compared.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "flexkv/plan/prefill_cost.h"
+
+namespace flexkv::plan {
+
+struct Stretch {
+  std::uint32_t blocks = 0;
+  double load_per_block = 0;  // nanoseconds
+  double wait = 0;            // nanoseconds before the first of them can come
+};
+
+struct LoadQuestion {
+  std::span<const Stretch> stretches;  // in their order in the prompt
+  std::uint32_t block_tokens = 0;
+  std::uint32_t prompt_blocks = 0;  // all of its whole blocks, matched or not
+  PrefillTime prefill;
+};
+
+struct LoadChoice {
+  std::uint32_t blocks = 0;  // to load
+  double nanos = 0;          // expected, for this choice; 0: prefill is not known, and all is loaded
+  double nanos_if_all = 0;
+  double nanos_if_none = 0;
+};
+
+LoadChoice choose_load(const LoadQuestion& question);
+
+}  // namespace flexkv::plan
