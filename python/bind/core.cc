@@ -73,6 +73,9 @@ server::NodeServerOptions server_options(const nb::dict& options) {
   out.node.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
   out.node.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
   out.huge_pages = option<bool>(options, "huge_pages", true);
+  out.disk.bytes = option<std::uint64_t>(options, "ssd_bytes", 0);
+  out.disk.directories = option<std::vector<std::string>>(options, "ssd_directories", {});
+  out.disk.strict = option<bool>(options, "ssd_strict", false);
   return out;
 }
 
@@ -172,6 +175,11 @@ class PyClient {
     nb::gil_scoped_release release;
     const auto reply = get().lookup(sequence, known, views);
     return {reply.matched_blocks, proto::reason_name(reply.reason)};
+  }
+
+  void prefetch(proto::SequenceId sequence, const nb::list& hashes) {
+    const auto [known, views] = unknown(sequence, hashes);
+    get().prefetch(sequence, known, views);
   }
 
   proto::JobId save(proto::SequenceId sequence, const nb::list& hashes, std::uint32_t first_block,

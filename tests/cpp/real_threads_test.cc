@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <thread>
@@ -33,13 +34,15 @@ class RealThreads : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
-  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20) const {
+  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20,
+                                                 std::uint64_t disk_bytes = 0) const {
     server::NodeServerOptions options;
     options.node.pool_bytes = pool_bytes;
     options.huge_pages = false;
     options.runtime_dir = dir_;
     options.name = "node";
     options.mode = "test";
+    if (disk_bytes > 0) options.disk = {{dir_ + "/ssd-a", dir_ + "/ssd-b"}, disk_bytes, false};
     auto started = server::NodeServer::start(options);
     EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().message);
     return std::move(started).value();
@@ -266,6 +269,85 @@ TEST_F(RealThreads, NodeRestartsUnderLoad) {
   }
   stop = true;
   worker.join();
+}
+
+nlohmann::json status(const server::NodeServer& node) { return nlohmann::json::parse(node.status_json()); }
+
+TEST_F(RealThreads, BlocksThatHostMemoryCannotHoldComeFromDrivesAlsoAfterARestart) {
+  constexpr std::uint64_t kPrompts = 12;
+  constexpr std::uint64_t kPool = 64 * 2 * kBlockBytes;  // less than three prompts of two ranks
+  auto node = start_node(kPool, 64U << 20);
+  Engine engine(dir_, "engine", 2);
+  engine.connect(dir_);
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) {
+    save_and_load(engine, seed);
+    ASSERT_TRUE(eventually([&] { return status(*node).at("queues").at("disk_writes") == 0; }));
+  }
+  const auto load_all = [&] {
+    for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) {
+      for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(32 + block, 77);
+      ASSERT_TRUE(eventually([&] { return engine.load(prompt(seed)) == kBlocks; })) << "prompt " << seed;
+      for (std::uint32_t block = 0; block < kBlocks; ++block)
+        EXPECT_TRUE(engine.holds(32 + block, seed * 1000 + block));
+    }
+  };
+  load_all();
+  EXPECT_GE(status(*node).at("transfers").at("from_disk").at("blocks"), (kPrompts - 2) * kBlocks);
+  node.reset();
+  node = start_node(kPool, 64U << 20);
+  load_all();
+  const auto after = status(*node);
+  EXPECT_EQ(after.at("disk").at("recovered_blocks"), kPrompts * kBlocks);
+  EXPECT_GE(after.at("transfers").at("from_disk").at("blocks"), kPrompts * kBlocks);
+  engine.client().reset();
+  EXPECT_TRUE(eventually([&] { return engine.load(prompt(1)) == 0; }));
+  node.reset();
+  node = start_node(kPool, 64U << 20);
+  ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached && engine.agent(1).counters().attached; }));
+  EXPECT_EQ(engine.load(prompt(1)), 0U) << "a reset counts after a restart, too";
+}
+
+TEST_F(RealThreads, PrefetchBringsBlocksFromDrivesToHostMemory) {
+  auto node = start_node(1U << 20, 16U << 20);
+  Engine engine(dir_, "engine", 1);
+  engine.connect(dir_);
+  save_and_load(engine, 1);
+  ASSERT_TRUE(eventually([&] { return status(*node).at("queues").at("disk_writes") == 0; }));
+  node.reset();
+  node = start_node(1U << 20, 16U << 20);
+  EXPECT_TRUE(eventually([&] {
+    const auto hashes = prompt(1);
+    const std::vector<std::span<const std::byte>> views(hashes.begin(), hashes.end());
+    const auto sequence = engine.client().open_sequence();
+    engine.client().prefetch(sequence, 0, views);
+    engine.client().close_sequence(sequence);
+    return status(*node).at("disk").at("prefetched_blocks") == kBlocks;
+  }));
+  ASSERT_TRUE(eventually([&] { return engine.load(prompt(1)) == kBlocks; }));
+  for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(engine.holds(32 + block, 1000 + block));
+  EXPECT_EQ(status(*node).at("transfers").at("from_disk").at("blocks"), kBlocks);
+}
+
+TEST_F(RealThreads, ManyEnginesAtOnceInASmallPoolWithDrives) {
+  const auto node = start_node(60 * kBlockBytes, 1U << 20);  // the drives hold less than all prompts, too
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([this, i] {
+      Engine engine(dir_, "engine-" + std::to_string(i), 1);
+      engine.connect(dir_);
+      for (int round = 0; round < 60; ++round) {
+        const auto seed = static_cast<std::uint64_t>((i + round) % 13 + 1);
+        const auto hashes = prompt(seed);
+        for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, seed * 1000 + block);
+        (void)engine.save(hashes);
+        const std::uint32_t loaded = engine.load(hashes);
+        for (std::uint32_t block = 0; block < loaded; ++block) {
+          EXPECT_TRUE(engine.holds(32 + block, seed * 1000 + block));
+        }
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
 }
 
 }  // namespace

@@ -156,6 +156,10 @@ void DiskTier::reset_volumes(SpaceHandle space, Space& entry) {
   answer(Outcome::kDone, 0);
 }
 
+void DiskTier::remove_closed(std::span<const std::uint8_t> id_prefix) {
+  for (const auto& volume : volumes_) volume->remove_closed(id_prefix);
+}
+
 // ---- transfers -----------------------------------------------------------------------------------------------------
 
 Admission DiskTier::write(const WriteOp& op) {

@@ -48,6 +48,9 @@ class DiskTier {
   // with true (false: a drive could not write it down yet, and will try again).
   void reset_space(SpaceHandle space, std::function<void(bool durable)> then = {});
 
+  // Removes what lies there of spaces that are not open and whose ids begin with these bytes.
+  void remove_closed(std::span<const std::uint8_t> id_prefix);
+
   // Before on_opened() and after close_space(): kUnavailable. REQUIRES: the slot is below Opened::slots of its drive.
   Admission write(const WriteOp& op);
   Admission read(const ReadOp& op);

@@ -73,6 +73,7 @@ class Volume final : public file::DriveSink {
   bool reset(SpaceHandle space, std::uint64_t epoch, Ended ended);
   // REQUIRES: no transfer is under way
   void close_space(SpaceHandle space);
+  void remove_closed(std::span<const std::uint8_t> id_prefix);
 
   const std::string& directory() const { return directory_; }
   std::uint32_t queued() const;
@@ -92,6 +93,7 @@ class Volume final : public file::DriveSink {
     const SpaceCodec codec;
     SpaceHandle handle{};
     State state = State::kOpening;
+    bool doomed = false;  // to be removed once it is closed
     file::FileId blocks{};
     file::FileId records{};
     std::uint64_t blocks_bytes = 0;

@@ -152,6 +152,29 @@ void Volume::remove_idle(const SpaceId& space) {
   ++stats_.removed_spaces;
 }
 
+void Volume::remove_closed(std::span<const std::uint8_t> id_prefix) {
+  const auto meant = [prefix = std::vector(id_prefix.begin(), id_prefix.end())](const SpaceId& id) {
+    return std::equal(prefix.begin(), prefix.end(), id.begin());
+  };
+  if (drive_ == nullptr) return;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [handle, files] : spaces_) {
+      if (files->state == State::kClosing && meant(files->codec.space())) files->doomed = true;
+    }
+  }
+  lane_->post([this, meant] {
+    std::vector<SpaceId> ids;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [id, found] : idle_) {
+        if (meant(id)) ids.push_back(id);
+      }
+    }
+    for (const SpaceId& id : ids) remove_idle(id);
+  });
+}
+
 bool Volume::remove_oldest() {
   SpaceId oldest{};
   std::uint64_t bytes = 0;

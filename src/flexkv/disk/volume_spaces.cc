@@ -285,7 +285,7 @@ void Volume::close_files(SpaceHandle space) {
   {
     std::lock_guard lock(mutex_);
     // A reset that could not be written down. The last way to forget.
-    stale = files->epoch != files->synced_epoch;
+    stale = files->epoch != files->synced_epoch || files->doomed;
     // Later than what was found at the start, and in order.
     constexpr std::int64_t kClosedHere = INT64_MAX / 2;
     idle_[codec.space()] = {bytes, kClosedHere + ++closed_count_};

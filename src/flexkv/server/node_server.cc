@@ -22,6 +22,9 @@ constexpr Nanos kPatience = 5 * kSecond;
 constexpr std::size_t kPeersMax = 4096;
 constexpr std::size_t kEndedMax = 65536;
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+// At the end, for what waits to be written to drives, and then for drives that hang.
+constexpr Nanos kWritePatience = 3 * kSecond;
+constexpr Nanos kDrivePatience = 2 * kSecond;
 
 // epoll tokens: what the event is about, and which one.
 enum Kind : std::uint64_t { kListener = 0, kWake = 1, kPending = 2, kPeerRing = 3, kPeerSocket = 4, kPeerProcess = 5 };
@@ -46,11 +49,30 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
     : options_(std::move(options)),
       pool_(std::move(pool)),
       started_at_(monotonic_now()),
+      disk_(open_disk()),
       listener_(std::move(listener)),
       pending_(kPendingMax, kPatience),
-      node_(options_.node, *this) {
-  fill_random(key_secret_.data(), key_secret_.size());
+      node_(options_.node, *this, disk_.get()) {
+  if (disk_ != nullptr) {
+    key_secret_ = disk_->secret();
+  } else {
+    fill_random(key_secret_.data(), key_secret_.size());
+  }
   fill_random(&epoch_, sizeof epoch_);
+}
+
+std::unique_ptr<DiskBridge> NodeServer::open_disk() {
+  if (options_.disk.directories.empty() || options_.disk.bytes == 0) return nullptr;
+  auto opened = DiskBridge::open(options_.disk, {pool_.data(), pool_.bytes()}, [this](const auto& call) {
+    MutexLock lock(mutex_);
+    call(node_);
+    if (stopping_ && node_.disk_queues().writes == 0) written_.notify_all();
+    wake_if_earlier();
+  });
+  if (opened) return std::move(opened).value();
+  disk_off_why_ = "SSD cache is off: " + opened.error().message;
+  log_warning(disk_off_why_);
+  return nullptr;
 }
 
 Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options) {
@@ -89,6 +111,26 @@ NodeServer::~NodeServer() {
   ipc::ring_eventfd(wake_.get());
   if (lane_.joinable()) lane_.join();
   if (toucher_.joinable()) toucher_.join();
+  if (disk_ == nullptr) return;
+  finish_writes();
+  if (disk_->close(kDrivePatience)) return;
+  // A drive that hangs may still write to the pool: it stays mapped for the rest of the process's life.
+  static auto* const kept = new std::vector<memory::HostRegion>;
+  kept->push_back(std::move(pool_));
+}
+
+// Nobody asks for blocks any more, but what was saved last should be found at the next start.
+void NodeServer::finish_writes() {
+  MutexLock lock(mutex_);
+  const Nanos end = monotonic_now() + kWritePatience;
+  while (node_.disk_queues().writes > 0) {
+    const Nanos left = end - monotonic_now();
+    if (left <= 0) {
+      log_warning("SSD cache: " + std::to_string(node_.disk_queues().writes) + " blocks were not written in time");
+      return;
+    }
+    written_.wait_for(mutex_, std::chrono::nanoseconds(left));
+  }
 }
 
 // ---- direct calls --------------------------------------------------------------------------------------------------
@@ -123,6 +165,11 @@ proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::Trans
 proto::Reason NodeServer::prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request) {
   MutexLock lock(mutex_);
   return node_.prefetch(engine, request, monotonic_now());
+}
+
+void NodeServer::set_prefill(node::EngineHandle engine, const plan::PrefillTime& time) {
+  MutexLock lock(mutex_);
+  node_.set_prefill(engine, time);
 }
 
 void NodeServer::close_sequence(node::EngineHandle engine, proto::SequenceId sequence) {
@@ -161,7 +208,9 @@ std::string NodeServer::socket_path() const { return ipc::socket_path(options_.r
 std::string NodeServer::describe() const {
   char gib[32];
   std::snprintf(gib, sizeof gib, "%.2f GiB", static_cast<double>(pool_.bytes()) / (1U << 30));
-  return "host pool of " + std::string(gib) + " in " + pool_.description() + ", listening at " + socket_path();
+  std::string text = "host pool of " + std::string(gib) + " in " + pool_.description();
+  if (disk_ != nullptr) text += ", SSD cache in " + std::to_string(disk_->drive_count()) + " directories";
+  return text + ", listening at " + socket_path();
 }
 
 std::string NodeServer::status_json() const {
@@ -174,7 +223,10 @@ std::string NodeServer::status_json() const {
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
-  return render_status(identity, node_);
+  if (!disk_off_why_.empty()) identity.messages.push_back(disk_off_why_);
+  std::optional<DiskBridge::Status> disk;
+  if (disk_ != nullptr) disk = disk_->status();
+  return render_status(identity, node_, disk ? &*disk : nullptr);
 }
 
 // ---- outbox (the mutex is held: the node is only called with it) ---------------------------------------------------
@@ -419,6 +471,8 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
     (void)(transfer->save ? node_.save(peer.engine, *transfer, now) : node_.load(peer.engine, *transfer, now));
   } else if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message.value())) {
     (void)node_.prefetch(peer.engine, *prefetch, now);
+  } else if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message.value())) {
+    node_.set_prefill(peer.engine, speed->time);
   } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message.value())) {
     node_.close_sequence(peer.engine, closed->sequence);
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message.value())) {

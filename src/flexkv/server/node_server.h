@@ -5,6 +5,7 @@
 // sleeps in epoll and uses no CPU when nothing happens.
 #pragma once
 
+#include <condition_variable>
 #include <memory>
 #include <string>
 #include <thread>
@@ -17,11 +18,13 @@
 #include "flexkv/ipc/pending.h"
 #include "flexkv/memory/host_region.h"
 #include "flexkv/node/node.h"
+#include "flexkv/server/disk_bridge.h"
 
 namespace flexkv::server {
 
 struct NodeServerOptions {
   node::NodeOptions node;
+  DiskOptions disk;
   bool huge_pages = true;
   unsigned touch_threads = 4;
   std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
@@ -42,6 +45,7 @@ class NodeServer final : private node::Outbox {
                             std::span<const key::BlockKey> keys);
   proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
   proto::Reason prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request);
+  void set_prefill(node::EngineHandle engine, const plan::PrefillTime& time);
   void close_sequence(node::EngineHandle engine, proto::SequenceId sequence);
   void cancel(node::EngineHandle engine, proto::JobId job);
   void reset(node::EngineHandle engine);
@@ -68,6 +72,8 @@ class NodeServer final : private node::Outbox {
   };
 
   NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
+  std::unique_ptr<DiskBridge> open_disk();
+  void finish_writes();
 
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
   void send(node::EngineHandle engine, const proto::JobResult& result) override FLEXKV_REQUIRES(mutex_);
@@ -88,6 +94,8 @@ class NodeServer final : private node::Outbox {
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t epoch_ = 0;
   Nanos started_at_ = 0;
+  std::string disk_off_why_;                // not empty: the SSD tier that was asked for could not be opened
+  const std::unique_ptr<DiskBridge> disk_;  // null: no SSD tier
 
   // Owned by the lane.
   ipc::Listener listener_;
@@ -96,6 +104,7 @@ class NodeServer final : private node::Outbox {
   Fd wake_;  // stop, or a deadline that came nearer
 
   mutable Mutex mutex_;
+  std::condition_variable_any written_;  // nothing is left to be written to drives
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);

@@ -52,9 +52,69 @@ json render(const node::DirectionStats& direction) {
           {"latency_us", render(direction.latency)}};
 }
 
+json render(const plan::PrefillTime& time) {
+  if (!time.known()) return nullptr;
+  return {{"fixed_us", time.fixed / kMicrosecond},
+          {"us_per_token", time.per_token / kMicrosecond},
+          {"ns_per_pair", time.per_pair}};
+}
+
+json render(const node::DiskFlowStats& flow, const std::array<std::uint64_t, proto::kReasonCount>& failed) {
+  return {{"blocks", flow.blocks},
+          {"bytes", flow.bytes},
+          {"failed_blocks", render(failed)},
+          {"latency_us", render(flow.latency)}};
+}
+
+json render(const disk::VolumeStats& drive) {
+  return {{"directory", drive.directory},
+          {"reads", drive.health.reads},
+          {"writes", drive.health.writes},
+          {"why", drive.health.why},
+          {"bytes", drive.share_bytes},
+          {"used_bytes", drive.used_bytes},
+          {"queued", drive.queued},
+          {"blocks_written", drive.blocks_written},
+          {"blocks_read", drive.blocks_read},
+          {"bytes_written", drive.block_bytes_written + drive.record_bytes_written},
+          {"bytes_read", drive.block_bytes_read},
+          {"checksum_failures", drive.checksum_failures},
+          {"failed_reads", drive.failed_reads},
+          {"failed_writes", drive.failed_writes},
+          {"quarantined_slots", drive.quarantined_slots}};
+}
+
+json render(const DiskBridge::SpaceStatus& space) {
+  const disk::Discarded& discarded = space.discarded;
+  return {{"recovered_blocks", space.recovered_blocks},
+          {"seconds", space.seconds},
+          {"discarded",
+           {{"damaged", discarded.damaged},
+            {"other_epoch", discarded.other_epoch},
+            {"out_of_range", discarded.out_of_range},
+            {"duplicate", discarded.duplicate},
+            {"orphan", discarded.orphan}}},
+          {"dropped_files", space.dropped_files}};
+}
+
+json render(const DiskBridge::Status& disk, const node::NodeStats& stats, json& messages) {
+  json drives = json::array();
+  json opened = json::array();
+  for (const auto& drive : disk.drives) {
+    drives.push_back(render(drive));
+    if (!drive.health.why.empty()) messages.push_back("SSD cache: " + drive.directory + ": " + drive.health.why);
+  }
+  for (const auto& space : disk.spaces) opened.push_back(render(space));
+  return {{"drives", drives},
+          {"opened", opened},
+          {"recovered_blocks", stats.disk_blocks_recovered},
+          {"evicted_blocks", stats.disk_blocks_evicted},
+          {"prefetched_blocks", stats.blocks_prefetched}};
+}
+
 }  // namespace
 
-std::string render_status(const NodeIdentity& identity, const node::Node& node) {
+std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk) {
   const auto& stats = node.stats();
   json spaces = json::array();
   std::uint64_t used_bytes = 0;
@@ -69,10 +129,13 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node) 
                       {"slots", space.slots},
                       {"used", space.used},
                       {"reserved", space.reserved},
+                      {"disk_slots", space.disk_slots},
+                      {"disk_used", space.disk_used},
+                      {"recovering", space.recovering},
                       {"engines", space.engines}});
   }
   json engines = json::array();
-  json messages = json::array();
+  json messages = identity.messages;
   for (const auto& engine : node.engines()) {
     const char* state = engine.ready ? "ready" : "waiting";
     engines.push_back({{"id", engine.id},
@@ -80,6 +143,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node) 
                        {"ranks", engine.ranks},
                        {"attached_ranks", engine.ranks_attached},
                        {"sequences", engine.sequences},
+                       {"prefill", render(engine.prefill)},
                        {"state", state}});
     if (!engine.ready) {
       messages.push_back("engine " + engine.id + " is not served yet: " + std::to_string(engine.ranks_attached) +
@@ -87,6 +151,15 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node) 
                          (engine.client ? "attached" : "not attached"));
     }
   }
+  json transfers = {{"to_device", render(stats.to_device)}, {"to_host", render(stats.to_host)}};
+  json on_drives;
+  if (disk != nullptr) {
+    transfers["from_disk"] = render(stats.from_disk, stats.unfetched_blocks);
+    transfers["to_disk"] = render(stats.to_disk, stats.unwritten_blocks);
+    on_drives = render(*disk, stats, messages);
+    on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
+  }
+  const auto queues = node.disk_queues();
   const json out = {{"node",
                      {{"name", identity.name},
                       {"pid", ::getpid()},
@@ -100,18 +173,24 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node) 
                       {"free_bytes", node.free_pool_bytes()},
                       {"metadata_bytes", metadata_bytes},
                       {"page_kind", identity.page_kind}}},
+                    {"disk", on_drives},
                     {"spaces", spaces},
                     {"engines", engines},
                     {"lookups",
                      {{"count", stats.lookups},
                       {"blocks_queried", stats.blocks_queried},
                       {"blocks_hit", stats.blocks_hit},
+                      {"disk_blocks_hit", stats.disk_blocks_hit},
                       {"miss_blocks", render(stats.missed_blocks)}}},
                     {"saves", {{"blocks", stats.blocks_saved}, {"unsaved_blocks", render(stats.unsaved_blocks)}}},
                     {"loads", {{"failed", render(stats.failed_loads)}}},
                     {"evictions", {{"blocks", stats.blocks_evicted}}},
-                    {"transfers", {{"to_device", render(stats.to_device)}, {"to_host", render(stats.to_host)}}},
-                    {"queues", {{"jobs_in_flight", node.jobs_in_flight()}, {"peers", identity.peers}}},
+                    {"transfers", transfers},
+                    {"queues",
+                     {{"jobs_in_flight", node.jobs_in_flight()},
+                      {"peers", identity.peers},
+                      {"disk_fetches", queues.fetches},
+                      {"disk_writes", queues.writes}}},
                     {"health", {{"state", messages.empty() ? "ok" : "degraded"}, {"messages", messages}}}};
   return out.dump();
 }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "flexkv/node/node.h"
+#include "flexkv/server/disk_bridge.h"
 
 namespace flexkv::server {
 
@@ -15,8 +17,10 @@ struct NodeIdentity {
   std::string page_kind;
   std::uint64_t pool_bytes = 0;
   std::size_t peers = 0;
+  std::vector<std::string> messages;  // what is not as it was asked for
 };
 
-std::string render_status(const NodeIdentity& identity, const node::Node& node);
+// `disk`: null without an SSD tier.
+std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk);
 
 }  // namespace flexkv::server

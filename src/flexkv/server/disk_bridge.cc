@@ -1,0 +1,171 @@
+#include "flexkv/server/disk_bridge.h"
+
+#include <cstdio>
+
+#include "flexkv/base/log.h"
+#include "flexkv/file/open_drive.h"
+
+namespace flexkv::server {
+namespace {
+
+node::DiskAdmission to_node(disk::Admission admission) {
+  switch (admission) {
+    case disk::Admission::kQueued:
+      return node::DiskAdmission::kQueued;
+    case disk::Admission::kBusy:
+      return node::DiskAdmission::kBusy;
+    case disk::Admission::kQuarantined:
+      return node::DiskAdmission::kBadSlot;
+    case disk::Admission::kUnavailable:
+      break;
+  }
+  return node::DiskAdmission::kUnavailable;
+}
+
+node::DiskOutcome to_node(disk::Outcome outcome) {
+  switch (outcome) {
+    case disk::Outcome::kDone:
+      return node::DiskOutcome::kDone;
+    case disk::Outcome::kChecksum:
+      return node::DiskOutcome::kChecksum;
+    case disk::Outcome::kDeadline:
+      return node::DiskOutcome::kDeadline;
+    case disk::Outcome::kCanceled:
+    case disk::Outcome::kUnavailable:
+      return node::DiskOutcome::kUnavailable;
+    case disk::Outcome::kNoRoom:
+      return node::DiskOutcome::kNoRoom;
+    case disk::Outcome::kFailed:
+      break;
+  }
+  return node::DiskOutcome::kFailed;
+}
+
+std::uint64_t total(const disk::Discarded& discarded) {
+  return discarded.damaged + discarded.other_epoch + discarded.out_of_range + discarded.duplicate + discarded.orphan;
+}
+
+}  // namespace
+
+DiskBridge::DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply)
+    : home_(std::move(home)), pool_(pool), apply_(std::move(apply)), readable_(home_.places.size()) {
+  for (auto& readable : readable_) readable = true;
+}
+
+Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options, std::span<std::byte> pool,
+                                                     Apply apply) {
+  auto home = disk::Home::open(options.directories);
+  if (!home) return home.error();
+  std::unique_ptr<DiskBridge> bridge(new DiskBridge(std::move(home).value(), pool, std::move(apply)));
+  std::vector<disk::VolumeSpec> volumes;
+  for (const auto& place : bridge->home_.places) {
+    volumes.push_back({place.path, place.why_not, place.found, [path = place.path](file::DriveSink& sink) {
+                         file::DriveOptions drive;
+                         drive.directory = path;
+                         return file::open_drive(drive, sink);
+                       }});
+  }
+  disk::TierOptions tier;
+  tier.bytes_max = options.bytes;
+  tier.strict = options.strict;
+  disk::TierSink& sink = *bridge;
+  bridge->tier_ = std::make_unique<disk::DiskTier>(tier, volumes, sink);
+  bridge->tier_->register_memory(pool);
+  return Result<std::unique_ptr<DiskBridge>>(std::move(bridge));
+}
+
+DiskBridge::Status DiskBridge::status() const {
+  Status status;
+  status.drives = tier_->stats();
+  std::lock_guard lock(mutex_);
+  status.spaces = opened_;
+  return status;
+}
+
+// ---- what the node wants -------------------------------------------------------------------------------------------
+
+void DiskBridge::open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) {
+  slot_bytes_[space] = slot_bytes;
+  tier_->open_space(disk::SpaceHandle{space}, name, slot_bytes);
+}
+
+void DiskBridge::close_space(node::SpaceNumber space) {
+  slot_bytes_.erase(space);
+  tier_->close_space(disk::SpaceHandle{space});
+}
+
+void DiskBridge::reset_space(node::SpaceNumber space) { tier_->reset_space(disk::SpaceHandle{space}); }
+
+void DiskBridge::reset_closed_spaces(const std::optional<node::ModelName>& model) {
+  tier_->remove_closed(model ? std::span<const std::uint8_t>(*model) : std::span<const std::uint8_t>());
+}
+
+std::span<std::byte> DiskBridge::host(const node::DiskTransfer& transfer) const {
+  return pool_.subspan(transfer.host_offset, slot_bytes_.at(transfer.space));
+}
+
+node::DiskAdmission DiskBridge::write(const node::DiskTransfer& transfer) {
+  disk::WriteOp op;
+  op.id = transfer.op;
+  op.space = disk::SpaceHandle{transfer.space};
+  op.slot = transfer.slot;
+  op.key = transfer.key;
+  op.parent = transfer.parent;
+  op.bytes = host(transfer);
+  op.deadline = transfer.deadline;
+  return to_node(tier_->write(op));
+}
+
+node::DiskAdmission DiskBridge::read(const node::DiskTransfer& transfer) {
+  disk::ReadOp op;
+  op.id = transfer.op;
+  op.space = disk::SpaceHandle{transfer.space};
+  op.slot = transfer.slot;
+  op.key = transfer.key;
+  op.bytes = host(transfer);
+  op.urgency = transfer.prefetch ? file::Urgency::kPrefetch : file::Urgency::kLoad;
+  op.deadline = transfer.deadline;
+  return to_node(tier_->read(op));
+}
+
+// ---- what the tier says --------------------------------------------------------------------------------------------
+
+void DiskBridge::on_completions(std::span<const disk::Completion> completions) {
+  std::vector<node::DiskResult> results;
+  results.reserve(completions.size());
+  for (const disk::Completion& completion : completions) {
+    results.push_back({completion.id, to_node(completion.outcome)});
+  }
+  apply_([&](node::Node& node) { node.on_disk_done(results, monotonic_now()); });
+}
+
+void DiskBridge::on_recovered(disk::SpaceHandle space, std::span<const disk::Chain> chains) {
+  std::vector<node::RecoveredChain> found;
+  found.reserve(chains.size());
+  for (const disk::Chain& chain : chains) found.push_back({chain.parent, chain.keys, chain.slots});
+  apply_(
+      [&](node::Node& node) { node.on_disk_recovered(static_cast<node::SpaceNumber>(space), found, monotonic_now()); });
+}
+
+void DiskBridge::on_opened(disk::SpaceHandle space, const disk::Opened& opened) {
+  const double seconds = static_cast<double>(opened.duration) / kSecond;
+  char line[160];
+  std::snprintf(line, sizeof line, "SSD cache: %llu blocks found in %.3f s, %llu records discarded",
+                static_cast<unsigned long long>(opened.recovered), seconds,
+                static_cast<unsigned long long>(total(opened.discarded)));
+  log_info(line);
+  for (const std::string& dropped : opened.dropped_files) log_warning("SSD cache: " + dropped);
+  {
+    std::lock_guard lock(mutex_);
+    opened_.push_back({opened.recovered, seconds, opened.discarded, opened.dropped_files});
+  }
+  apply_([&](node::Node& node) {
+    node.on_disk_opened(static_cast<node::SpaceNumber>(space), opened.slots, monotonic_now());
+  });
+}
+
+void DiskBridge::on_health(unsigned drive, const disk::Health& health) {
+  readable_[drive].store(health.reads, std::memory_order_relaxed);
+}
+
+}  // namespace flexkv::server

@@ -1,0 +1,86 @@
+// The node's drives: DiskPort over the SSD tier, in the terms of each.
+//
+// As a DiskPort it is called under the node's lock. What the tier says reaches the node through `Apply`, on the tier's
+// threads. Owns the directories' locks, so that no other process uses them, and the tier.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "flexkv/base/result.h"
+#include "flexkv/disk/tier.h"
+#include "flexkv/node/node.h"
+
+namespace flexkv::server {
+
+struct DiskOptions {
+  std::vector<std::string> directories;  // one per drive; empty: no SSD tier
+  std::uint64_t bytes = 0;               // over all directories, never exceeded
+  bool strict = false;                   // a block counts as written when it is on stable storage
+};
+
+class DiskBridge final : public node::DiskPort, private disk::TierSink {
+ public:
+  // Runs a call on the node under its lock.
+  using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
+
+  // Fails when another process uses one of the directories. One that cannot be used at all only has no slots.
+  // `pool`: where the blocks lie; stays mapped until close() has returned true. Blocks.
+  static Result<std::unique_ptr<DiskBridge>> open(const DiskOptions& options, std::span<std::byte> pool, Apply apply);
+
+  // With it, and only with it, keys are those of the blocks that the directories hold.
+  const disk::Secret& secret() const { return home_.secret; }
+  // Begins with the first call of the node; apply is not called before that.
+  // False: a drive hangs and may write to the pool for the rest of the process's life. The node is not told any more.
+  bool close(Nanos patience) { return tier_->close(patience); }
+
+  struct SpaceStatus {
+    std::uint64_t recovered_blocks = 0;
+    double seconds = 0;
+    disk::Discarded discarded;
+    std::vector<std::string> dropped_files;
+  };
+  struct Status {
+    std::vector<disk::VolumeStats> drives;
+    std::vector<SpaceStatus> spaces;  // in the order in which they were opened
+  };
+  Status status() const;
+
+  unsigned drive_count() const override { return tier_->drive_count(); }
+  void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
+  void close_space(node::SpaceNumber space) override;
+  void reset_space(node::SpaceNumber space) override;
+  void reset_closed_spaces(const std::optional<node::ModelName>& model) override;
+  node::DiskAdmission write(const node::DiskTransfer& transfer) override;
+  node::DiskAdmission read(const node::DiskTransfer& transfer) override;
+  bool can_read(unsigned drive) const override { return readable_[drive].load(std::memory_order_relaxed); }
+
+ private:
+  DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply);
+
+  void on_completions(std::span<const disk::Completion> completions) override;
+  void on_overdue(disk::OpId) override {}  // whoever waits has a deadline of his own
+  void on_recovered(disk::SpaceHandle space, std::span<const disk::Chain> chains) override;
+  void on_opened(disk::SpaceHandle space, const disk::Opened& opened) override;
+  void on_health(unsigned drive, const disk::Health& health) override;
+
+  std::span<std::byte> host(const node::DiskTransfer& transfer) const;
+
+  const disk::Home home_;
+  const std::span<std::byte> pool_;
+  const Apply apply_;
+  std::vector<std::atomic<bool>> readable_;
+  std::map<node::SpaceNumber, std::uint64_t> slot_bytes_;  // of open spaces; guarded by the node's lock
+  mutable std::mutex mutex_;
+  std::vector<SpaceStatus> opened_;  // guarded by mutex_
+  std::unique_ptr<disk::DiskTier> tier_;
+};
+
+}  // namespace flexkv::server
