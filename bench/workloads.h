@@ -1,11 +1,16 @@
-// Workloads of the control-plane benchmarks: prefix trees of conversations, and the conversation trace.
+// Workloads of the control-plane benchmarks (prefix trees of conversations, the conversation trace), and a cache to
+// run them on.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "flexkv/base/prng.h"
+#include "flexkv/base/result.h"
+#include "flexkv/base/time.h"
+#include "flexkv/index/prefix_index.h"
 #include "flexkv/key/block_key.h"
 
 namespace flexkv::bench {
@@ -49,17 +54,38 @@ struct TraceRequest {
   std::vector<std::uint32_t> blocks;  // of 512 tokens
 };
 
-// One JSON object a line, fields timestamp (ms), input_length, hash_ids. Empty if the file cannot be read.
-std::vector<TraceRequest> read_trace(const std::string& path);
-
-// The path in the environment variable FLEXKV_TRACE; benchmarks of the trace are left out if it is not set.
-std::string trace_path();
-
 inline constexpr std::uint32_t kTraceBlockTokens = 512;
 
 inline std::int32_t trace_token(std::uint32_t block, std::uint32_t at) {
   return static_cast<std::int32_t>(Prng::mix(std::uint64_t{block} * kTraceBlockTokens + at + 0x9E3779B97F4A7C15ULL) %
                                    128000);
 }
+
+// One JSON object a line, fields timestamp (ms), input_length, hash_ids. An error names the file and the line.
+Result<std::vector<TraceRequest>> read_trace(const std::string& path);
+
+// The value that a `share` of the values do not exceed, in microseconds; 0 of none.
+double percentile_us(std::vector<Nanos>& values, double share);
+
+// An index with one tier of slots, used as a cache is.
+class Cache {
+ public:
+  Cache(const index::PrefixIndex::Options& options, std::uint32_t slot_count);
+
+  index::PrefixIndex& index() { return index_; }
+
+  // Looks the blocks up and inserts those that are missing, as far as there is room. Returns how many were found.
+  std::uint32_t visit(std::span<const key::BlockKey> keys, Nanos now);
+  // The same in steps. insert() evicts what it needs to.
+  void insert(index::PinId pin, std::span<const key::BlockKey> keys, Nanos now);
+  void unpin(index::PinId pin);
+  std::uint32_t evict(std::uint32_t count, Nanos now);
+
+ private:
+  index::PrefixIndex index_;
+  std::vector<index::Slot> free_;
+  std::vector<index::Slot> slots_;
+  std::vector<index::PrefixIndex::Evicted> evicted_;
+};
 
 }  // namespace flexkv::bench
