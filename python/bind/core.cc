@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 #include <poll.h>
@@ -125,11 +126,12 @@ class PyNode {
 };
 
 proto::ClientHello client_hello(const std::string& engine_id, std::uint32_t rank_count, const std::string& model,
-                                const nb::bytes& fingerprint) {
+                                const nb::bytes& fingerprint, std::uint32_t block_tokens) {
   proto::ClientHello hello;
   hello.engine_id = engine_id;
   hello.rank_count = rank_count;
   hello.model = model;
+  hello.block_tokens = block_tokens;
   if (fingerprint.size() != hello.fingerprint.size()) throw nb::value_error("the fingerprint must have 32 bytes");
   std::memcpy(hello.fingerprint.data(), fingerprint.c_str(), hello.fingerprint.size());
   return hello;
@@ -169,12 +171,12 @@ class PyClient {
     return {known, std::move(views)};
   }
 
-  std::pair<std::uint32_t, const char*> lookup(proto::SequenceId sequence, const nb::list& hashes) {
+  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup(proto::SequenceId sequence, const nb::list& hashes) {
     const auto [known, views] = unknown(sequence, hashes);
     // The list keeps the bytes alive, and only this thread changes it.
     nb::gil_scoped_release release;
     const auto reply = get().lookup(sequence, known, views);
-    return {reply.matched_blocks, proto::reason_name(reply.reason)};
+    return {reply.matched_blocks, proto::reason_name(reply.reason), reply.disk_blocks};
   }
 
   void prefetch(proto::SequenceId sequence, const nb::list& hashes) {
@@ -325,27 +327,31 @@ NB_MODULE(_core, m) {
       .def_static(
           "embedded",
           [](const PyNode& node, const std::string& engine_id, std::uint32_t rank_count, const std::string& model,
-             const nb::bytes& fingerprint) {
-            const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
+             const nb::bytes& fingerprint, std::uint32_t block_tokens) {
+            const auto hello = client_hello(engine_id, rank_count, model, fingerprint, block_tokens);
             auto server = node.running();
             auto port = unwrap(client::open_embedded_port(*server, hello));
             return std::make_unique<PyClient>(
                 server, std::make_unique<client::Client>(std::move(port), hello, client::random_first_job()));
           },
-          "node"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
+          "node"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a, "block_tokens"_a)
       .def_static(
           "remote",
           [](const std::string& runtime_dir, const std::string& node_name, const std::string& engine_id,
-             std::uint32_t rank_count, const std::string& model, const nb::bytes& fingerprint) {
-            const auto hello = client_hello(engine_id, rank_count, model, fingerprint);
+             std::uint32_t rank_count, const std::string& model, const nb::bytes& fingerprint,
+             std::uint32_t block_tokens) {
+            const auto hello = client_hello(engine_id, rank_count, model, fingerprint, block_tokens);
             auto port = unwrap(client::open_remote_port(unwrap(ipc::runtime_dir(runtime_dir)), node_name, hello));
             return std::make_unique<PyClient>(
                 nullptr, std::make_unique<client::Client>(std::move(port), hello, client::random_first_job()));
           },
-          "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a)
+          "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a, "block_tokens"_a)
       .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
       .def("close_sequence", [](PyClient& client, proto::SequenceId id) { client.get().close_sequence(id); })
-      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "(leading blocks kept, why the next one is not)")
+      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "(leading blocks to load, why the next one is not, how many of them are on drives only)")
+      .def("prefetch", &PyClient::prefetch, "sequence"_a, "hashes"_a)
+      .def("observe_step", [](PyClient& client, std::uint32_t tokens, double pairs,
+                              double seconds) { client.get().observe_step(tokens, pairs, static_cast<Nanos>(seconds * kSecond)); })
       .def("load", [](PyClient& client, proto::SequenceId id, std::uint32_t first,
                       const std::vector<std::uint32_t>& blocks) { return client.get().load(id, first, blocks); })
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a)

@@ -47,8 +47,8 @@ class FakeClient:
     def open_sequence(self) -> int:
         return 1
 
-    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str]:
-        return 0, "never_seen"
+    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str, int]:
+        return 0, "never_seen", 0
 
     def save(self, sequence: int, hashes: list[bytes], first: int, blocks: list[int]) -> int:
         if self.connection == 0:
@@ -92,7 +92,10 @@ class Decoding:
             num_computed_tokens=[(self.blocks - 1) * BLOCK],
         )
         output: Any = SimpleNamespace(
-            scheduled_new_reqs=[], scheduled_cached_reqs=cached, num_scheduled_tokens={"r": BLOCK}
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=cached,
+            num_scheduled_tokens={"r": BLOCK},
+            total_num_scheduled_tokens=BLOCK,
         )
         return self.side.build_connector_meta(output)
 

@@ -117,9 +117,9 @@ class Client:
     def open_sequence(self) -> int:
         return 1
 
-    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str]:
+    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str, int]:
         self.hashes = list(hashes)
-        return min(self.kept, len(hashes)), "never_seen"
+        return min(self.kept, len(hashes)), "never_seen", 0
 
     def load(self, sequence: int, first: int, blocks: list[int]) -> int:
         self.loads.append((first, blocks))
@@ -157,7 +157,10 @@ class Scheduling:
         new = SimpleNamespace(req_id=name, num_computed_tokens=computed, block_ids=tables)
         none = SimpleNamespace(req_ids=[], resumed_req_ids=set(), new_block_ids=[], num_computed_tokens=[])
         output: Any = SimpleNamespace(
-            scheduled_new_reqs=[new], scheduled_cached_reqs=none, num_scheduled_tokens={name: scheduled}
+            scheduled_new_reqs=[new],
+            scheduled_cached_reqs=none,
+            num_scheduled_tokens={name: scheduled},
+            total_num_scheduled_tokens=scheduled,
         )
         return self.side.build_connector_meta(output)
 

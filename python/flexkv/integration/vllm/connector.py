@@ -63,6 +63,9 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
             failed_recving={order.request_id for order, ok in ended if not ok},
         )
 
+    def on_new_request(self, request: Request) -> None:
+        self._flexkv_connector.on_new_request(request)
+
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:

@@ -21,6 +21,7 @@ from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
+from flexkv.integration.vllm.step_times import StepTimes
 from flexkv.metrics import start_metrics
 
 if TYPE_CHECKING:
@@ -75,18 +76,25 @@ class SchedulerSide:
         sync_blocks = settings.sync_load_max_bytes // max(_block_bytes_estimate(config, groups[0]), 1)
         self._sync_tokens_max = sync_blocks * groups[0].block_tokens if len(groups) == 1 else 0
         self._metrics: Any = None
+        self._steps = StepTimes()
+        self._may_have_drives = True
         self._trace = logger.isEnabledFor(logging.DEBUG)
         self._clients = self._open_clients(config)
 
     def _open_clients(self, config: VllmConfig) -> list[Any]:
         target = self._settings.node_target
+        options = self._settings.node_options()
+        self._may_have_drives = target.mode != "embedded" or bool(options.get("ssd_bytes"))
         digest = identity.fingerprint(config, self._settings.namespace)
         engine_id, model = identity.engine_id(config), identity.model_name(config)
         ranks = identity.rank_count(config)
-        who = [(g.engine_id(engine_id), ranks, g.model_name(model), g.fingerprint(digest)) for g in self._groups]
+        who = [
+            (g.engine_id(engine_id), ranks, g.model_name(model), g.fingerprint(digest), g.block_tokens)
+            for g in self._groups
+        ]
         if target.mode != "daemon":
             node_name = identity.embedded_node_name(config) if target.mode == "embedded" else target.name
-            node = _core.Node({**self._settings.node_options(), "mode": target.mode})
+            node = _core.Node({**options, "mode": target.mode})
             try:
                 node.listen(target.runtime_dir, node_name)
             except RuntimeError:
@@ -102,25 +110,40 @@ class SchedulerSide:
 
     # ---- lookup and load
 
-    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+    def on_new_request(self, request: Request) -> None:
+        """While the request waits for its turn, its blocks come from drives to host memory."""
+        if self._may_have_drives:
+            tracked = self._track(request)
+            for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+                client.prefetch(chain.sequence, group.hashes(request.block_hashes))
+
+    def _track(self, request: Request) -> _Tracked:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
             chains = [_Chain(client.open_sequence()) for client in self._clients]
             tracked = _Tracked(request, chains, bool(options.get("save", True)))
             self._requests[request.request_id] = tracked
+        return tracked
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        tracked = self._track(request)
+        on_drives = False
         # The last token is always computed: its logits are what the engine is asked for.
         served = request.num_tokens - 1
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
             hashes = group.hashes(request.block_hashes)
-            matched, reason = client.lookup(chain.sequence, hashes)
+            matched, reason, disk_blocks = client.lookup(chain.sequence, hashes)
+            on_drives = on_drives or disk_blocks > 0
             if self._trace:
                 logger.debug(
-                    "FlexKV: request %s, group %d: %d of %d blocks kept, %d tokens in the engine; the next one is not: %s",
+                    "FlexKV: request %s, group %d: %d of %d blocks to load (%d from drives), %d tokens in the engine; "
+                    "the next one is not: %s",
                     request.request_id,
                     group.index,
                     matched,
                     len(hashes),
+                    disk_blocks,
                     num_computed_tokens,
                     reason,
                 )
@@ -135,7 +158,8 @@ class SchedulerSide:
         failed = tracked.loaded_in_life == request.num_preemptions
         if failed or wanted < max(self._settings.min_load_tokens, 1):
             return 0, False
-        tracked.load_async = wanted > self._sync_tokens_max
+        # The engine's other requests do not wait for drives.
+        tracked.load_async = on_drives or wanted > self._sync_tokens_max
         return wanted, tracked.load_async
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -170,6 +194,7 @@ class SchedulerSide:
         meta = FlexKVMetadata(step=self._step)
         meta.loads, self._loads = self._loads, []
         try:
+            self._steps.begin(output)
             self._order_saves(output, meta)
         except Exception:
             # The loads are promised to the engine and must reach the workers, whatever happens to the saves. These are
@@ -281,6 +306,9 @@ class SchedulerSide:
     # ---- the rest of a request's life
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:
+        if (step := self._steps.end()) is not None:
+            for client in self._clients:
+                client.observe_step(*step)
         if not output.invalid_block_ids and not getattr(output, "failed_recving", None):
             return
         # Blocks that were counted as kept are not, and saves of the last steps were withheld.
@@ -288,6 +316,8 @@ class SchedulerSide:
 
     def request_finished(self, request: Request) -> None:
         tracked = self._requests.pop(request.request_id, None)
+        if not self._requests:
+            self._steps.clear()
         for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
             client.close_sequence(chain.sequence)
 

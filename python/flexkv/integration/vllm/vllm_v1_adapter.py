@@ -136,6 +136,11 @@ class FlexKVConnectorV1Impl:
 
     # ---- scheduler
 
+    @never_raises(lambda: None)
+    def on_new_request(self, request: Request) -> None:
+        if self.scheduler is not None:
+            self.scheduler.on_new_request(request)
+
     @never_raises(lambda: (0, False))
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         if self.scheduler is None:
