@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,24 @@ def text(allowed: str, pattern: str) -> Kind:
         return _refuse(value)
 
     return Kind(allowed, parse)
+
+
+def directories() -> Kind:
+    """Absolute paths (`~` is the home directory), none twice: a tuple."""
+
+    def parse(value: object) -> tuple[str, ...]:
+        parts = value if isinstance(value, list | tuple) else value.split(";") if isinstance(value, str) else _refuse(value)
+        paths = []
+        for part in parts:
+            if not isinstance(part, str) or not part.isprintable():
+                return _refuse(value)
+            if part.strip():
+                paths.append(os.path.normpath(os.path.expanduser(part.strip())))
+        if not all(os.path.isabs(path) for path in paths) or len(set(paths)) < len(paths) or len(paths) > 64:
+            return _refuse(value)
+        return tuple(paths)
+
+    return Kind("absolute paths of directories, separated by `;`, none twice, at most 64", parse, ";".join)
 
 
 def anything() -> Kind:

@@ -14,6 +14,7 @@ from flexkv.config.setting import (
     Setting,
     Status,
     choice,
+    directories,
     integer,
     number,
     setting,
@@ -39,6 +40,12 @@ def default_runtime_dir() -> str:
     if session and os.path.isdir(session):
         return os.path.join(session, "flexkv")
     return "/run/flexkv" if os.geteuid() == 0 else f"/tmp/flexkv-{os.geteuid()}"
+
+
+def default_ssd_dirs() -> tuple[str, ...]:
+    if os.geteuid() == 0:
+        return ("/var/cache/flexkv",)
+    return (os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "flexkv"),)
 
 
 def _auto() -> sizes.AutoSize:
@@ -129,6 +136,30 @@ class Settings:
     )
     hugepage_size_bytes: int = setting(
         size_choice(2 * sizes.MIB, sizes.GIB), 2 * sizes.MIB, "Size of a huge page.", topic="Host memory"
+    )
+
+    # ---- SSD tier
+    ssd_cache_bytes: int = setting(
+        size(sizes.GIB, 0, sizes.PIB),
+        0,
+        "Space on drives for blocks, over all directories of ssd_cache_dir; never exceeded. 0: no SSD tier. Blocks there "
+        "outlive restarts.",
+        topic="SSD tier",
+        key="ssd_cache_gb",
+    )
+    ssd_cache_dir: tuple[str, ...] = setting(
+        directories(),
+        default_ssd_dirs,
+        "Directories of the SSD tier, one per drive. Made (0700) when missing; one node at a time uses a directory.",
+        topic="SSD tier",
+        default_text="/var/cache/flexkv for root; else $XDG_CACHE_HOME/flexkv (~/.cache/flexkv)",
+    )
+    ssd_strict: bool = setting(
+        switch(),
+        False,
+        "A block counts as written only when it is on stable storage (fdatasync). Not needed for correctness: what a "
+        "power cut tears is found by its checksum. Then fewer blocks are lost by it.",
+        topic="SSD tier",
     )
 
     # ---- eviction
@@ -265,13 +296,16 @@ class Settings:
         name = "default" if self.server_recv_port == _DEFAULT_PORT else self.server_recv_port.rpartition("/")[2]
         return NodeTarget("daemon" if self.server_launch_mode == "external" else "shared", name, self.runtime_dir)
 
-    def node_options(self) -> dict[str, bool | int | float | str]:
+    def node_options(self) -> dict[str, bool | int | float | str | list[str]]:
         """What the core's Node takes, as plain values."""
         target = self.node_target
         return {
             "pool_bytes": int(self.cpu_cache_bytes),
             "huge_pages": self.use_hugepage_cpu_buffer,
             "huge_page_bytes": self.hugepage_size_bytes,
+            "ssd_bytes": int(self.ssd_cache_bytes),
+            "ssd_directories": list(self.ssd_cache_dir),
+            "ssd_strict": self.ssd_strict,
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,
@@ -294,6 +328,8 @@ class Settings:
                 f"instance_id: wrong value {self.instance_id} from {self.origin('instance_id')}; "
                 f"allowed: less than instance_num, which is {self.instance_num} ({self.origin('instance_num')})"
             )
+        if self.ssd_cache_bytes > 0 and not self.ssd_cache_dir:
+            found.append(f"ssd_cache_dir: wrong value '' from {self.origin('ssd_cache_dir')}; ssd_cache_gb needs a directory")
         return found
 
 

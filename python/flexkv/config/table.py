@@ -26,8 +26,6 @@ _PLANNED = (
         Status.PLANNED,
         "SSD tier",
         """
-        ssd_cache_gb: size of the SSD tier
-        ssd_cache_dir: its directories, one per drive
         ssd_io_opt: joining of neighbouring reads and writes
         iouring_entries: depth of the io_uring queues
         iouring_flags: set-up flags of the io_uring queues
