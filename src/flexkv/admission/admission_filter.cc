@@ -13,11 +13,13 @@ constexpr double kSecondTouchFrom = 0.5;  // pressure
 constexpr double kFrequencyFrom = 0.75;
 constexpr unsigned kUsesAtFrequency = 3;
 constexpr unsigned kUsesAtFullPressure = 10;
-constexpr double kLikelihoodAtSecondTouch = 3;  // what the threshold rises by until only second touches get in
-constexpr double kStep = 0.0005;                // of the threshold, per hit or lost hit: follows thousands of blocks
-constexpr double kThresholdMax = 4;             // so that it is soon back when the load changes
-constexpr float kFreshMax = 1 << 15;            // what was seen before so many new blocks counts half
-constexpr unsigned kPopularFrom = 8;            // uses: a prefix that many share, not one conversation
+constexpr double kLikelihoodAtSecondTouch = 1.5;  // what the threshold rises by until only second touches get in
+constexpr double kStep = 0.0005;                  // of the threshold, per hit or lost hit: follows thousands of blocks
+constexpr float kReusedMin = 16;                  // before that nothing is known of which blocks come back
+constexpr float kPriorBlocks = 256;               // as if so many average blocks had been seen in every context
+constexpr double kThresholdMax = 4;               // so that it is soon back when the load changes
+constexpr float kFreshMax = 1 << 15;              // what was seen before so many new blocks counts half
+constexpr unsigned kPopularFrom = 8;              // uses: a prefix that many share, not one conversation
 constexpr std::uint8_t kUsesMax = 255;
 
 }  // namespace
@@ -83,21 +85,28 @@ std::uint16_t AdmissionFilter::context_of(std::uint32_t depth, std::uint32_t len
 }
 
 double AdmissionFilter::likelihood(std::uint16_t context) const {
-  // Begins at the average, and counts as much as one block seen so.
-  const double average = (all_.reused + 1.0) / (all_.fresh + 1.0);
+  if (!knows_enough()) return 1;
+  // Begins at the average: few blocks, mostly of one prompt, prove little.
+  const float average = all_.reused / all_.fresh;
   const Outcome& outcome = outcomes_[context];
-  return (outcome.reused + average) / (outcome.fresh + 1.0) / average;
+  return static_cast<double>((outcome.reused + kPriorBlocks * average) / (outcome.fresh + kPriorBlocks) / average);
 }
+
+bool AdmissionFilter::knows_enough() const { return all_.reused >= kReusedMin; }
 
 void AdmissionFilter::on_hit(std::span<const key::BlockKey> keys) {
   if (!options_.enabled) return;
   for (const auto& key : keys) {
     // Of a block that came from before the start nothing is known but that it was used before.
     Entry& entry = touch(key);
-    if (entry.uses == 0) entry.uses = 1;
-    use_again(entry);
+    if (entry.uses == 0) {
+      entry.uses = 2;
+    } else {
+      use_again(entry);
+    }
   }
   stats_.hits += keys.size();
+  if (!knows_enough()) return;
   threshold_ = std::min(threshold_ + kStep * options_.lost_hits_max * static_cast<double>(keys.size()), kThresholdMax);
 }
 

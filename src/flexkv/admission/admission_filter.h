@@ -5,7 +5,7 @@
 // lost, and the filter keeps these below a share of all hits.
 //
 // Pure logic, thread-compatible: no thread, no lock, no clock, no I/O. O(1) a key: one cache line of the memory of
-// keys. Memory: 8 bytes per Options::remembered_blocks (rounded up to a power of two), plus 24 KiB. It is not
+// keys. Memory: 8 bytes per Options::remembered_blocks (rounded up to a power of two), plus 14 KiB. It is not
 // persistent: after a restart it learns anew, admitting everything first.
 #pragma once
 
@@ -70,7 +70,8 @@ class AdmissionFilter {
   Verdict admit(std::span<const key::BlockKey> keys, double pressure);
 
   const Stats& stats() const { return stats_; }
-  // How likely a new block must be used again to be written, relative to the average new block; without pressure.
+  // How likely a new block must be used again to be written, relative to the average new block; without pressure. At
+  // most 4.
   double threshold() const { return threshold_; }
   std::size_t memory_bytes() const;
 
@@ -100,6 +101,7 @@ class AdmissionFilter {
   Entry& touch(const key::BlockKey& key);
   void use_again(Entry& entry);
   std::uint16_t context_of(std::uint32_t depth, std::uint32_t length, unsigned popularity) const;
+  bool knows_enough() const;
   double likelihood(std::uint16_t context) const;
   Refusal judge(unsigned uses, double likely, double pressure) const;
 
@@ -107,7 +109,7 @@ class AdmissionFilter {
   std::vector<Bucket> buckets_;  // size is a power of two
   std::vector<Outcome> outcomes_;
   Outcome all_;
-  double threshold_ = 0;
+  double threshold_ = 0.5;
   Stats stats_;
 };
 
