@@ -305,7 +305,7 @@ INSTANTIATE_TEST_SUITE_P(Policies, AgainstNaive,
                          [](const auto& tested) { return std::string(tested.param.name); });
 
 TEST(PrefixIndex, MixedPoliciesPerTierAgainstNaive) {
-  rc::check([](std::uint64_t seed) {
+  EXPECT_TRUE(rc::check([](std::uint64_t seed) {
     auto options = options_for(PolicyKind::kLru, 4);
     options.policy[1].kind = PolicyKind::kSlru;
     options.policy[2].kind = PolicyKind::kLfu;
@@ -314,7 +314,7 @@ TEST(PrefixIndex, MixedPoliciesPerTierAgainstNaive) {
     for (int i = 0; i < 150; ++i) pair.step();
     pair.drain();
     RC_ASSERT(!testing::Test::HasFatalFailure());
-  });
+  }));
 }
 
 std::vector<Slot> numbered(std::size_t count, Slot first = 0) {
@@ -337,7 +337,7 @@ std::uint32_t request(PrefixIndex& index, const Keys& keys, Nanos now) {
 // Block-level LRU, leaves first, without any of the index's notions: a block has a time of last use, and the one that
 // has the earliest and no child in the cache goes.
 TEST(PrefixIndex, LruHitsAreThoseOfAnExactLru) {
-  rc::check([](std::uint64_t seed) {
+  EXPECT_TRUE(rc::check([](std::uint64_t seed) {
     constexpr std::size_t kCapacity = 150;
     Prng prng(seed);
     PrefixIndex index(options_for(PolicyKind::kLru, 1));
@@ -368,7 +368,7 @@ TEST(PrefixIndex, LruHitsAreThoseOfAnExactLru) {
         index.evict(0, static_cast<std::uint32_t>(index.block_count(0) - kCapacity), static_cast<Nanos>(now), freed);
       }
     }
-  });
+  }));
 }
 
 TEST(PrefixIndex, ShortTurnsMakeLongRuns) {

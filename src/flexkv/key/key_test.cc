@@ -141,7 +141,7 @@ TEST(Sha256, CompressionAgreesWithEvpAndWithThePlainOne) {
 }
 
 TEST(Namespace, RootIsSha256OfTypedLengthPrefixedFields) {
-  rc::check([](const std::vector<std::pair<std::uint8_t, std::string>>& fields) {
+  EXPECT_TRUE(rc::check([](const std::vector<std::pair<std::uint8_t, std::string>>& fields) {
     std::array<std::uint8_t, 32> secret{};
     for (std::size_t i = 0; i < 32; ++i) secret[i] = static_cast<std::uint8_t>(3 * i);
     NamespaceBuilder builder(secret);
@@ -154,7 +154,7 @@ TEST(Namespace, RootIsSha256OfTypedLengthPrefixedFields) {
       expected.insert(expected.end(), value.begin(), value.end());
     }
     RC_ASSERT(builder.finish() == evp_sha256(expected));
-  });
+  }));
 }
 
 TEST(Namespace, DifferentFieldListsGiveDifferentRoots) {
@@ -179,7 +179,7 @@ TEST(Namespace, DifferentFieldListsGiveDifferentRoots) {
 }
 
 TEST(EngineHash, FoldsRootLengthAndHash) {
-  rc::check([](const std::string& salt) {
+  EXPECT_TRUE(rc::check([](const std::string& salt) {
     const auto size = *rc::gen::inRange<std::size_t>(0, kEngineHashBytesMax + 1);
     const auto hash = *rc::gen::container<std::vector<std::uint8_t>>(size, rc::gen::arbitrary<std::uint8_t>());
     const Root root = test_root(salt);
@@ -193,19 +193,19 @@ TEST(EngineHash, FoldsRootLengthAndHash) {
       }
     }
     RC_ASSERT(fold_engine_hash(root, std::as_bytes(std::span(hash))) == expected);
-  });
+  }));
 }
 
 TEST(TokenChain, FollowsItsDefinition) {
-  rc::check([](const std::vector<std::int32_t>& tokens) {
+  EXPECT_TRUE(rc::check([](const std::vector<std::int32_t>& tokens) {
     const auto tokens_per_block = *rc::gen::inRange<std::size_t>(1, 40);
     RC_ASSERT(chain_keys(test_root(), tokens_per_block, tokens) ==
               plain_chain_keys(test_root(), tokens_per_block, tokens));
-  });
+  }));
 }
 
 TEST(TokenChain, KeysDoNotDependOnHowTokensAreCut) {
-  rc::check([](const std::vector<std::int32_t>& tokens) {
+  EXPECT_TRUE(rc::check([](const std::vector<std::int32_t>& tokens) {
     const auto tokens_per_block = *rc::gen::inRange<std::size_t>(1, 20);
     TokenChain chain(test_root(), tokens_per_block);
     std::vector<BlockKey> keys;
@@ -216,7 +216,7 @@ TEST(TokenChain, KeysDoNotDependOnHowTokensAreCut) {
     }
     RC_ASSERT(keys == chain_keys(test_root(), tokens_per_block, tokens));
     RC_ASSERT(keys.size() == tokens.size() / tokens_per_block);
-  });
+  }));
 }
 
 TEST(TokenChain, AKeyDependsOnAllTokensBeforeItOnTheRootAndOnTheBlockSize) {
