@@ -73,6 +73,8 @@ server::NodeServerOptions server_options(const nb::dict& options) {
   out.node.evict_start_threshold = option<double>(options, "evict_start_threshold", 1.0);
   out.node.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
   out.node.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
+  out.node.always_load = option<bool>(options, "always_load", false);
+  out.node.disk_admission = option<bool>(options, "ssd_admission", true);
   out.huge_pages = option<bool>(options, "huge_pages", true);
   out.disk.bytes = option<std::uint64_t>(options, "ssd_bytes", 0);
   out.disk.directories = option<std::vector<std::string>>(options, "ssd_directories", {});

@@ -42,6 +42,7 @@ class RealThreads : public ::testing::Test {
     options.runtime_dir = dir_;
     options.name = "node";
     options.mode = "test";
+    options.node.disk_admission = false;  // all that is saved is expected there
     if (disk_bytes > 0) options.disk = {{dir_ + "/ssd-a", dir_ + "/ssd-b"}, disk_bytes, false};
     auto started = server::NodeServer::start(options);
     EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().message);

@@ -162,6 +162,21 @@ class Settings:
         topic="SSD tier",
     )
 
+    ssd_admission: bool = setting(
+        switch(),
+        True,
+        "Leave blocks out that are unlikely to be used again, as far as that costs at most 3 % of all hits. Off: all that "
+        "is saved is written.",
+        topic="SSD tier",
+    )
+    ssd_load_policy: str = setting(
+        choice("auto", "always"),
+        "auto",
+        "auto: what the engine is expected to compute faster than the drives deliver it is computed. always: what is "
+        "kept is loaded.",
+        topic="SSD tier",
+    )
+
     # ---- eviction
     eviction_policy: str = setting(
         choice(*POLICIES), "adaptive", "Which blocks leave a full tier first.", topic="Eviction"
@@ -306,6 +321,8 @@ class Settings:
             "ssd_bytes": int(self.ssd_cache_bytes),
             "ssd_directories": list(self.ssd_cache_dir),
             "ssd_strict": self.ssd_strict,
+            "ssd_admission": self.ssd_admission,
+            "always_load": self.ssd_load_policy == "always",
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,

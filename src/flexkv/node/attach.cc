@@ -215,8 +215,8 @@ std::vector<Node::SpaceInfo> Node::spaces() const {
     infos.push_back({hex_prefix(space->digest), space->model, space->block_bytes, space->slots.slot_bytes(),
                      space->slots.slot_count(), space->slots.slot_count() - space->slots.free_count(), space->reserved,
                      space->index.memory_bytes(), space->engines, space->disk_slots ? space->disk_slots->capacity() : 0,
-                     space->disk_slots ? space->disk_slots->used() : 0,
-                     space->disk_state == Space::DiskState::kOpening});
+                     space->disk_slots ? space->disk_slots->used() : 0, space->disk_state == Space::DiskState::kOpening,
+                     space->admission ? space->admission->stats() : admission::AdmissionFilter::Stats{}});
   }
   return infos;
 }

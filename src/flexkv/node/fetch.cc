@@ -98,7 +98,7 @@ Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
 // nothing: links to devices are far faster than any engine computes.
 std::uint32_t Node::worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const {
   const double rate = disk_->reads.bytes_per_second();
-  if (rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
+  if (options_.always_load || rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
   const auto block_bytes = static_cast<double>(engine.space->slots.slot_bytes());
   const auto read_time = [&](double bytes) { return bytes / rate * static_cast<double>(kSecond); };
   // Reads that run, and those that wait for room or for the drive.

@@ -110,6 +110,8 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   }
   if (first) {
     sequence->counted = true;
+    sequence->found = sequence->matched;
+    note_hits(space, *sequence);
     ++stats_.lookups;
     stats_.blocks_queried += sequence->keys.size();
     stats_.blocks_hit += result.matched_blocks;
@@ -376,6 +378,8 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   if (granted < count) job.failure = Reason::kPoolFull;  // and not failed, for what there is room for
   job.blocks = granted;
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
+  job.origin = {begin, static_cast<std::uint32_t>(keys.size()), std::min(sequence->found, begin), nullptr};
+  if (job.origin.found > 0) job.last_found = keys[job.origin.found - 1];
   job.slots.reserve(granted);
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
@@ -475,6 +479,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     index::PinId base = space.index.clone(job.pin);
     space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
     for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    note_saved(job);
     write_behind(space, job.pin);
     for (const JobKey& follower_key : job.followers) {
       Job& follower = *jobs_.at(follower_key);

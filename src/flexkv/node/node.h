@@ -25,6 +25,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "flexkv/admission/admission_filter.h"
 #include "flexkv/base/time.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
@@ -54,6 +55,9 @@ struct NodeOptions {
   Nanos lease_time = 2 * kSecond;              // a looked-up sequence is safe from eviction that long
   std::uint64_t sequence_keys_max = 8U << 20;  // keys of open sequences, over all engines (16 bytes each)
   std::uint32_t jobs_max = 65536;              // transfers in flight, over all engines
+  bool always_load = false;                    // also what computing is expected to be faster for
+  bool disk_admission = true;                  // false: all that is saved is written to drives
+  std::uint64_t disk_bytes = 0;                // of the drives: how many blocks admission has to remember
 };
 
 // Where the node's commands go. Called under the node's lock; must not call back and must not block.
@@ -178,6 +182,7 @@ class Node {
     std::uint64_t disk_slots = 0;
     std::uint64_t disk_used = 0;
     bool recovering = false;
+    admission::AdmissionFilter::Stats admission;
   };
   struct DiskQueues {
     std::uint32_t fetches = 0;  // blocks that are fetched, or wait for room or a drive
@@ -270,6 +275,8 @@ class Node {
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
   void open_disk(Space& space);
+  void note_hits(Space& space, const Sequence& sequence);
+  void note_saved(Job& job);
   void write_behind(Space& space, index::PinId pin);
   void pump_writes();
   std::optional<index::Slot> take_disk_slot(Space& space, const std::vector<bool>& refused, bool& busy);

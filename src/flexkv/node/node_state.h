@@ -63,6 +63,7 @@ struct Node::Space {
   SpaceNumber number = 0;
   enum class DiskState : std::uint8_t { kNone, kOpening, kOpen } disk_state = DiskState::kNone;
   std::optional<DiskSlots> disk_slots;
+  std::optional<admission::AdmissionFilter> admission;
   std::uint64_t drops = 0;  // blocks that turned out bad: what was matched before may have holes
   std::unordered_map<key::BlockKey, index::PinId, key::BlockKeyHash> recovered_ends;  // while opening: of each chain
   std::unordered_map<key::BlockKey, Fetch, key::BlockKeyHash> fetches;
@@ -108,6 +109,7 @@ struct Node::Disk {
   plan::FlowRate reads;
   std::vector<index::Slot> host_slots;  // scratch of served()
   std::vector<index::Slot> disk_slots;
+  std::vector<key::BlockKey> keys;  // scratch of write_behind()
 };
 
 struct Node::Agent {
@@ -127,8 +129,9 @@ struct Node::Sequence {
   // walk along all those before it.
   Parent carried;
   std::uint32_t carried_end = 0;
-  bool counted = false;  // in the lookup statistics
-  bool leased = false;   // was found, and what was found is neither loaded nor passed by yet
+  bool counted = false;     // in the lookup statistics
+  std::uint32_t found = 0;  // blocks, by the first lookup
+  bool leased = false;      // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 
@@ -180,6 +183,8 @@ struct Node::Job {
   std::optional<JobKey> parent;     // a save in flight that this one continues
   std::uint32_t parent_blocks = 0;  // how many of its blocks precede our first
   std::vector<JobKey> followers;    // saves that continue this one
+  admission::Origin origin;         // `last_found` is not set:
+  std::optional<key::BlockKey> last_found;
 };
 
 }  // namespace flexkv::node

@@ -14,6 +14,9 @@ constexpr std::uint64_t kWriteShare = 50;
 // So that a load finds few writes before its reads at a drive.
 constexpr std::uint32_t kWritesPerDrive = 64;
 constexpr std::uint32_t kEvictAtOnce = 16;
+// Keys that admission remembers, 8 bytes each.
+constexpr std::uint64_t kRememberedMin = 1 << 10;
+constexpr std::uint64_t kRememberedMax = 1 << 26;
 
 }  // namespace
 
@@ -29,6 +32,11 @@ void Node::open_disk(Space& space) {
   space.number = disk_->next_space++;
   space.disk_slots.emplace(disk_->port.drive_count());
   space.disk_state = Space::DiskState::kOpening;
+  if (options_.disk_admission) {
+    const std::uint64_t blocks = (options_.pool_bytes + options_.disk_bytes) / space.slots.slot_bytes();
+    space.admission.emplace(admission::AdmissionFilter::Options{
+        .remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax)});
+  }
   const ModelName model = model_name(space.fingerprint);
   SpaceName name;
   std::ranges::copy(model, name.begin());
@@ -73,7 +81,20 @@ void Node::on_disk_opened(SpaceNumber number, std::span<const std::uint32_t> slo
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-// Has the pinned path's blocks written that lie on no drive.
+// A lookup that counts as a use has found these; what was not worth writing when it was saved may be now.
+void Node::note_hits(Space& space, const Sequence& sequence) {
+  if (!space.admission || sequence.matched == 0) return;
+  space.admission->on_hit(std::span(sequence.keys).first(sequence.matched));
+  write_behind(space, sequence.pin);
+}
+
+void Node::note_saved(Job& job) {
+  if (!job.space->admission) return;
+  if (job.last_found) job.origin.last_found = &*job.last_found;
+  job.space->admission->on_save(job.keys, job.origin);
+}
+
+// Has those of the pinned path's blocks written that lie on no drive and are worth it.
 void Node::write_behind(Space& space, index::PinId pin) {
   if (disk_ == nullptr) return;
   std::uint32_t end = space.index.depth(pin);
@@ -83,6 +104,14 @@ void Node::write_behind(Space& space, index::PinId pin) {
   const auto begin = static_cast<std::uint32_t>(std::ranges::find(slots, index::kNoSlot) - slots.begin());
   if (begin == end) return;
   const std::uint64_t room = options_.pool_bytes * kWriteShare / 100 - disk_->queued_write_bytes;
+  if (space.admission) {
+    auto& keys = disk_->keys;
+    keys.resize(end - begin);
+    space.index.collect_keys(pin, begin, keys);
+    const std::size_t worth = space.admission->admit(keys, 0).count;
+    stats_.unwritten_blocks[slot_of(Reason::kUnlikely)] += keys.size() - worth;
+    end = begin + static_cast<std::uint32_t>(worth);
+  }
   const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(end - begin, room / space.slots.slot_bytes()));
   stats_.unwritten_blocks[slot_of(Reason::kQueueFull)] += end - begin - count;
   if (count == 0) return;

@@ -57,7 +57,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kNotWorthLoading, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kUnlikely, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -84,7 +84,8 @@ const char* reason_name(Reason reason) {
                                                                    "disk_full",
                                                                    "recovering",
                                                                    "no_room_to_load",
-                                                                   "not_worth_loading"};
+                                                                   "not_worth_loading",
+                                                                   "unlikely"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 

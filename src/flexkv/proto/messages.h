@@ -99,8 +99,9 @@ enum class Reason : std::uint8_t {
   kRecovering,       // what the drives hold is still being read
   kNoRoomToLoad,     // host memory cannot hold so much of a prompt from a drive at once
   kNotWorthLoading,  // computing it is expected to be faster
+  kUnlikely,         // not written to a drive: blocks like it are rarely used again
 };
-constexpr std::size_t kReasonCount = 23;
+constexpr std::size_t kReasonCount = 24;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -85,6 +85,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   auto pool = memory::HostRegion::create(options.node.pool_bytes, region);
   if (!pool) return pool.error();
   options.node.pool_bytes = pool.value().bytes();
+  options.node.disk_bytes = options.disk.bytes;
   std::unique_ptr<NodeServer> server(
       new NodeServer(std::move(options), std::move(pool).value(), std::move(listener).value()));
   auto wake = ipc::make_eventfd();

@@ -132,6 +132,11 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"disk_slots", space.disk_slots},
                       {"disk_used", space.disk_used},
                       {"recovering", space.recovering},
+                      {"admission",
+                       {{"admitted", space.admission.admitted},
+                        {"refused_unlikely", space.admission.refused_unlikely},
+                        {"hits", space.admission.hits},
+                        {"lost_hits", space.admission.lost_hits}}},
                       {"engines", space.engines}});
   }
   json engines = json::array();

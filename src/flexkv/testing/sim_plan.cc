@@ -91,6 +91,7 @@ SimPlan::SimPlan(SimLoop& loop) {
   disk_time = loop.delay(kMillisecond);
   open_time = loop.delay(5 * kMillisecond);
   prefetch = loop.chance(500) ? 0 : 500;
+  node.disk_admission = loop.chance(500);
   disk_fails = fault(100);
   disk_stalls = fault(30);
   disk_bad_slot = fault(50);

@@ -1,0 +1,150 @@
+"""Prompts that host memory cannot hold come from drives, also after the engine, the daemon, or both were killed while
+writing: outputs are those of an engine without FlexKV."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunBoth
+from engine import EngineConfig, Results, run_engine
+from scenarios import LONG, emptied, generate, prompt, whole_blocks
+from test_vllm_daemon import wait_until
+
+_PROMPTS = 6
+# A block of the tiny model takes 32 KiB on a host, so this holds 32 of them: one prompt (20), and not two.
+_POOL = "1MB"
+_KILLS = 4
+
+
+def ssd(directory: Path, **more: str) -> tuple[tuple[str, str], ...]:
+    return (
+        ("FLEXKV_CPU_CACHE_GB", _POOL),
+        ("FLEXKV_SSD_CACHE_GB", "64MB"),
+        ("FLEXKV_SSD_CACHE_DIR", f"{directory}/a;{directory}/b"),
+        ("FLEXKV_SSD_ADMISSION", "0"),
+        # The tiny model computes as fast as a drive reads: what is worth loading is not what is tested here.
+        ("FLEXKV_SSD_LOAD_POLICY", "always"),
+        *more.items(),
+    )
+
+
+def prompts() -> list[list[int]]:
+    return [prompt(f"ssd {i}", LONG) for i in range(_PROMPTS)]
+
+
+def one_by_one(round_name: str) -> list[dict[str, Any]]:
+    """Each prompt alone, with the engine's own cache empty."""
+    steps = []
+    for i, ids in enumerate(prompts()):
+        steps += [generate(f"{round_name} {i}", [ids]), *emptied()]
+    return steps
+
+
+def outputs(results: Results) -> dict[str, list[list[int]]]:
+    return {name: result.outputs for name, result in results.items()}
+
+
+def hits(results: Results, round_name: str) -> list[int]:
+    return [results[f"{round_name} {i}"].flexkv_hits for i in range(_PROMPTS)]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["stock", "full"])
+@pytest.mark.parametrize("in_process", [True, False], ids=["in_process", "multi_process"])
+def test_drives_hold_what_host_memory_cannot_also_after_a_restart(
+    tiny_model: Path, tmp_path: Path, run_both: RunBoth, in_process: bool, full: bool
+) -> None:
+    steps = [*one_by_one("cold"), *one_by_one("warm")]
+    expected = outputs(run_both(EngineConfig(flexkv=True, in_process=True), steps).baseline)
+    config = EngineConfig(flexkv=True, in_process=in_process, full=full, environment=ssd(tmp_path / "ssd"))
+    first = run_engine(config, tiny_model, steps, tmp_path / "first")
+    assert outputs(first) == expected
+    assert hits(first, "cold") == [0] * _PROMPTS
+    assert hits(first, "warm") == [whole_blocks(LONG)] * _PROMPTS
+    again = run_engine(config, tiny_model, steps, tmp_path / "again")
+    assert outputs(again) == expected
+    assert hits(again, "cold") == [whole_blocks(LONG)] * _PROMPTS
+
+
+def test_engine_killed_while_it_writes(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
+    steps = one_by_one("cold")
+    expected = outputs(run_both(EngineConfig(flexkv=True), [*steps, *one_by_one("warm")]).baseline)
+    environment = ssd(tmp_path / "ssd")
+    found = []
+    for kill in range(_KILLS):
+        # Without a moment of rest, and at another place each time.
+        dying = [step for step in steps[: 3 * (kill + 2)] if step["op"] != "settle"] + [{"op": "die"}]
+        config = EngineConfig(flexkv=True, killed=True, in_process=kill % 2 == 0, environment=environment)
+        died = run_engine(config, tiny_model, dying, tmp_path / f"dying {kill}")
+        assert all(result.outputs == expected[name] for name, result in died.items())
+        found.append(sum(result.flexkv_hits for result in died.values()))
+    assert found[-1] > 0
+    after = run_engine(EngineConfig(flexkv=True, environment=environment), tiny_model, steps, tmp_path / "after")
+    assert all(result.outputs == expected[name] for name, result in after.items())
+    assert sum(hits(after, "cold")) > 0
+
+
+def test_daemon_and_engine_killed_while_they_write(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
+    steps = one_by_one("cold")
+    expected = outputs(run_both(EngineConfig(flexkv=True), [*steps, *one_by_one("warm")]).baseline)
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(ssd(tmp_path / "ssd"))
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
+    environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
+    recovered = []
+    for kill in range(_KILLS):
+        daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
+        try:
+            assert daemon.stdout is not None
+            assert b"listens" in daemon.stdout.readline()
+            end = {"op": "run", "argv": ["kill", "-KILL", str(daemon.pid)]}
+            both = kill % 2 == 1
+            run = [step for step in steps if step["op"] != "settle"] + [end] + ([{"op": "die"}] if both else [])
+            config = EngineConfig(flexkv=True, killed=both, environment=environment)
+            got = run_engine(config, tiny_model, run, tmp_path / f"engine {kill}")
+            assert outputs(got) == {name: expected[name] for name in got}
+            recovered.append(sum(hits(got, "cold")))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                daemon.kill()
+            daemon.wait()
+    assert recovered[0] == 0
+    assert min(recovered[1:]) > 0
+
+
+def test_status_tells_what_was_found(tiny_model: Path, tmp_path: Path) -> None:
+    from flexkv import _core
+
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(ssd(tmp_path / "ssd"))
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
+    environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
+
+    def status() -> dict[str, Any]:
+        return json.loads(_core.query_status(str(runtime / "default.sock")))
+
+    for round_number in range(2):
+        daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
+        try:
+            assert daemon.stdout is not None
+            assert b"listens" in daemon.stdout.readline()
+            config = EngineConfig(flexkv=True, environment=environment)
+            run_engine(config, tiny_model, one_by_one("cold"), tmp_path / f"engine {round_number}")
+            wait_until(lambda: status()["queues"]["disk_writes"] == 0)
+            disk = status()["disk"]
+            assert [drive["reads"] and drive["writes"] for drive in disk["drives"]] == [True, True]
+            blocks = _PROMPTS * (LONG // 32)
+            assert disk["recovered_blocks"] == (blocks if round_number else 0)
+            assert sum(drive["blocks_written"] for drive in disk["drives"]) == (0 if round_number else blocks)
+            assert status()["health"]["state"] == "ok"
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(20) == 0
