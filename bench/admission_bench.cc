@@ -1,6 +1,5 @@
 // The conversation trace through host memory and SSD, simulated with the real index and the real admission filter, at
-// several sizes: what not to write everything costs in hits, and saves in wear. FLEXKV_TRACE names the trace. Blocks of
-// 512 tokens; written to SSD when saved or used, while in host memory. No data is moved, no time is measured.
+// several sizes: what not to write everything costs in hits, and saves in wear. Blocks of 512 tokens; written to SSD when saved or used, while in host memory. No data is moved, no time is measured.
 #include <algorithm>
 #include <cstdio>
 
@@ -144,14 +143,18 @@ void replay(const std::vector<TraceRequest>& trace, std::uint32_t host_blocks, s
 }  // namespace
 }  // namespace flexkv::bench
 
-int main() {
+int main(int argc, char** argv) {
   using namespace flexkv::bench;
-  const auto trace = read_trace(trace_path());
-  if (trace.empty()) {
-    std::fprintf(stderr, "FLEXKV_TRACE must name the conversation trace\n");
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: admission_bench TRACE\n");
+    return 2;
+  }
+  const auto trace = read_trace(argv[1]);
+  if (!trace.ok()) {
+    std::fprintf(stderr, "%s\n", trace.error().message.c_str());
     return 1;
   }
   constexpr std::pair<std::uint32_t, std::uint32_t> kSizes[] = {
       {2'000, 30'000}, {10'000, 30'000}, {10'000, 100'000}, {10'000, 200'000}, {50'000, 200'000}};
-  for (const auto& [host_blocks, ssd_blocks] : kSizes) replay(trace, host_blocks, ssd_blocks);
+  for (const auto& [host_blocks, ssd_blocks] : kSizes) replay(trace.value(), host_blocks, ssd_blocks);
 }
