@@ -164,6 +164,20 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("server_recv_port", "tcp://127.0.0.1:5555"),
         ("server_recv_port", "ipc:///tmp/"),
         ("load_timeout_ms", 0),
+        ("ssd_cache_gb", "-1"),
+        ("ssd_cache_gb", "2048P"),
+        ("ssd_cache_dir", "relative"),
+        ("ssd_cache_dir", "/a;b"),
+        ("ssd_cache_dir", "/a;/b;/a/"),
+        ("ssd_cache_dir", "/a\n"),
+        ("ssd_cache_dir", 5),
+        ("ssd_cache_dir", ["/a", 5]),
+        ("ssd_cache_dir", ";".join(f"/{number}" for number in range(65))),
+        ("ssd_strict", "maybe"),
+        ("ssd_dwpd", "nan"),
+        ("ssd_dwpd", -1),
+        ("ssd_tbw", "lots"),
+        ("ssd_years", 0),
     ],
 )
 def test_wrong_values(key: str, value: object) -> None:
@@ -184,6 +198,11 @@ def test_wrong_values(key: str, value: object) -> None:
         ("sync_load_max_mb", "1GB", GIB),
         ("log_level", "WARN", "warning"),
         ("namespace", "tenant a/ü", "tenant a/ü"),
+        ("ssd_cache_gb", "1.5T", 1536 * GIB),
+        ("ssd_cache_gb", 0, 0),
+        ("ssd_cache_dir", "/a; /b/;", ("/a", "/b")),
+        ("ssd_cache_dir", ["/a", "/b/../c"], ("/a", "/c")),
+        ("ssd_cache_dir", "~/x", (os.path.expanduser("~/x"),)),
     ],
 )
 def test_right_values(key: str, written: object, value: object) -> None:
@@ -194,6 +213,32 @@ def test_values_that_contradict_each_other() -> None:
     text = problem(environ={"FLEXKV_INSTANCE_NUM": "2"}, extra={"instance_id": 2})
     assert "instance_id: wrong value 2 from kv_connector_extra_config" in text
     assert "env FLEXKV_INSTANCE_NUM" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"ssd_cache_gb": 1, "ssd_cache_dir": ";"}, "ssd_cache_dir: wrong value '' from kv_connector_extra_config; "),
+        ({"ssd_years": 3}, "ssd_years: wrong value 3 from kv_connector_extra_config; allowed: only together with"),
+        ({"ssd_capacity_gb": "1T", "ssd_tbw": 600}, "ssd_capacity_gb: wrong value 1 TiB from "),
+    ],
+)
+def test_ssd_values_that_contradict_each_other(extra: dict[str, object], expected: str) -> None:
+    assert problem(extra=extra).startswith(expected)
+
+
+def test_ssd_directories_that_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert "links to the same" in problem(extra={"ssd_cache_dir": [str(tmp_path / "a"), str(tmp_path / "b")]})
+
+
+def test_default_ssd_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert load(environ={}).ssd_cache_dir == ("/c/flexkv",)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert load(environ={}).ssd_cache_dir == ("/var/cache/flexkv",)
 
 
 # ---- files that are no good
@@ -316,10 +361,37 @@ def test_one_metrics_port_of_three_names() -> None:
 
 def test_node_options_are_plain_values() -> None:
     options = load(environ={}, extra={"cpu_cache_gb": "auto", "runtime_dir": "/run/x"}).node_options()
-    assert all(type(value) in (bool, int, float, str) for value in options.values())
+    assert all(type(value) in (bool, int, float, str, list) for value in options.values())
+    assert options["ssd_bytes"] == 0
     assert options["runtime_dir"] == "/run/x"
     assert options["node_name"] == f"embedded-{os.getpid()}"
     assert options["slru_protected_hits"] == 2
+
+
+def test_ssd_node_options() -> None:
+    environ = {
+        "FLEXKV_SSD_CACHE_GB": "100",
+        "FLEXKV_SSD_CACHE_DIR": "/a;/b",
+        "FLEXKV_SSD_STRICT": "1",
+        "FLEXKV_SSD_DIRECT_IO": "0",
+        "FLEXKV_SSD_ADMISSION": "off",
+        "FLEXKV_SSD_DWPD": "0.3",
+        "FLEXKV_SSD_CAPACITY_GB": "2T",
+        "FLEXKV_SSD_TBW": "600",
+        "FLEXKV_SSD_YEARS": "3",
+    }
+    options = load(environ=environ).node_options()
+    assert {key: value for key, value in options.items() if key.startswith("ssd_")} == {
+        "ssd_bytes": 100 * GIB,
+        "ssd_directories": ["/a", "/b"],
+        "ssd_strict": True,
+        "ssd_direct_io": False,
+        "ssd_admission": False,
+        "ssd_dwpd": 0.3,
+        "ssd_capacity_bytes": 2048 * GIB,
+        "ssd_tbw": 600.0,
+        "ssd_years": 3.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ def directories() -> Kind:
     """Absolute paths (`~` is the home directory), none twice: a tuple."""
 
     def parse(value: object) -> tuple[str, ...]:
-        parts = value if isinstance(value, list | tuple) else value.split(";") if isinstance(value, str) else _refuse(value)
+        parts = value.split(";") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return _refuse(value)
         paths = []
         for part in parts:
             if not isinstance(part, str) or not part.isprintable():

@@ -23,6 +23,7 @@ from flexkv.config.setting import (
     switch,
     text,
 )
+from flexkv.config.ssd import default_ssd_dirs, ssd_options, ssd_problems
 
 POLICIES = ("adaptive", "lru", "lfu", "slru", "fifo", "mru", "filo", "s3fifo")
 _MODES = ("embedded", "external")
@@ -40,12 +41,6 @@ def default_runtime_dir() -> str:
     if session and os.path.isdir(session):
         return os.path.join(session, "flexkv")
     return "/run/flexkv" if os.geteuid() == 0 else f"/tmp/flexkv-{os.geteuid()}"
-
-
-def default_ssd_dirs() -> tuple[str, ...]:
-    if os.geteuid() == 0:
-        return ("/var/cache/flexkv",)
-    return (os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "flexkv"),)
 
 
 def _auto() -> sizes.AutoSize:
@@ -142,8 +137,8 @@ class Settings:
     ssd_cache_bytes: int = setting(
         size(sizes.GIB, 0, sizes.PIB),
         0,
-        "Space on drives for blocks, over all directories of ssd_cache_dir; never exceeded. 0: no SSD tier. Blocks there "
-        "outlive restarts.",
+        "Space on drives for blocks, over all directories of ssd_cache_dir; never exceeded. 0: no SSD tier. Blocks "
+        "there outlive restarts.",
         topic="SSD tier",
         key="ssd_cache_gb",
     )
@@ -161,19 +156,45 @@ class Settings:
         "power cut tears is found by its checksum. Then fewer blocks are lost by it.",
         topic="SSD tier",
     )
-
+    ssd_direct_io: bool = setting(
+        switch(),
+        True,
+        "Reads and writes bypass the page cache (O_DIRECT) where the file system lets them. Off: for file systems on "
+        "which O_DIRECT works badly.",
+        topic="SSD tier",
+    )
     ssd_admission: bool = setting(
         switch(),
         True,
-        "Leave blocks out that are unlikely to be used again, as far as that costs at most 3 % of all hits. Off: all that "
-        "is saved is written.",
+        "Write only blocks that are likely enough to be used again. Off: write every block, within the endurance "
+        "budget.",
         topic="SSD tier",
     )
-    ssd_load_policy: str = setting(
-        choice("auto", "always"),
-        "auto",
-        "auto: what the engine is expected to compute faster than the drives deliver it is computed. always: what is "
-        "kept is loaded.",
+    ssd_dwpd: float = setting(
+        number(0, 1000),
+        0.0,
+        "Endurance of each drive in drive writes per day (data sheet): a budget of bytes written per day that is never "
+        "crossed. 0: no such limit. With ssd_tbw, too, the lower of both counts.",
+        topic="SSD tier",
+    )
+    ssd_capacity_bytes: int = setting(
+        size(sizes.GIB, 0, sizes.PIB),
+        0,
+        "Capacity of each drive, for ssd_dwpd. 0: the size of the file system.",
+        topic="SSD tier",
+        key="ssd_capacity_gb",
+    )
+    ssd_tbw: float = setting(
+        number(0, 1e6),
+        0.0,
+        "Endurance of each drive in terabytes (10^12 bytes) written over its life (data sheet), spread over ssd_years. "
+        "0: no such limit.",
+        topic="SSD tier",
+    )
+    ssd_years: float = setting(
+        number(0.1, 100),
+        5.0,
+        "Years that a drive is to last: ssd_tbw is spread over them, and `flexkv status` counts down to their end.",
         topic="SSD tier",
     )
 
@@ -294,6 +315,9 @@ class Settings:
     def value(self, name: str) -> Any:
         return getattr(self, BY_NAME[name].attribute)
 
+    def show(self, name: str) -> str:
+        return BY_NAME[name].show(self.value(name)) or "''"
+
     def as_dict(self) -> dict[str, Any]:
         """All active settings by key; sizes as bytes."""
         return {one.key: self.value(one.key) for one in ACTIVE}
@@ -318,11 +342,7 @@ class Settings:
             "pool_bytes": int(self.cpu_cache_bytes),
             "huge_pages": self.use_hugepage_cpu_buffer,
             "huge_page_bytes": self.hugepage_size_bytes,
-            "ssd_bytes": int(self.ssd_cache_bytes),
-            "ssd_directories": list(self.ssd_cache_dir),
-            "ssd_strict": self.ssd_strict,
-            "ssd_admission": self.ssd_admission,
-            "always_load": self.ssd_load_policy == "always",
+            **ssd_options(self),
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,
@@ -345,9 +365,7 @@ class Settings:
                 f"instance_id: wrong value {self.instance_id} from {self.origin('instance_id')}; "
                 f"allowed: less than instance_num, which is {self.instance_num} ({self.origin('instance_num')})"
             )
-        if self.ssd_cache_bytes > 0 and not self.ssd_cache_dir:
-            found.append(f"ssd_cache_dir: wrong value '' from {self.origin('ssd_cache_dir')}; ssd_cache_gb needs a directory")
-        return found
+        return found + ssd_problems(self)
 
 
 def env_name(key: str) -> str:

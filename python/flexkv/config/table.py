@@ -26,10 +26,6 @@ _PLANNED = (
         Status.PLANNED,
         "SSD tier",
         """
-        ssd_io_opt: joining of neighbouring reads and writes
-        iouring_entries: depth of the io_uring queues
-        iouring_flags: set-up flags of the io_uring queues
-        max_file_size_gb: largest file of the SSD tier
         enable_gds: reads from SSD straight into GPU memory
         enable_nixl: the NIXL library for those reads
         nixl_backend_plugin: the NIXL plugin to use
@@ -126,6 +122,16 @@ _NOT_NEEDED = (
         mooncake_store_node_layer_start: derived from the engine's ranks
         mooncake_store_node_layer_end: derived from the engine's ranks
         mooncake_store_total_layers: derived from the engine's ranks
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "SSD tier",
+        """
+        ssd_io_opt: each block is one read or write already
+        iouring_entries: the depth of the queues is bounded by bytes and requests in flight
+        iouring_flags: io_uring is used where the system allows it, else threads
+        max_file_size_gb: a model has one file of blocks per directory; ssd_cache_gb bounds all of them
         """,
     ),
     *_inactive(
