@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,30 @@ def query_status(path: str) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(path)
     return Path(path).with_suffix(".status").read_text()
+
+
+def disk_check(directory: str, bytes_per_second: int, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    _refuse_used(directory)
+    bad = int((Path(directory) / "bad").exists())
+    progress(1 << 20, 2 << 20)
+    progress(2 << 20, 2 << 20)
+    problems = ["space 01: block 7: its checksum is wrong"] * bad
+    rate = {"bytes_per_second": bytes_per_second}
+    return {"blocks": 1000, "bytes": 2 << 20, "bad_blocks": bad, "unreadable_blocks": 0, "problems": problems} | rate
+
+
+def disk_clear(directory: str) -> int:
+    _refuse_used(directory)
+    files = list(Path(directory).glob("*.blocks"))
+    freed = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink()
+    return freed
+
+
+def _refuse_used(directory: str) -> None:
+    if (Path(directory) / "used").exists():
+        raise RuntimeError(f"the SSD cache directory {directory} is in use by the process 4711")
 
 
 def build_info() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flexkv.cli import config_show, reset_nodes, serve_node, show_status, versions
+from flexkv.cli import config_show, disk_files, reset_nodes, serve_node, show_status, versions
 from flexkv.config.reference import reference_page
 
 app = typer.Typer(
@@ -24,10 +24,15 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
 app.add_typer(config_app, name="config")
+disk_app = typer.Typer(no_args_is_help=True, help="The files of the SSD tier: check them, remove them.")
+app.add_typer(disk_app, name="disk")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "--file", "-c", help="Settings file instead of FLEXKV_CONFIG_PATH.")
+]
+Directories = Annotated[
+    list[str] | None, typer.Argument(metavar="[DIR]...", help="Directories of the SSD tier. (default: ssd_cache_dir)")
 ]
 
 
@@ -41,6 +46,7 @@ def version(as_json: Json = False) -> None:
     epilog="[bold]Examples[/bold]\n\n"
     "flexkv serve --cpu-cache 64\n\n"
     "flexkv serve --cpu-cache auto --name prod  [dim]# for engines with FLEXKV_NODE=prod[/dim]\n\n"
+    "flexkv serve --cpu-cache 64 --ssd-cache 2T --ssd-dir /mnt/nvme0/flexkv --ssd-dir /mnt/nvme1/flexkv\n\n"
     "FLEXKV_ENABLE_METRICS=1 flexkv serve -c /etc/flexkv.yml"
 )
 def serve(
@@ -51,6 +57,12 @@ def serve(
     cpu_cache: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Host memory of the cache: 16 (GiB), 512MB, 1.5T, auto.")
     ] = None,
+    ssd_cache: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Space on drives, over all directories: 500 (GiB), 2T. 0: none.")
+    ] = None,
+    ssd_dir: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Directory on a drive; once for each, or separated by `;`.")
+    ] = None,
     config: ConfigFile = None,
     foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
 ) -> None:
@@ -58,7 +70,7 @@ def serve(
 
     It stays in the foreground: use systemd, a container or `&` to put it in the background."""
     del foreground  # the only mode; the name is accepted because unit files like to say it
-    serve_node.run(name, cpu_cache, config)
+    serve_node.run(serve_node.Options(name, cpu_cache, ssd_cache, ssd_dir or []), config)
 
 
 @app.command(
@@ -88,6 +100,37 @@ def reset(
 ) -> None:
     """Make the nodes of this machine forget all blocks: after the weights of a model changed under its name."""
     reset_nodes.run(name, config)
+
+
+@disk_app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "flexkv disk check               [dim]# of the directories in ssd_cache_dir[/dim]\n\n"
+    "flexkv disk check --rate 500MB /mnt/nvme0/flexkv"
+)
+def check(
+    directories: Directories = None,
+    rate: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most to read in a second: 500MB. (default: as fast as it goes)")
+    ] = None,
+    as_json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Read every block in the directories and verify its checksum. Changes nothing. Exit code 1 if one is bad.
+
+    A directory that a node uses is refused."""
+    disk_files.check(directories or [], rate, as_json, config)
+
+
+@disk_app.command(
+    epilog="[bold]Examples[/bold]\n\nflexkv disk clear\n\nflexkv disk clear --yes /mnt/nvme0/flexkv"
+)
+def clear(
+    directories: Directories = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Remove all blocks from the directories. A directory that a node uses is refused."""
+    disk_files.clear(directories or [], yes, config)
 
 
 @config_app.command(

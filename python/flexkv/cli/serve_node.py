@@ -8,12 +8,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from flexkv.cli.common import fail, require_core
+from flexkv.cli.disk_files import split_directories
 from flexkv.config import ConfigError, Settings, load
 from flexkv.config.sizes import format_size
 from flexkv.metrics import MetricsServer, start_metrics
@@ -21,9 +23,19 @@ from flexkv.metrics import MetricsServer, start_metrics
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(name: str | None, cpu_cache: str | None, config: Path | None) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; it wins over file and environment."""
+
+    name: str | None = None
+    cpu_cache: str | None = None
+    ssd_cache: str | None = None
+    ssd_dirs: list[str] = field(default_factory=list)
+
+
+def run(given: Options, config: Path | None) -> None:
     try:
-        settings = _settings(name, cpu_cache, config)
+        settings = _settings(given, config)
     except ConfigError as error:
         fail(error)
     _set_up_logging(settings)
@@ -37,18 +49,19 @@ def run(name: str | None, cpu_cache: str | None, config: Path | None) -> None:
         fail(str(error) or type(error).__name__)
 
 
-def _settings(name: str | None, cpu_cache: str | None, config: Path | None) -> Settings:
-    if name == "embedded":
+def _settings(given: Options, config: Path | None) -> Settings:
+    if given.name == "embedded":
         raise typer.BadParameter("'embedded' means a node inside an engine; choose another name", param_hint="--name")
-    options: dict[str, str] = {}
-    if cpu_cache is not None:
-        options["cpu_cache_gb"] = cpu_cache
-    if name is not None:
-        options["node"] = name
+    texts = {"cpu_cache_gb": given.cpu_cache, "ssd_cache_gb": given.ssd_cache, "node": given.name}
+    options: dict[str, object] = {key: value for key, value in texts.items() if value is not None}
+    if given.ssd_dirs:
+        options["ssd_cache_dir"] = split_directories(given.ssd_dirs)
     settings = load(file=config, extra=options, extra_origin="command line")
     if settings.node_target.mode == "embedded":
         # A daemon is what was asked for, whatever the environment tells the engines.
         settings = load(file=config, extra={**options, "node": "default"}, extra_origin="command line")
+    if given.ssd_dirs and settings.ssd_cache_bytes == 0:
+        raise typer.BadParameter("without a size there is no SSD tier; add --ssd-cache SIZE", param_hint="--ssd-dir")
     return settings
 
 
@@ -63,7 +76,7 @@ def _serve(core: Any, settings: Settings, options: dict[str, Any], stop: int) ->
         size, pages = pool.get("bytes", options["pool_bytes"]), pool.get("page_kind", "unknown")
         print(
             f"flexkv: node {options['node_name']} listens on {settings.node_target.socket}, "
-            f"pool {format_size(size)} in {pages}, pid {os.getpid()}",
+            f"pool {format_size(size)} in {pages}, {_ssd(settings)}pid {os.getpid()}",
             flush=True,
         )
         node.wait(stop)
@@ -71,6 +84,12 @@ def _serve(core: Any, settings: Settings, options: dict[str, Any], stop: int) ->
         if metrics is not None:
             metrics.close()
         node.stop()
+
+
+def _ssd(settings: Settings) -> str:
+    if settings.ssd_cache_bytes == 0:
+        return ""
+    return f"SSD cache {format_size(settings.ssd_cache_bytes)} in {', '.join(settings.ssd_cache_dir)}, "
 
 
 @contextmanager

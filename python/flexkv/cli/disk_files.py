@@ -1,0 +1,136 @@
+"""`flexkv disk check` and `flexkv disk clear`: the files of the SSD tier while no node uses them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from flexkv.cli.common import EXIT_FAILED, fail, print_json, require_core
+from flexkv.config import ConfigError, load
+from flexkv.config.sizes import MIB, PIB, format_size, parse_size
+
+_CORE_ERRORS = (RuntimeError, OSError, ValueError)
+_SUFFIXES = (".blocks", ".records")
+
+
+def check(directories: list[str], rate: str | None, as_json: bool, config: Path | None) -> None:
+    bytes_per_second = _rate(rate)
+    paths = _directories(directories, config)
+    core = require_core()
+    results = [_check_one(core, path, bytes_per_second, as_json) for path in paths]
+    if as_json:
+        print_json({"directories": results})
+    else:
+        for result in results:
+            _print_result(result)
+    raise typer.Exit(EXIT_FAILED if any(_is_bad(result) for result in results) else 0)
+
+
+def clear(directories: list[str], yes: bool, config: Path | None) -> None:
+    paths = [path for path in _directories(directories, config) if _exists(path)]
+    if not paths:
+        typer.echo("There is no SSD cache.")
+        return
+    core = require_core()
+    if not yes:
+        for path in paths:
+            typer.echo(f"{path}: {format_size(_bytes_in(path))}")
+        typer.confirm("Remove all blocks there?", abort=True)
+    failed = False
+    for path in paths:
+        try:
+            typer.echo(f"{path}: {format_size(core.disk_clear(path))} freed")
+        except _CORE_ERRORS as error:
+            failed = True
+            typer.echo(f"flexkv: {path}: {error}", err=True)
+    raise typer.Exit(EXIT_FAILED if failed else 0)
+
+
+def split_directories(given: Iterable[str]) -> list[str]:
+    """Directories from the command line: several with `;` in one argument, relative ones too."""
+    parts = (part.strip() for argument in given for part in argument.split(";"))
+    return [os.path.abspath(os.path.expanduser(part)) for part in parts if part]
+
+
+def _directories(given: list[str], config: Path | None) -> list[str]:
+    if given:
+        return list(dict.fromkeys(split_directories(given)))
+    try:
+        return list(load(file=config).ssd_cache_dir)
+    except ConfigError as error:
+        fail(error)
+
+
+def _rate(text: str | None) -> int:
+    """Bytes a second; 0: as fast as it goes."""
+    if text is None:
+        return 0
+    try:
+        rate = parse_size(text.strip().removesuffix("/s"), MIB)
+    except ValueError:
+        rate = 0
+    if not 0 < rate <= PIB:
+        raise typer.BadParameter(f"{text!r} is no rate; give one such as 500MB or 1GB", param_hint="--rate")
+    return rate
+
+
+def _exists(path: str) -> bool:
+    # The core would make it.
+    return os.path.isdir(path)
+
+
+def _check_one(core: Any, path: str, bytes_per_second: int, quiet: bool) -> dict[str, Any]:
+    if not _exists(path):
+        return {"directory": path, "error": "there is no such directory"}
+    try:
+        with ExitStack() as stack:
+            return {"directory": path} | core.disk_check(path, bytes_per_second, _progress(stack, path, quiet))
+    except _CORE_ERRORS as error:
+        return {"directory": path, "error": str(error) or type(error).__name__}
+
+
+def _progress(stack: ExitStack, path: str, quiet: bool) -> Callable[[int, int], None]:
+    """What the core calls with the bytes done and those in all. Without a terminal it does nothing, but lets Ctrl-C
+    in: Python handles signals only when it runs."""
+    error_console = Console(stderr=True)
+    if quiet or not error_console.is_terminal:
+        return lambda done, total: None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    bar = stack.enter_context(
+        Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=error_console, transient=True)
+    )
+    task = bar.add_task(path.replace("[", r"\["), total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _is_bad(result: dict[str, Any]) -> bool:
+    return any(result.get(key) for key in ("error", "bad_blocks", "unreadable_blocks", "problems"))
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    path = result["directory"]
+    if "error" in result:
+        typer.echo(f"flexkv: {path}: {result['error']}", err=True)
+        return
+    counts = [f"{result.get('blocks', 0):,} blocks ({format_size(result.get('bytes', 0))}) checked"]
+    for key, what in (("bad_blocks", "bad"), ("unreadable_blocks", "unreadable")):
+        if result.get(key):
+            counts.append(f"{result[key]:,} {what}")
+    typer.echo(f"{path}: {', '.join(counts)}{'' if _is_bad(result) else ', all good'}")
+    for problem in result.get("problems", []):
+        typer.echo(f"flexkv: {path}: {problem}", err=True)
+
+
+def _bytes_in(path: str) -> int:
+    try:
+        with os.scandir(path) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name.endswith(_SUFFIXES))
+    except OSError:
+        return 0

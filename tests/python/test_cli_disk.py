@@ -1,0 +1,150 @@
+"""`flexkv disk` and the SSD options of `flexkv serve`, with a stand-in for the core."""
+
+import json
+import sys
+from pathlib import Path
+
+import fake_core
+import pytest
+from flexkv.cli import serve_node
+from flexkv.cli.app import app
+from typer.testing import CliRunner, Result
+
+pytestmark = pytest.mark.usefixtures("clean_environment", "core")
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flexkv._core", fake_core)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that the settings name, with a megabyte of blocks."""
+    directory = tmp_path / "nvme"
+    directory.mkdir()
+    (directory / "01.blocks").write_bytes(bytes(1 << 20))
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(directory))
+    return directory
+
+
+def run(*arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(app, ["disk", *arguments], input=answer)
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["clear"]])
+def test_help(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+# ---- check
+
+
+def test_check_of_the_directories_in_the_settings(cache: Path) -> None:
+    result = run("check")
+    assert result.exit_code == 0
+    assert result.stdout == f"{cache}: 1,000 blocks (2 MiB) checked, all good\n"
+
+
+def test_a_bad_block_is_an_exit_code_and_a_line(cache: Path) -> None:
+    (cache / "bad").touch()
+    result = run("check")
+    assert result.exit_code == 1
+    assert result.stdout == f"{cache}: 1,000 blocks (2 MiB) checked, 1 bad\n"
+    assert result.stderr == f"flexkv: {cache}: space 01: block 7: its checksum is wrong\n"
+
+
+def test_check_goes_on_after_a_directory_that_cannot_be_checked(cache: Path, tmp_path: Path) -> None:
+    (cache / "used").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    result = run("check", str(cache), str(tmp_path / "none"), str(other))
+    assert result.exit_code == 1
+    assert "in use by the process 4711" in result.stderr
+    assert f"{tmp_path}/none: there is no such directory" in result.stderr
+    assert f"{other}: 1,000 blocks" in result.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_check_json(cache: Path) -> None:
+    result = run("check", "--json", "--rate", "500MB/s", f"{cache};{cache}")
+    (answer,) = json.loads(result.stdout)["directories"]
+    assert answer["directory"] == str(cache)
+    assert answer["bytes_per_second"] == 500 << 20
+    assert answer["bad_blocks"] == 0
+    (cache / "bad").touch()
+    assert run("check", "--json").exit_code == 1
+
+
+@pytest.mark.parametrize("rate", ["fast", "0", "-1", ""])
+def test_a_rate_that_is_none(cache: Path, rate: str) -> None:
+    assert run("check", "--rate", rate).exit_code == 2
+
+
+# ---- clear
+
+
+def test_clear_asks(cache: Path) -> None:
+    result = run("clear", answer="n\n")
+    assert result.exit_code == 1
+    assert f"{cache}: 1 MiB" in result.stdout
+    assert (cache / "01.blocks").exists()
+    assert run("clear").exit_code == 1  # nobody answers
+    assert (cache / "01.blocks").exists()
+    result = run("clear", answer="y\n")
+    assert result.exit_code == 0
+    assert f"{cache}: 1 MiB freed" in result.stdout
+    assert not (cache / "01.blocks").exists()
+
+
+def test_clear_without_asking(cache: Path) -> None:
+    assert run("clear", "--yes").stdout == f"{cache}: 1 MiB freed\n"
+
+
+def test_clear_says_who_uses_it_and_clears_the_others(cache: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "used").touch()
+    result = run("clear", "--yes", str(other), str(cache))
+    assert result.exit_code == 1
+    assert "in use by the process 4711" in result.stderr
+    assert not (cache / "01.blocks").exists()
+
+
+def test_clear_of_nothing(tmp_path: Path) -> None:
+    result = run("clear", "--yes", str(tmp_path / "none"))
+    assert (result.exit_code, result.stdout) == (0, "There is no SSD cache.\n")
+    assert not (tmp_path / "none").exists()
+
+
+# ---- serve
+
+
+def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = {}
+
+    class Node(fake_core.Node):
+        def __init__(self, options: dict[str, object]) -> None:
+            seen.update(options)
+            super().__init__(options)
+
+        def wait(self, stop_fd: int) -> None:
+            pass
+
+    monkeypatch.setattr(fake_core, "Node", Node)
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", "/from/environment")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        app, ["serve", "--ssd-cache", "2T", "--ssd-dir", "/a;/b", "--ssd-dir", "here", "--cpu-cache", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert seen["ssd_bytes"] == 2 << 40
+    assert seen["ssd_directories"] == ["/a", "/b", str(tmp_path / "here")]
+    assert f"SSD cache 2 TiB in /a, /b, {tmp_path}/here, pid" in result.output
+
+
+def test_a_directory_without_a_size_is_refused() -> None:
+    assert CliRunner().invoke(app, ["serve", "--ssd-dir", "/a"]).exit_code == 2
+    assert serve_node.Options().ssd_dirs == []
