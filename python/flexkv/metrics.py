@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from flexkv.metrics_disk import disk_families, disk_sum
 from flexkv.status_fields import buckets, entries, is_number, mapping
 
 _log = logging.getLogger("flexkv.metrics")
@@ -115,11 +116,20 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
 
     pool = mapping(status, "pool")
     for key, doc in (("bytes", "Size of the tier"), ("used_bytes", "Bytes of the tier that hold blocks")):
-        yield from _labelled(GaugeMetricFamily, f"flexkv_tier_{key}", doc, "tier", {"host": pool.get(key)})
+        tiers = {"host": pool.get(key), "ssd": disk_sum(status, key)}
+        yield from _labelled(GaugeMetricFamily, f"flexkv_tier_{key}", doc, "tier", tiers)
+    evicted = {
+        "host": mapping(status, "evictions").get("blocks"),
+        "ssd": mapping(status, "disk").get("evicted_blocks"),
+    }
+    yield from _labelled(
+        CounterMetricFamily, "flexkv_evicted_blocks", "Blocks that left the tier for others", "tier", evicted
+    )
+    yield from disk_families(status)
 
     spaces = GaugeMetricFamily("flexkv_space_blocks", "Blocks of a model's space", labels=["space", "model", "state"])
     for space in entries(status, "spaces"):
-        for state in ("slots", "used", "pinned"):
+        for state in ("slots", "used", "reserved", "disk_slots", "disk_used"):
             if is_number(space.get(state)):
                 labels = [str(space.get("id", "")), str(space.get("model", "")), state]
                 spaces.add_metric(labels, space[state])
@@ -161,6 +171,15 @@ def _transfers(transfers: Mapping[str, Any]) -> Iterator[Metric]:
     for key in ("bytes", "blocks", "jobs", "failed"):
         values = {direction: one.get(key) for direction, one in directions.items()}
         yield from _labelled(CounterMetricFamily, f"flexkv_transfer_{key}", f"{key} of transfers", "direction", values)
+    failed = CounterMetricFamily(
+        "flexkv_transfer_failed_blocks", "Blocks that did not reach or leave a drive", labels=["direction", "reason"]
+    )
+    for direction, one in directions.items():
+        for reason, count in mapping(one, "failed_blocks").items():
+            if is_number(count):
+                failed.add_metric([str(direction), str(reason)], count)
+    if failed.samples:
+        yield failed
     yield from _latency("flexkv_transfer", "From submission to completion of a transfer", directions)
 
 

@@ -28,7 +28,13 @@ def number(status: Mapping[str, Any], key: str) -> float | None:
 def buckets(histogram: Mapping[str, Any]) -> list[tuple[float, float]] | None:
     """(upper bound in microseconds, cumulative count), the last bound infinite; None where there is no histogram."""
     bounds, counts = histogram.get("bounds_us"), histogram.get("counts")
-    if not _are_numbers(bounds) or not _are_numbers(counts) or len(counts) != len(bounds) + 1:
+    if not isinstance(bounds, list) or not _are_numbers(counts):
+        return None
+    if bounds[-1:] == ["inf"]:
+        bounds = bounds[:-1]
+    elif len(bounds) == len(counts):
+        counts = [*counts, 0]  # nothing above the last bound
+    if not _are_numbers(bounds) or len(counts) != len(bounds) + 1:
         return None
     result, total = [], 0.0
     for bound, count in zip([*bounds, float("inf")], counts, strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 STATUS: dict[str, Any] = {
     "node": {"name": "default", "pid": os.getpid(), "mode": "daemon", "version": "9.9", "uptime_s": 4000.5, "epoch": 1},
     "pool": {"bytes": 1 << 34, "used_bytes": 1 << 33, "page_kind": "4 KiB pages"},
-    "spaces": [{"id": 1, "model": "[red]llama", "block_bytes": 1 << 21, "slots": 8192, "used": 4096, "pinned": 16}],
+    "spaces": [{"id": 1, "model": "[red]llama", "block_bytes": 1 << 21, "slots": 8192, "used": 4096, "reserved": 16}],
     "engines": [{"id": "e1", "ranks": 2, "attached_ranks": 1, "model": "llama", "state": "serving"}],
     "lookups": {
         "count": 10,
@@ -45,6 +45,62 @@ STATUS: dict[str, Any] = {
     },
     "queues": {"loads": 0, "saves": 1},
     "health": {"state": "degraded", "messages": ["pool is full"]},
+}
+
+# What a node with drives says in addition.
+DISK: dict[str, Any] = {
+    "drives": [
+        {
+            "directory": "/mnt/[a]",
+            "reads": True,
+            "writes": True,
+            "why": "",
+            "bytes": 1 << 40,
+            "used_bytes": 1 << 39,
+            "queued": 7,
+            "blocks_written": 3000,
+            "blocks_read": 2000,
+            "bytes_written": 6 << 30,
+            "bytes_read": 4 << 30,
+            "checksum_failures": 1,
+            "failed_reads": 2,
+            "failed_writes": 3,
+            "quarantined_slots": 0,
+        },
+        {"directory": "/mnt/b", "reads": True, "writes": False, "why": "no space", "bytes": 1 << 40, "used_bytes": 0},
+        {"directory": "/mnt/c", "reads": False, "writes": False, "why": "an I/O hangs for 2000 ms"},
+    ],
+    "opened": [
+        {
+            "recovered_blocks": 120_000,
+            "seconds": 1.25,
+            "discarded": {"damaged": 3, "other_epoch": 0, "orphan": 40},
+            "dropped_files": ["/mnt/b: old blocks are not used: they missed a reset"],
+        }
+    ],
+    "recovered_blocks": 120_000,
+    "evicted_blocks": 5,
+    "prefetched_blocks": 6,
+    "read_bytes_per_s": 3.5e9,
+    "endurance": {"written_bytes": 5 << 40, "daily_bytes": 1 << 40, "bytes_per_day": 1 << 38, "days_left": 1234.5},
+    "admission": {"admitted": 100, "refused_first_touch": 900, "refused_budget": 0},
+}
+WITH_DISK: dict[str, Any] = STATUS | {
+    "disk": DISK,
+    "spaces": [STATUS["spaces"][0] | {"disk_slots": 1 << 20, "disk_used": 120_000, "recovering": True}],
+    "lookups": STATUS["lookups"] | {"disk_blocks_hit": 321},
+    "evictions": {"blocks": 11},
+    "transfers": STATUS["transfers"]
+    | {
+        "from_disk": {
+            "blocks": 2000,
+            "bytes": 4 << 30,
+            "failed_blocks": {"deadline": 3, "checksum": 1},
+            # As the node writes it: one count for each bound.
+            "latency_us": {"count": 2000, "p50": 700, "sum_us": 1e6, "bounds_us": [500, 1000], "counts": [500, 1500]},
+        },
+        "to_disk": {"blocks": 3000, "bytes": 6 << 30, "failed_blocks": {}, "latency_us": {}},
+    },
 }
 
 

@@ -149,6 +149,27 @@ def test_status(node: Any) -> None:
         assert expected in result.output, expected
 
 
+def test_status_of_a_node_with_drives(node: Any) -> None:
+    (runtime_dir() / "default.status").write_text(json.dumps(fake_core.WITH_DISK))
+    output = run("status").output
+    for expected in (
+        *("2 TiB", "512 GiB", "25.0 %", "120,000", "/mnt/[a]", "6 GiB", "4 GiB"),
+        *("reads only: no space", "off: an I/O hangs for 2000 ms", "SSD -> host", "host -> SSD", "321"),
+        "SSD -> host, blocks failed: deadline 3, checksum 1",
+        "SSD: reading what the drives hold of [red]llama",
+        "SSD: 120,000 blocks found in 1.25 s, discarded: orphan 40, damaged 3; /mnt/b: old blocks are not used",
+        "SSD: reads measured at 3.50 GB/s",
+        "SSD: 5 TiB written in all, 256 GiB a day now of 1 TiB allowed, 1,234 days of life left",
+        "SSD: blocks offered: refused first touch 900, admitted 100",
+    ):
+        assert expected in output, expected
+
+
+def test_status_without_drives_has_no_word_of_them(node: Any) -> None:
+    (runtime_dir() / "default.status").write_text(json.dumps(fake_core.STATUS | {"disk": None}))
+    assert "drive" not in run("status").output
+
+
 def test_status_json_and_name(node: Any) -> None:
     (answer,) = json.loads(run("status", "--json", "--name", "default").stdout)["nodes"]
     assert answer["lookups"] == fake_core.STATUS["lookups"]
@@ -182,8 +203,11 @@ def test_status_tables_bear_holes(hole: object) -> None:
     from rich.console import Console
 
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
-    for key in fake_core.STATUS:
-        console.print(node_view(fake_core.STATUS | {key: hole}, None, 0))
+    for key in fake_core.WITH_DISK:
+        console.print(node_view(fake_core.WITH_DISK | {key: hole}, None, 0))
+    for key in fake_core.DISK:
+        console.print(node_view({"disk": fake_core.DISK | {key: hole}}, None, 0))
+        console.print(node_view({"disk": fake_core.DISK | {key: [hole, {key: hole}]}}, None, 0))
     console.print(node_view({}, fake_core.STATUS, 1))
     for group, fields in fake_core.STATUS.items():
         for field in fields if isinstance(fields, dict) else []:

@@ -6,8 +6,9 @@ import urllib.request
 from typing import Any
 
 import pytest
-from fake_core import STATUS
+from fake_core import DISK, STATUS, WITH_DISK
 from flexkv.metrics import MetricsServer, start_metrics
+from flexkv.status_fields import buckets
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -38,7 +39,7 @@ def test_a_full_status(server: MetricsServer) -> None:
         ("flexkv_node_info", (("mode", "daemon"), ("name", "default"), ("version", "9.9"))): 1,
         ("flexkv_uptime_seconds", ()): 4000.5,
         ("flexkv_tier_bytes", (("tier", "host"),)): 1 << 34,
-        ("flexkv_space_blocks", (("model", "[red]llama"), ("space", "1"), ("state", "pinned"))): 16,
+        ("flexkv_space_blocks", (("model", "[red]llama"), ("space", "1"), ("state", "reserved"))): 16,
         ("flexkv_engine_ranks", (("engine", "e1"), ("model", "llama"), ("state", "attached"))): 1,
         ("flexkv_lookups_total", ()): 10,
         ("flexkv_lookup_blocks_hit_total", ()): 900,
@@ -57,10 +58,62 @@ def test_a_full_status(server: MetricsServer) -> None:
     assert {key: samples.get(key) for key in expected} == expected
 
 
+@pytest.mark.parametrize("server", [lambda: WITH_DISK], indirect=True)
+def test_drives(server: MetricsServer) -> None:
+    samples = scrape(server)
+    directory = ("directory", "/mnt/[a]")
+    direction = ("direction", "from_disk")
+    expected = {
+        ("flexkv_tier_bytes", (("tier", "ssd"),)): 2 << 40,
+        ("flexkv_tier_used_bytes", (("tier", "ssd"),)): 1 << 39,
+        ("flexkv_evicted_blocks_total", (("tier", "host"),)): 11,
+        ("flexkv_evicted_blocks_total", (("tier", "ssd"),)): 5,
+        ("flexkv_space_blocks", (("model", "[red]llama"), ("space", "1"), ("state", "disk_used"))): 120_000,
+        ("flexkv_disk_queued", (directory,)): 7,
+        ("flexkv_disk_bytes_written_total", (directory,)): 6 << 30,
+        ("flexkv_disk_checksum_failures_total", (directory,)): 1,
+        ("flexkv_disk_serves", (("directory", "/mnt/b"), ("what", "reads"))): 1,
+        ("flexkv_disk_serves", (("directory", "/mnt/b"), ("what", "writes"))): 0,
+        ("flexkv_disk_recovered_blocks_total", ()): 120_000,
+        ("flexkv_disk_prefetched_blocks_total", ()): 6,
+        ("flexkv_disk_read_bytes_per_second", ()): 3.5e9,
+        ("flexkv_disk_endurance_days_left", ()): 1234.5,
+        ("flexkv_disk_admission_blocks_total", (("decision", "admitted"),)): 100,
+        ("flexkv_lookup_disk_blocks_hit_total", ()): 321,
+        ("flexkv_transfer_blocks_total", (direction,)): 2000,
+        ("flexkv_transfer_failed_blocks_total", (direction, ("reason", "deadline"))): 3,
+        ("flexkv_transfer_latency_seconds_bucket", (direction, ("le", "0.0005"))): 500,
+        ("flexkv_transfer_latency_seconds_bucket", (direction, ("le", "+Inf"))): 2000,
+    }
+    assert {key: samples.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("server", [lambda: STATUS | {"disk": None}], indirect=True)
+def test_no_drives_no_families(server: MetricsServer) -> None:
+    assert not [key for key in scrape(server) if "disk" in key[0] or ("tier", "ssd") in key[1]]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "counts", "expected"),
+    [
+        ([1, 2], [3, 4], [(1, 3), (2, 7), (float("inf"), 7)]),
+        ([1, 2], [3, 4, 5], [(1, 3), (2, 7), (float("inf"), 12)]),
+        ([1, "inf"], [3, 4], [(1, 3), (float("inf"), 7)]),
+        ([], [], [(float("inf"), 0)]),
+        ([1, 2], [3], None),
+        (["inf", 1], [3, 4], None),
+        (None, [3], None),
+    ],
+)
+def test_buckets(bounds: object, counts: object, expected: object) -> None:
+    assert buckets({"bounds_us": bounds, "counts": counts}) == expected
+
+
 @pytest.mark.parametrize(
     "server",
     [
         dict,
+        lambda: {"disk": DISK | {"drives": [None, 3, {"directory": None, "bytes": "x"}], "admission": [1]}},
         lambda: dict.fromkeys(STATUS),
         lambda: {key: [1, "x", None] for key in STATUS},
         lambda: {"transfers": {"to_host": {"latency_us": {"bounds_us": [1], "counts": [1]}, "bytes": "many"}}},

@@ -1,0 +1,97 @@
+"""The SSD tier in `flexkv status`: nothing of it where a node has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from flexkv.cli import cells
+from flexkv.status_fields import entries, is_number, mapping, number
+
+
+def ssd_row(status: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Its row in the table of tiers."""
+    drives = entries(mapping(status, "disk"), "drives")
+    if not drives:
+        return None
+    size, used = _sum(drives, "bytes"), _sum(drives, "used_bytes")
+    blocks = _sum(entries(status, "spaces"), "disk_used")
+    return "SSD", cells.size(size), cells.size(used), cells.share(used, size), cells.count(blocks), cells.DASH
+
+
+def drive_table(status: Mapping[str, Any]) -> Table | None:
+    drives = entries(mapping(status, "disk"), "drives")
+    if not drives:
+        return None
+    table = cells.table("drive", "used", "written", "read", "failures", "queued", "state")
+    for drive in drives:
+        failures = _sum([drive], "checksum_failures", "failed_reads", "failed_writes")
+        cells.add(
+            table,
+            str(drive.get("directory", cells.DASH)),
+            *(cells.size(number(drive, key)) for key in ("used_bytes", "bytes_written", "bytes_read")),
+            cells.count(failures),
+            cells.count(number(drive, "queued")),
+            _state(drive),
+        )
+    return table
+
+
+def drive_lines(status: Mapping[str, Any]) -> list[Text]:
+    """What was found at the start, how fast drives read, what they may still take."""
+    disk = mapping(status, "disk")
+    lines = [
+        f"SSD: reading what the drives hold of {space.get('model', cells.DASH)}"
+        for space in entries(status, "spaces")
+        if space.get("recovering") is True
+    ]
+    lines += [_opened(space) for space in entries(disk, "opened")]
+    if number(disk, "read_bytes_per_s"):
+        lines.append(f"SSD: reads measured at {cells.speed(number(disk, 'read_bytes_per_s'))}")
+    endurance = mapping(disk, "endurance")
+    if endurance:
+        lines.append(_endurance(endurance))
+    admission = cells.reasons(mapping(disk, "admission"))
+    if admission:
+        lines.append(f"SSD: blocks offered: {admission}")
+    return [Text(line) for line in lines]
+
+
+def _state(drive: Mapping[str, Any]) -> str:
+    if drive.get("reads") is False:
+        state = "off"
+    elif drive.get("writes") is False:
+        state = "reads only"
+    else:
+        state = "ok" if "reads" in drive else cells.DASH
+    why = drive.get("why")
+    return f"{state}: {why}" if why else state
+
+
+def _opened(space: Mapping[str, Any]) -> str:
+    seconds = number(space, "seconds")
+    took = cells.DASH if seconds is None else f"{seconds:.2f} s"
+    text = f"SSD: {cells.count(number(space, 'recovered_blocks'))} blocks found in {took}"
+    discarded = cells.reasons(mapping(space, "discarded"))
+    text += f", discarded: {discarded}" if discarded else ", none discarded"
+    dropped = space.get("dropped_files")
+    return "; ".join([text, *map(str, dropped)] if isinstance(dropped, list) else [text])
+
+
+def _endurance(endurance: Mapping[str, Any]) -> str:
+    def size(key: str) -> str:
+        return cells.size(number(endurance, key))
+
+    text = f"SSD: {size('written_bytes')} written in all, {size('bytes_per_day')} a day now"
+    if number(endurance, "daily_bytes"):
+        text += f" of {size('daily_bytes')} allowed"
+    days = number(endurance, "days_left")
+    return text if days is None else f"{text}, {days:,.0f} days of life left"
+
+
+def _sum(rows: list[Mapping[str, Any]], *keys: str) -> float | None:
+    values = [value for row in rows for key in keys if is_number(value := row.get(key))]
+    return sum(values) if values else None
