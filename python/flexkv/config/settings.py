@@ -145,7 +145,7 @@ class Settings:
     ssd_cache_dir: tuple[str, ...] = setting(
         directories(),
         default_ssd_dirs,
-        "Directories of the SSD tier, one per drive. Made (0700) when missing, those above not; one node at a time uses one.",
+        "Directories of the SSD tier, one per drive, for one node at a time. Made (0700) if missing; those above not.",
         topic="SSD tier",
         default_text="/var/cache/flexkv for root; else $XDG_CACHE_HOME/flexkv (~/.cache/flexkv)",
     )
