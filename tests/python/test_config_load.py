@@ -174,10 +174,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("ssd_cache_dir", ["/a", 5]),
         ("ssd_cache_dir", ";".join(f"/{number}" for number in range(65))),
         ("ssd_strict", "maybe"),
-        ("ssd_dwpd", "nan"),
-        ("ssd_dwpd", -1),
-        ("ssd_tbw", "lots"),
-        ("ssd_years", 0),
+        ("ssd_load_policy", "never"),
     ],
 )
 def test_wrong_values(key: str, value: object) -> None:
@@ -219,8 +216,6 @@ def test_values_that_contradict_each_other() -> None:
     ("extra", "expected"),
     [
         ({"ssd_cache_gb": 1, "ssd_cache_dir": ";"}, "ssd_cache_dir: wrong value '' from kv_connector_extra_config; "),
-        ({"ssd_years": 3}, "ssd_years: wrong value 3 from kv_connector_extra_config; allowed: only together with"),
-        ({"ssd_capacity_gb": "1T", "ssd_tbw": 600}, "ssd_capacity_gb: wrong value 1 TiB from "),
     ],
 )
 def test_ssd_values_that_contradict_each_other(extra: dict[str, object], expected: str) -> None:
@@ -373,24 +368,14 @@ def test_ssd_node_options() -> None:
         "FLEXKV_SSD_CACHE_GB": "100",
         "FLEXKV_SSD_CACHE_DIR": "/a;/b",
         "FLEXKV_SSD_STRICT": "1",
-        "FLEXKV_SSD_DIRECT_IO": "0",
         "FLEXKV_SSD_ADMISSION": "off",
-        "FLEXKV_SSD_DWPD": "0.3",
-        "FLEXKV_SSD_CAPACITY_GB": "2T",
-        "FLEXKV_SSD_TBW": "600",
-        "FLEXKV_SSD_YEARS": "3",
     }
     options = load(environ=environ).node_options()
     assert {key: value for key, value in options.items() if key.startswith("ssd_")} == {
         "ssd_bytes": 100 * GIB,
         "ssd_directories": ["/a", "/b"],
         "ssd_strict": True,
-        "ssd_direct_io": False,
         "ssd_admission": False,
-        "ssd_dwpd": 0.3,
-        "ssd_capacity_bytes": 2048 * GIB,
-        "ssd_tbw": 600.0,
-        "ssd_years": 3.0,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flexkv.cli import config_show, disk_files, reset_nodes, serve_node, show_status, versions
+from flexkv.cli import config_show, disk_files, reset_nodes, run_bench, serve_node, show_status, versions
 from flexkv.config.reference import reference_page
 
 app = typer.Typer(
@@ -26,6 +26,11 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, whe
 app.add_typer(config_app, name="config")
 disk_app = typer.Typer(no_args_is_help=True, help="The files of the SSD tier: check them, remove them.")
 app.add_typer(disk_app, name="disk")
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure this machine: the parts of FlexKV that need no GPU, each figure beside its target.",
+)
+app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[
@@ -149,6 +154,38 @@ def show(
 def reference() -> None:
     """The reference page of all settings, in Markdown."""
     print(reference_page(), end="")
+
+
+@bench_app.command(name="index")
+def bench_index(as_json: Json = False) -> None:
+    """The prefix index alone: match, insert and evict in trees of up to 10 million blocks, memory a block."""
+    run_bench.run("index", as_json)
+
+
+@bench_app.command(name="keys")
+def bench_keys(as_json: Json = False) -> None:
+    """Keys of blocks: from tokens, and from the hashes that an engine has made."""
+    run_bench.run("keys", as_json)
+
+
+@bench_app.command(name="host")
+def bench_host(as_json: Json = False) -> None:
+    """The data path of host memory: copies by layout, start of a pool, round trips through node, agent and client."""
+    run_bench.run("host", as_json)
+
+
+@bench_app.command(
+    name="replay", epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json"
+)
+def bench_replay(
+    trace: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="Lines of JSON with timestamp, input_length and hash_ids."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """A trace of requests, as Mooncake publishes them: requests a second, and hits by policy and at best possible."""
+    run_bench.run("replay", as_json, trace)
 
 
 def main() -> None:

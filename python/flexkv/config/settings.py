@@ -156,45 +156,18 @@ class Settings:
         "power cut tears is found by its checksum. Then fewer blocks are lost by it.",
         topic="SSD tier",
     )
-    ssd_direct_io: bool = setting(
-        switch(),
-        True,
-        "Reads and writes bypass the page cache (O_DIRECT) where the file system lets them. Off: for file systems on "
-        "which O_DIRECT works badly.",
-        topic="SSD tier",
-    )
     ssd_admission: bool = setting(
         switch(),
         True,
-        "Write only blocks that are likely enough to be used again. Off: write every block, within the endurance "
-        "budget.",
+        "Write only blocks that are likely enough to be used again, as far as that costs at most 3 % of all hits. Off: "
+        "write every block.",
         topic="SSD tier",
     )
-    ssd_dwpd: float = setting(
-        number(0, 1000),
-        0.0,
-        "Endurance of each drive in drive writes per day (data sheet): a budget of bytes written per day that is never "
-        "crossed. 0: no such limit. With ssd_tbw, too, the lower of both counts.",
-        topic="SSD tier",
-    )
-    ssd_capacity_bytes: int = setting(
-        size(sizes.GIB, 0, sizes.PIB),
-        0,
-        "Capacity of each drive, for ssd_dwpd. 0: the size of the file system.",
-        topic="SSD tier",
-        key="ssd_capacity_gb",
-    )
-    ssd_tbw: float = setting(
-        number(0, 1e6),
-        0.0,
-        "Endurance of each drive in terabytes (10^12 bytes) written over its life (data sheet), spread over ssd_years. "
-        "0: no such limit.",
-        topic="SSD tier",
-    )
-    ssd_years: float = setting(
-        number(0.1, 100),
-        5.0,
-        "Years that a drive is to last: ssd_tbw is spread over them, and `flexkv status` counts down to their end.",
+    ssd_load_policy: str = setting(
+        choice("auto", "always"),
+        "auto",
+        "auto: what the engine is expected to compute faster than the drives deliver it is computed. always: what is "
+        "kept is loaded.",
         topic="SSD tier",
     )
 

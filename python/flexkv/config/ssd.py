@@ -20,12 +20,8 @@ def ssd_options(settings: Settings) -> dict[str, bool | int | float | str | list
         "ssd_bytes": int(settings.ssd_cache_bytes),
         "ssd_directories": list(settings.ssd_cache_dir),
         "ssd_strict": settings.ssd_strict,
-        "ssd_direct_io": settings.ssd_direct_io,
         "ssd_admission": settings.ssd_admission,
-        "ssd_dwpd": settings.ssd_dwpd,
-        "ssd_capacity_bytes": int(settings.ssd_capacity_bytes),
-        "ssd_tbw": settings.ssd_tbw,
-        "ssd_years": settings.ssd_years,
+        "always_load": settings.ssd_load_policy == "always",
     }
 
 
@@ -39,9 +35,4 @@ def ssd_problems(settings: Settings) -> list[str]:
     real = {os.path.realpath(path) for path in settings.ssd_cache_dir}
     if len(real) < len(settings.ssd_cache_dir):
         found.append(wrong("ssd_cache_dir", "allowed: directories that differ; two of these are links to the same"))
-    # Who gives these believes that something is limited.
-    if settings.origin("ssd_years") != "default" and not (settings.ssd_tbw or settings.ssd_dwpd):
-        found.append(wrong("ssd_years", "allowed: only together with ssd_tbw or ssd_dwpd"))
-    if settings.ssd_capacity_bytes and not settings.ssd_dwpd:
-        found.append(wrong("ssd_capacity_gb", "allowed: only together with ssd_dwpd"))
     return found

@@ -1,0 +1,140 @@
+"""`flexkv bench`, with a stand-in for the program that measures, and with the real one where it is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flexkv.cli import run_bench
+from flexkv.cli.app import app
+from typer.testing import CliRunner, Result
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+INSTALLED = run_bench.PROGRAM
+REQUEST = '{"timestamp": 0, "input_length": 1000, "output_length": 1, "hash_ids": [1, 2]}\n'
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def measured(name: str, nanoseconds: float = 1.0, **figures: object) -> dict[str, Any]:
+    return {"name": name, "cpu_time": nanoseconds, "real_time": 7e6, "time_unit": "ns", "iterations": 3, **figures}
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Makes a program that answers with these benchmarks, with this code, after these lines on stderr."""
+    path = tmp_path / "flexkv-bench"
+    monkeypatch.setattr(run_bench, "PROGRAM", path)
+
+    def make(benchmarks: list[dict[str, Any]], code: int = 0, message: str = "") -> None:
+        answer = tmp_path / "answer.json"
+        answer.write_text(json.dumps({"context": {"num_cpus": 2}, "benchmarks": benchmarks}))
+        names = tmp_path / "names"
+        names.write_text("".join(f"{row['name']}\n" for row in benchmarks))
+        path.write_text(
+            f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncat {names}\n'
+            'for a; do case "$a" in --benchmark_list_tests) exit 0;; --benchmark_out=*) out=${a#*=};; esac; done\n'
+            f'cp {answer} "$out"\necho "{message}" >&2\nexit {code}\n'
+        )
+        path.chmod(0o755)
+
+    return make
+
+
+def test_without_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run_bench, "PROGRAM", tmp_path / "none")
+    result = run("keys")
+    assert result.exit_code == 1
+    assert "libbenchmark-dev" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_figures_stand_beside_their_targets(program: Any) -> None:
+    program(
+        [
+            measured("evict/chat4/blocks:10000/count:32/iterations:156", 1_500.0, per_block=4.7e-8),
+            measured("evict/chat4/blocks:100000/count:32/iterations:1562", 2_500.0, per_block=8e-8),
+            measured("memory/chat32/blocks:1000000/iterations:1", 9.0, **{"bytes/block": 23.5, "more_per_tier": 4.2}),
+        ]
+    )
+    result = run("index")
+    assert result.exit_code == 0
+    for expected in ("1.5 us (<= 2 us)", "2.5 us (<= 2 us)", "47 ns", "23.5 (<= 48)", "3 of 4 targets met"):
+        assert expected in result.stdout, expected
+    rows = json.loads(run("index", "--json").stdout)["benchmarks"]
+    assert [row["name"] for row in rows[:2]] == [f"evict/chat4/blocks:{n}/count:32" for n in ("10000", "100000")]
+    assert [row["targets"]["time_ns"]["met"] for row in rows[:2]] == [True, False]
+
+
+def test_a_target_may_be_another_figure_of_the_run(program: Any) -> None:
+    flat, chat4 = (f"match/{shape}/blocks:1000000/hit:100" for shape in ("flat512", "chat4"))
+    program([measured(flat, 300.0), measured(chat4, 601.0)])
+    rows = json.loads(run("index", "--json").stdout)["benchmarks"]
+    assert rows[1]["targets"] == {"time_ns": {"limit": 600.0, "at_least": False, "met": False}}
+    program([measured(chat4, 601.0)])
+    assert json.loads(run("index", "--json").stdout)["benchmarks"][0]["targets"] == {}
+
+
+def test_what_times_itself_shows_its_own_time(program: Any) -> None:
+    program([measured("insert32/flat512/blocks:1000000/manual_time", 900.0)])
+    assert json.loads(run("index", "--json").stdout)["benchmarks"][0]["figures"] == {"time_ns": 7e6}
+
+
+def test_replay_gives_the_trace_to_the_program(program: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(REQUEST)
+    program([measured(f"policy/{name}/capacity:10000/iterations:1", **{"hit_%": 20.0}) for name in ("lru", "optimum")])
+    result = run("replay", str(trace))
+    assert result.exit_code == 0
+    assert "policy/optimum/capacity:10000" in result.stdout
+    assert (tmp_path / "calls").read_text().splitlines()[0] == f"replay {trace} --benchmark_list_tests"
+
+
+def test_a_benchmark_that_failed(program: Any) -> None:
+    program([{"name": "load/daemon", "error_occurred": True, "error_message": "not [bold]saved"}, measured("x", 2.0)])
+    result = run("host")
+    assert result.exit_code == 1
+    assert "load/daemon  not [bold]saved" in result.stdout
+    assert run("host", "--json").exit_code == 1
+
+
+def test_a_program_that_fails(program: Any) -> None:
+    program([measured("x")], code=134, message="assertion failed: here")
+    result = run("keys")
+    assert result.exit_code == 1
+    assert "134" in result.stderr and "assertion failed: here" in result.stderr
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    assert run("nonsense").exit_code == 2
+    assert run("replay").exit_code == 2
+    assert run("replay", str(tmp_path / "none")).exit_code == 2
+
+
+@pytest.mark.skipif(not INSTALLED.exists(), reason="the wheel was built without Google Benchmark")
+class TestInstalled:
+    def test_keys(self) -> None:
+        result = run("keys", "--json")
+        assert result.exit_code == 0, result.output
+        names = [row["name"] for row in json.loads(result.stdout)["benchmarks"]]
+        assert "keys/tokens_per_block:16" in names and "fold/hash_bytes:32" in names
+
+    def test_replay(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.jsonl"
+        trace.write_text(REQUEST * 20)
+        result = run("replay", str(trace), "--json")
+        assert result.exit_code == 0, result.output
+        rows = {row["name"]: row["figures"] for row in json.loads(result.stdout)["benchmarks"]}
+        assert rows["policy/lru/capacity:10000"]["hit_%"] == pytest.approx(95)
+        assert rows["policy/optimum/capacity:10000"]["hit_%"] == pytest.approx(95)
+        assert "replay/capacity:10000/engine_hashes:1" in rows
+
+    def test_a_trace_that_is_none(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.jsonl"
+        trace.write_text(REQUEST + "nonsense\n")
+        result = run("replay", str(trace))
+        assert result.exit_code == 1
+        assert f"{trace}:2: not a request of a trace" in result.stderr
