@@ -191,19 +191,21 @@ void Volume::cancel(OpId id) {
 void Volume::verify(Transfer& transfer) {
   const SpaceCodec& codec = transfer.files->codec;
   Record record;
-  const bool good = codec.decode(transfer.record, transfer.index, record) == SpaceCodec::Found::kRecord &&
-                    record.key == transfer.key && record.epoch == transfer.epoch &&
-                    record.checksum == codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
+  bool good = codec.decode(transfer.record, transfer.index, record) == SpaceCodec::Found::kRecord &&
+              record.key == transfer.key && record.epoch == transfer.epoch &&
+              record.checksum == codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
   Actions actions;
   {
     std::lock_guard lock(mutex_);
     SpaceFiles& files = *transfer.files;
-    if (!good) {
+    const bool current = transfer.epoch == files.epoch;
+    if (!good && current) {
       ++stats_.checksum_failures;
       note_bad_slot(files, transfer.index);
     }
+    good = good && current;  // a reset counts for reads under way, too
     // So that the next start does not find it again.
-    if (!good && transfer.epoch == files.epoch && !closing_) {
+    if (!good && current && !closing_) {
       files.commit_waiting.push_back({transfer.index, {}, std::nullopt});
       actions.commit.push_back(files.handle);
       ++files.in_flight;
