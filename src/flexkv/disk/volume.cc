@@ -204,6 +204,7 @@ void Volume::on_availability(bool available, const std::string& why) {
       if (available && files->state == State::kOpen && files->synced_epoch != files->epoch && want_header(*files, {})) {
         stale.push_back(files.get());
       }
+      if (!available) give_up_headers(*files, actions);
     }
     if (!available) opens.swap(waiting_opens_);  // to hear that it is off
   }

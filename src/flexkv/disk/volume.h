@@ -111,6 +111,7 @@ class Volume final : public file::DriveSink {
     std::vector<PendingRecord> commit_waiting;
     bool committing = false;
     std::vector<Ended> header_waiting;
+    std::vector<Ended> header_now;  // who waits for the one being written
     bool header_active = false;
     std::unordered_map<std::uint32_t, std::uint32_t> failures;  // of reads, by slot
   };
@@ -158,7 +159,8 @@ class Volume final : public file::DriveSink {
   // On the lane, but for the first three.
   bool want_header(SpaceFiles& files, Ended ended);
   void write_header(SpaceFiles& files);
-  void end_header(SpaceFiles& files, std::vector<Ended>& waiting, std::uint64_t epoch, Outcome outcome, int error);
+  void end_header(SpaceFiles& files, std::uint64_t epoch, Outcome outcome, int error);
+  void give_up_headers(SpaceFiles& files, Actions& actions);
   void prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then);
   Status open_files(SpaceFiles& files);
   Status recreate(SpaceFiles& files);

@@ -1,6 +1,7 @@
 // Opening, resetting and closing the files of a space.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/base/log.h"
@@ -202,9 +203,11 @@ bool Volume::reset(SpaceHandle space, std::uint64_t epoch, Ended ended) {
     files = find(space, State::kOpen);
     if (files == nullptr) return false;
     files->epoch = epoch;
-    if (!want_header(*files, std::move(ended))) return true;
+    if (available_) {
+      if (!want_header(*files, std::exchange(ended, nullptr))) return true;
+    }
   }
-  write_header(*files);
+  ended ? ended(Outcome::kUnavailable, 0) : write_header(*files);
   return true;
 }
 
@@ -217,26 +220,23 @@ bool Volume::want_header(SpaceFiles& files, Ended ended) {
 }
 
 void Volume::write_header(SpaceFiles& files) {
-  auto waiting = std::make_shared<std::vector<Ended>>();
   std::uint64_t epoch = 0;
   {
     std::lock_guard lock(mutex_);
-    waiting->swap(files.header_waiting);
+    files.header_now.swap(files.header_waiting);
     epoch = files.epoch;
   }
   const HeaderPage page = encode_header({files.codec.space(), files.codec.slot_bytes(), epoch});
   run(files, file::Op::kWrite, files.records, 0, std::make_shared<std::vector<std::byte>>(page.begin(), page.end()), 0,
-      [this, &files, waiting, epoch](Outcome outcome, int error_number) {
-        if (outcome != Outcome::kDone) return end_header(files, *waiting, epoch, outcome, error_number);
-        run(files, file::Op::kSync, files.records, 0, nullptr, 0,
-            [this, &files, waiting, epoch](Outcome synced, int error) {
-              end_header(files, *waiting, epoch, synced, error);
-            });
+      [this, &files, epoch](Outcome outcome, int error_number) {
+        if (outcome != Outcome::kDone) return end_header(files, epoch, outcome, error_number);
+        run(files, file::Op::kSync, files.records, 0, nullptr, 0, [this, &files, epoch](Outcome synced, int error) {
+          end_header(files, epoch, synced, error);
+        });
       });
 }
 
-void Volume::end_header(SpaceFiles& files, std::vector<Ended>& waiting, std::uint64_t epoch, Outcome outcome,
-                        int error) {
+void Volume::end_header(SpaceFiles& files, std::uint64_t epoch, Outcome outcome, int error) {
   Actions actions;
   bool again = false;
   {
@@ -245,13 +245,22 @@ void Volume::end_header(SpaceFiles& files, std::vector<Ended>& waiting, std::uin
     if (outcome == Outcome::kFailed) note_write_error(error, actions);
     again = !files.header_waiting.empty();
     files.header_active = again;
-    for (Ended& ended : waiting) {
+    for (Ended& ended : std::exchange(files.header_now, {})) {
       if (ended) actions.ended.push_back({std::move(ended), {outcome, error}});
       actions.landed.push_back(&files);
     }
   }
   if (again) write_header(files);
   act(actions);
+}
+
+// Under the mutex. The drive is off, and may never end what it began: nobody waits for that. The requests go on.
+void Volume::give_up_headers(SpaceFiles& files, Actions& actions) {
+  for (auto* const waiting : {&files.header_now, &files.header_waiting}) {
+    for (Ended& ended : *waiting) {
+      if (ended) actions.ended.push_back({std::exchange(ended, nullptr), {Outcome::kUnavailable, 0}});
+    }
+  }
 }
 
 // ---- closing -------------------------------------------------------------------------------------------------------
