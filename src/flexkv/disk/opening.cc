@@ -16,7 +16,9 @@ constexpr Nanos kReadPatience = 10 * kSecond;
 
 }  // namespace
 
-std::uint32_t random_epoch_half() { return static_cast<std::uint32_t>(std::random_device{}()); }
+std::uint64_t new_epoch(std::uint64_t previous, const TierOptions& options) {
+  return next_epoch(previous, options.wall_seconds(), static_cast<std::uint32_t>(std::random_device{}()));
+}
 
 Opening::Opening(SpaceHandle space, const SpaceCodec& codec, std::span<const std::shared_ptr<Volume>> volumes,
                  const Volume::Environment& environment, std::function<void(Result)> done)
@@ -58,7 +60,7 @@ void Opening::choose_epoch() {
       youngest = std::max(youngest, found.header.epoch);
       if (found.fault == HeaderFault::kNone) epoch_ = std::max(epoch_, found.header.epoch);
     }
-    if (epoch_ == 0) epoch_ = next_epoch(youngest, random_epoch_half());
+    if (epoch_ == 0) epoch_ = new_epoch(youngest, environment_.options);
     pending_ = usable.size();
   }
   if (usable.empty()) return finish();

@@ -70,6 +70,7 @@ class Opening : public std::enable_shared_from_this<Opening> {
   std::uint64_t unread_ = 0;  // records
 };
 
-std::uint32_t random_epoch_half();
+// By the options' clock.
+std::uint64_t new_epoch(std::uint64_t previous, const TierOptions& options);
 
 }  // namespace flexkv::disk

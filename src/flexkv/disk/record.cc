@@ -94,7 +94,9 @@ HeaderFault decode_header(std::span<const std::byte> page, const SpaceId& space,
   return layout.slot_bytes == slot_bytes ? HeaderFault::kNone : HeaderFault::kOtherSlots;
 }
 
-std::uint64_t next_epoch(std::uint64_t previous, std::uint32_t random) { return ((previous >> 32) + 1) << 32 | random; }
+std::uint64_t next_epoch(std::uint64_t previous, std::uint32_t seconds, std::uint32_t random) {
+  return std::max<std::uint64_t>((previous >> 32) + 1, seconds) << 32 | random;
+}
 
 SpaceCodec::SpaceCodec(const SpaceId& space, std::uint64_t slot_bytes)
     : space_(space), slot_bytes_(slot_bytes), name_(space_name(space)) {

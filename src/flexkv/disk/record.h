@@ -37,9 +37,10 @@ HeaderPage encode_header(const Header& header);
 // `out` is set unless the fault is kDamaged or kVersion.
 HeaderFault decode_header(std::span<const std::byte> page, const SpaceId& space, std::uint64_t slot_bytes, Header& out);
 
-// An epoch that is younger than `previous` (0: none). The lower half is random, so that epochs of lost headers, of
-// deleted files or of drives that were away never come again.
-std::uint64_t next_epoch(std::uint64_t previous, std::uint32_t random);
+// An epoch that is younger than `previous` (0: none) and, as far as the clock (seconds since 1970) is right, than all
+// that drives have which are away. The lower half is random, so that epochs of lost headers or of deleted files never
+// come again.
+std::uint64_t next_epoch(std::uint64_t previous, std::uint32_t seconds, std::uint32_t random);
 
 struct Record {
   key::BlockKey key;

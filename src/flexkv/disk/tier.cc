@@ -136,7 +136,7 @@ void DiskTier::reset_volumes(SpaceHandle space, Space& entry) {
     std::atomic<std::size_t> pending;
     std::atomic<bool> durable = true;
   };
-  entry.epoch = next_epoch(entry.epoch, random_epoch_half());
+  entry.epoch = new_epoch(entry.epoch, options_);
   const auto answers = std::make_shared<Answers>();
   answers->waiting.swap(entry.reset_waiting);
   answers->pending = volumes_.size() + 1;

@@ -98,12 +98,15 @@ class TierSink {
   virtual void on_health(unsigned drive, const Health& health) = 0;
 };
 
+std::uint32_t seconds_since_1970();
+
 struct TierOptions {
   std::uint64_t bytes_max = 0;  // over all directories and spaces, records included
   bool strict = false;          // a write is done when it is on stable storage
   // Requests of the tier that a drive has at most; the drive must accept kSpareRequests more.
   std::uint32_t requests_per_drive_max = 1024;
   std::function<Nanos()> now = monotonic_now;
+  std::function<std::uint32_t()> wall_seconds = seconds_since_1970;
 };
 constexpr std::uint32_t kSpareRequests = 64;
 

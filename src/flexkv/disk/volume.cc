@@ -53,6 +53,11 @@ const char* outcome_name(Outcome outcome) {
   return "?";
 }
 
+std::uint32_t seconds_since_1970() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::seconds>(now).count());
+}
+
 Volume::Volume(unsigned number, const VolumeSpec& spec, std::uint64_t share_bytes, const Environment& environment,
                std::unique_ptr<Workers> lane)
     : number_(number),
