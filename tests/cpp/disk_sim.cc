@@ -1,9 +1,9 @@
 #include "disk_sim.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <gtest/gtest.h>
 
 namespace flexkv::testing {
 namespace {
@@ -83,7 +83,8 @@ void DiskSim::start_life() {
   std::vector<disk::VolumeSpec> specs(drive_count());
   for (unsigned i = 0; i < drive_count(); ++i) {
     specs[i].directory = "drive " + std::to_string(i);
-    media_[i]->capacity_bytes = faulty_ && prng_.chance(30) ? media_[i]->used_bytes() + prng_.below(100000) : 1ULL << 40;
+    media_[i]->capacity_bytes =
+        faulty_ && prng_.chance(30) ? media_[i]->used_bytes() + prng_.below(100000) : 1ULL << 40;
     for (const Model& model : models_) {
       for (const std::string& name : {model.blocks_name, model.records_name}) {
         const auto file = media_[i]->files.find(name);
@@ -114,12 +115,13 @@ void DiskSim::start_life() {
   options.strict = strict_;
   options.requests_per_drive_max = static_cast<std::uint32_t>(4 + prng_.below(60));
   options.now = [this] { return now_; };
+  options.wall_seconds = [this] { return wall_seconds_ += 1000; };
   tier_ = std::make_unique<disk::DiskTier>(options, specs, *this, [this](auto&&...) {
     return std::make_unique<HandWorkers>(jobs_.emplace_back(std::make_shared<Jobs>()));
   });
   if (verbose_) {
-    std::fprintf(stderr, "life %u: %u drives, strict %d, share %llu, faulty %d (at once %d)\n", life_, drive_count(), strict_,
-                static_cast<unsigned long long>(share_), faulty_, faults_at_once);
+    std::fprintf(stderr, "life %u: %u drives, strict %d, share %llu, faulty %d (at once %d)\n", life_, drive_count(),
+                 strict_, static_cast<unsigned long long>(share_), faulty_, faults_at_once);
   }
   for (unsigned i = 0; i < models_.size(); ++i) {
     if (prng_.chance(85)) open(i);
@@ -185,7 +187,9 @@ void DiskSim::end_life() {
     }
   }
   if (verbose_) std::fprintf(stderr, "  ends by %s\n", how < 4 ? "close" : how < 7 ? "kill" : "power cut");
-  const bool idle = quiet();
+  const bool idle = quiet() && std::ranges::none_of(drives_, [](const SimDrive* drive) {
+                      return drive != nullptr && (drive->stats().queued > 0 || !drive->stats().available);
+                    });
   const bool closed = tier_->close(0);
   if (how < 4 && idle) check(closed, "a tier that is idle does not close");
   tier_.reset();
@@ -235,8 +239,8 @@ void DiskSim::write(unsigned number) {
   const auto drive = static_cast<unsigned>(prng_.below(drive_count()));
   const std::uint32_t slots = (*model.slots)[drive];
   if (slots == 0) return;
-  const auto slot = static_cast<std::uint32_t>(prng_.below(prng_.chance(50) ? std::min(slots, 6U) : slots)) *
-                        drive_count() + drive;
+  const auto slot =
+      static_cast<std::uint32_t>(prng_.below(prng_.chance(50) ? std::min(slots, 6U) : slots)) * drive_count() + drive;
   if (model.busy.contains(slot) && !overlaps_) return;
   Key key = 0;
   for (int tries = 0; tries < 4; ++tries) {
@@ -257,8 +261,8 @@ void DiskSim::write(unsigned number) {
   const std::uint64_t version = next_version_++;
   fill(model, key, version, bytes);
   const disk::OpId id = next_op_++;
-  const auto admission = tier_->write({id, model.handle, slot, block_key(model, key),
-                                       block_key(model, model.parents[key]), bytes, op.deadline});
+  const auto admission = tier_->write(
+      {id, model.handle, slot, block_key(model, key), block_key(model, model.parents[key]), bytes, op.deadline});
   if (admission != disk::Admission::kQueued) {
     ++totals_.refused;
     check(faulty_ || hung_ || drives_[drive] == nullptr || admission == disk::Admission::kBusy || overlaps_ ||
@@ -301,9 +305,13 @@ void DiskSim::read(unsigned number) {
   op.generation = model.generation;
   op.bytes.reset(static_cast<std::byte*>(std::aligned_alloc(4096, model.slot_bytes)));
   const disk::OpId id = next_op_++;
-  const auto admission = tier_->read({id, model.handle, op.slot, block_key(model, op.key),
+  const auto admission = tier_->read({id,
+                                      model.handle,
+                                      op.slot,
+                                      block_key(model, op.key),
                                       {op.bytes.get(), model.slot_bytes},
-                                      static_cast<file::Urgency>(prng_.below(2)), op.deadline});
+                                      static_cast<file::Urgency>(prng_.below(2)),
+                                      op.deadline});
   if (admission != disk::Admission::kQueued) {
     ++totals_.refused;
     check(faulty_ || hung_ || admission == disk::Admission::kBusy, "a read is refused by a drive that works");

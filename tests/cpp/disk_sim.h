@@ -142,7 +142,7 @@ class DiskSim final : public disk::TierSink {
   std::uint64_t share_ = 0;
   std::vector<Snapshot> snapshots_;
   unsigned life_ = 0;
-  std::uint32_t wall_seconds_ = 0;
+  std::uint32_t wall_seconds_ = 1000;
 
   // ---- of one life
   Nanos now_ = kSecond;
@@ -154,9 +154,9 @@ class DiskSim final : public disk::TierSink {
   std::uint32_t next_handle_ = 1;
   bool faulty_ = false;
   bool overlaps_ = false;
-  bool hung_ = false;  // a drive was, in this life
+  bool hung_ = false;                              // a drive was, in this life
   std::map<std::uint64_t, Nanos> resets_pending_;  // by generation: when it must be answered
-  bool share_kept_ = false;  // the first jobs ran
+  bool share_kept_ = false;                        // the first jobs ran
 };
 
 }  // namespace flexkv::testing

@@ -159,7 +159,10 @@ void DiskSim::on_opened(disk::SpaceHandle space, const disk::Opened& opened) {
   if (at == models_.end()) return;
   Model& model = *at;
   ++totals_.openings;
-  note("opened model " + std::to_string(at - models_.begin()));
+  std::string text = "opened model " + std::to_string(at - models_.begin()) + ", slots";
+  for (const std::uint32_t slots : opened.slots) text.append(" ").append(std::to_string(slots));
+  for (const std::string& line : opened.dropped_files) text.append("; ").append(line);
+  note(text);
   *model.slots = opened.slots;
   model.state = Model::State::kOpen;
   check(opened.slots.size() == drive_count(), "a drive has no limit");
@@ -260,8 +263,8 @@ void DiskSim::damage_file(Model& model, unsigned number, unsigned drive) {
       std::ranges::copy(record(from), record(to).begin());
       return forget(model, drive, to, to + 1);
     case 4:  // to become stale
-      snapshots_.push_back({number, drive, to, {payload(to).begin(), payload(to).end()},
-                            {record(to).begin(), record(to).end()}});
+      snapshots_.push_back(
+          {number, drive, to, {payload(to).begin(), payload(to).end()}, {record(to).begin(), record(to).end()}});
       return;
     case 5: {
       if (snapshots_.empty()) return;

@@ -1,11 +1,12 @@
 // Seeds of the SSD tier's simulated use: see disk_sim.h for what is checked in each.
+#include "disk_sim.h"
+
 #include <gtest/gtest.h>
 
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 
-#include "disk_sim.h"
 #include "flexkv/base/log.h"
 
 namespace flexkv::testing {
