@@ -1,5 +1,6 @@
 // The conversation trace through host memory and SSD, simulated with the real index and the real admission filter, at
-// several sizes: what not to write everything costs in hits, and saves in wear. Blocks of 512 tokens; written to SSD when saved or used, while in host memory. No data is moved, no time is measured.
+// several sizes: what not to write everything costs in hits, and saves in wear. Blocks of 512 tokens; written to SSD
+// when saved or used, while in host memory. No data is moved, no time is measured.
 #include <algorithm>
 #include <cstdio>
 

@@ -19,6 +19,8 @@
 #include "flexkv/device/cuda_device.h"
 #include "flexkv/device/host_device.h"
 #include "flexkv/device/self_test.h"
+#include "flexkv/disk/check.h"
+#include "flexkv/disk/directory.h"
 #include "flexkv/ipc/runtime_dir.h"
 #include "flexkv/server/node_server.h"
 
@@ -315,6 +317,26 @@ NB_MODULE(_core, m) {
       "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
       "Makes the node that listens at this path forget all blocks. Returns its status, as JSON.");
 
+  m.def(
+      "disk_check",
+      [](const std::string& directory, std::uint64_t bytes_per_second, const nb::callable& progress) {
+        const auto report = unwrap(disk::check(
+            directory, bytes_per_second, [&](std::uint64_t done, std::uint64_t total) { progress(done, total); }));
+        nb::dict out;
+        out["blocks"] = report.blocks;
+        out["bytes"] = report.bytes;
+        out["bad_blocks"] = report.bad_blocks;
+        out["unreadable_blocks"] = report.unreadable_blocks;
+        out["problems"] = report.problems;
+        return out;
+      },
+      "directory"_a, "bytes_per_second"_a, "progress"_a,
+      "Verifies the blocks in a directory of the SSD tier that no node uses; 0: as fast as it goes. Calls "
+      "progress(done, total) with bytes.");
+  m.def(
+      "disk_clear", [](const std::string& directory) { return unwrap(disk::clear(directory)); }, "directory"_a,
+      "Removes the blocks in a directory of the SSD tier that no node uses; returns the bytes that this frees.");
+
   nb::class_<PyNode>(m, "Node", "The cache of one machine. Thread-safe.")
       .def(nb::init<nb::dict>(), "options"_a)
       .def("listen", &PyNode::listen, "runtime_dir"_a, "name"_a)
@@ -350,10 +372,13 @@ NB_MODULE(_core, m) {
           "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a, "block_tokens"_a)
       .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
       .def("close_sequence", [](PyClient& client, proto::SequenceId id) { client.get().close_sequence(id); })
-      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "(leading blocks to load, why the next one is not, how many of them are on drives only)")
+      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a,
+           "(leading blocks to load, why the next one is not, how many of them are on drives only)")
       .def("prefetch", &PyClient::prefetch, "sequence"_a, "hashes"_a)
-      .def("observe_step", [](PyClient& client, std::uint32_t tokens, double pairs,
-                              double seconds) { client.get().observe_step(tokens, pairs, static_cast<Nanos>(seconds * kSecond)); })
+      .def("observe_step",
+           [](PyClient& client, std::uint32_t tokens, double pairs, double seconds) {
+             client.get().observe_step(tokens, pairs, static_cast<Nanos>(seconds * kSecond));
+           })
       .def("load", [](PyClient& client, proto::SequenceId id, std::uint32_t first,
                       const std::vector<std::uint32_t>& blocks) { return client.get().load(id, first, blocks); })
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a)

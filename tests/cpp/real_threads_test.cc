@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -16,6 +17,7 @@
 #include "flexkv/base/prng.h"
 #include "flexkv/client/client.h"
 #include "flexkv/device/host_device.h"
+#include "flexkv/disk/check.h"
 #include "flexkv/server/node_server.h"
 
 namespace flexkv {
@@ -306,6 +308,31 @@ TEST_F(RealThreads, BlocksThatHostMemoryCannotHoldComeFromDrivesAlsoAfterARestar
   node = start_node(kPool, 64U << 20);
   ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached && engine.agent(1).counters().attached; }));
   EXPECT_EQ(engine.load(prompt(1)), 0U) << "a reset counts after a restart, too";
+}
+
+TEST_F(RealThreads, ACheckOfTheDrivesFindsEveryBlockAndTheOneThatWasChanged) {
+  auto node = start_node(1U << 20, 16U << 20);
+  Engine engine(dir_, "engine", 1);
+  engine.connect(dir_);
+  save_and_load(engine, 1);
+  EXPECT_FALSE(disk::check(dir_ + "/ssd-a", 0, [](auto, auto) {}).ok()) << "a node uses it";
+  ASSERT_TRUE(eventually([&] { return status(*node).at("queues").at("disk_writes") == 0; }));
+  node.reset();
+  const auto check = [&] { return disk::check(dir_ + "/ssd-a", 0, [](auto, auto) {}).value(); };
+  EXPECT_EQ(check().blocks, kBlocks / 2);
+  EXPECT_EQ(check().bad_blocks, 0U);
+  EXPECT_TRUE(check().problems.empty());
+  for (const auto& file : std::filesystem::directory_iterator(dir_ + "/ssd-a")) {
+    if (file.path().extension() != ".blocks") continue;
+    std::fstream blocks(file.path(), std::ios::in | std::ios::out | std::ios::binary);
+    blocks.seekp(100);
+    blocks.put('!');
+  }
+  EXPECT_EQ(check().blocks, kBlocks / 2);
+  EXPECT_EQ(check().bad_blocks, 1U);
+  node = start_node(1U << 20, 16U << 20);
+  ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached; }));
+  EXPECT_EQ(engine.load(prompt(1)), 0U) << "its first block is bad";
 }
 
 TEST_F(RealThreads, PrefetchBringsBlocksFromDrivesToHostMemory) {

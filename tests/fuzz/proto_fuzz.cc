@@ -23,13 +23,27 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size == 0) return 0;
   const auto bytes = std::as_bytes(std::span(data, size)).subspan(1);
   switch (data[0] % 7) {
-    case 0: check(flexkv::proto::decode_agent_hello(bytes), bytes); break;
-    case 1: check(flexkv::proto::decode_client_hello(bytes), bytes); break;
-    case 2: check(flexkv::proto::decode_welcome(bytes), bytes); break;
-    case 3: check(flexkv::proto::decode_to_agent(bytes), bytes); break;
-    case 4: check(flexkv::proto::decode_job_report(bytes), bytes); break;
-    case 5: check(flexkv::proto::decode_from_client(bytes), bytes); break;
-    default: check(flexkv::proto::decode_to_client(bytes), bytes); break;
+    case 0:
+      check(flexkv::proto::decode_agent_hello(bytes), bytes);
+      break;
+    case 1:
+      check(flexkv::proto::decode_client_hello(bytes), bytes);
+      break;
+    case 2:
+      check(flexkv::proto::decode_welcome(bytes), bytes);
+      break;
+    case 3:
+      check(flexkv::proto::decode_to_agent(bytes), bytes);
+      break;
+    case 4:
+      check(flexkv::proto::decode_job_report(bytes), bytes);
+      break;
+    case 5:
+      check(flexkv::proto::decode_from_client(bytes), bytes);
+      break;
+    default:
+      check(flexkv::proto::decode_to_client(bytes), bytes);
+      break;
   }
   return 0;
 }

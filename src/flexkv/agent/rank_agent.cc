@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "flexkv/base/log.h"
+#include "flexkv/base/thread.h"
 #include "flexkv/ipc/wait.h"
 
 namespace flexkv::agent {
@@ -41,9 +42,9 @@ Result<std::unique_ptr<RankAgent>> RankAgent::start(RankAgentOptions options, st
   agent->stop_ = std::move(stop).value();
   agent->control_ = std::move(control).value();
   RankAgent* self = agent.get();
-  agent->control_thread_ = std::thread([self] { self->control_loop(); });
+  agent->control_thread_ = start_thread([self] { self->control_loop(); });
   for (const auto direction : kDirections) {
-    agent->lanes_[static_cast<int>(direction)] = std::thread([self, direction] { self->lane_loop(direction); });
+    agent->lanes_[static_cast<int>(direction)] = start_thread([self, direction] { self->lane_loop(direction); });
   }
   return agent;
 }

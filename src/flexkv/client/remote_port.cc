@@ -9,6 +9,7 @@
 
 #include "flexkv/base/log.h"
 #include "flexkv/base/mutex.h"
+#include "flexkv/base/thread.h"
 #include "flexkv/client/node_port.h"
 #include "flexkv/ipc/channel.h"
 #include "flexkv/ipc/wait.h"
@@ -25,7 +26,7 @@ class RemotePort final : public NodePort {
  public:
   RemotePort(std::string runtime_dir, std::string node_name, const proto::ClientHello& hello, Fd stop)
       : runtime_dir_(std::move(runtime_dir)), node_name_(std::move(node_name)), hello_(hello), stop_(std::move(stop)) {
-    connector_ = std::thread([this] { connect_loop(); });
+    connector_ = start_thread([this] { connect_loop(); });
   }
 
   ~RemotePort() override {

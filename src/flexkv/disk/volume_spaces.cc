@@ -230,9 +230,8 @@ void Volume::write_header(SpaceFiles& files) {
   run(files, file::Op::kWrite, files.records, 0, std::make_shared<std::vector<std::byte>>(page.begin(), page.end()), 0,
       [this, &files, epoch](Outcome outcome, int error_number) {
         if (outcome != Outcome::kDone) return end_header(files, epoch, outcome, error_number);
-        run(files, file::Op::kSync, files.records, 0, nullptr, 0, [this, &files, epoch](Outcome synced, int error) {
-          end_header(files, epoch, synced, error);
-        });
+        run(files, file::Op::kSync, files.records, 0, nullptr, 0,
+            [this, &files, epoch](Outcome synced, int error) { end_header(files, epoch, synced, error); });
       });
 }
 

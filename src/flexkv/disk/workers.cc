@@ -5,12 +5,13 @@
 #include <utility>
 
 #include "flexkv/base/assert.h"
+#include "flexkv/base/thread.h"
 
 namespace flexkv::disk {
 
 ThreadWorkers::ThreadWorkers(const std::string& name, unsigned threads, std::size_t jobs_max) : jobs_max_(jobs_max) {
   for (unsigned i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] { loop(); });
+    threads_.push_back(start_thread([this] { loop(); }));
     pthread_setname_np(threads_.back().native_handle(), name.c_str());
   }
 }

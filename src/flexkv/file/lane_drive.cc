@@ -13,6 +13,8 @@
 #include <mutex>
 #include <system_error>
 
+#include "flexkv/base/thread.h"
+
 namespace flexkv::file {
 namespace {
 
@@ -250,7 +252,7 @@ Result<std::unique_ptr<Drive>> LaneDrive::open(const DriveOptions& options, std:
   std::future<Status> result = started.get_future();
   std::unique_ptr<LaneDrive> drive(new LaneDrive(lane));
   try {
-    drive->thread_ = std::thread([lane, promise = std::move(started)]() mutable { lane->run(std::move(promise)); });
+    drive->thread_ = start_thread([lane, promise = std::move(started)]() mutable { lane->run(std::move(promise)); });
   } catch (const std::system_error& error) {
     return Error{ErrorCode::kNoSpace, std::string("cannot start the thread of a drive: ") + error.what()};
   }

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <thread>
 
+#include "flexkv/base/thread.h"
+
 namespace flexkv::file {
 namespace {
 
@@ -55,7 +57,7 @@ class ThreadEngine final : public IoEngine {
 Status ThreadEngine::start(std::uint32_t slot_count) {
   for (std::uint32_t i = 0; i < slot_count; ++i) {
     try {
-      threads_.emplace_back([this] { work(); });
+      threads_.push_back(start_thread([this] { work(); }));
     } catch (const std::system_error& error) {
       stop();
       return Error{ErrorCode::kNoSpace, std::string("cannot start a thread: ") + error.what()};

@@ -1,8 +1,8 @@
 #include "flexkv/key/namespace.h"
 
 #include <algorithm>
-#include <cstring>
 #include <array>
+#include <cstring>
 
 #include "flexkv/base/assert.h"
 

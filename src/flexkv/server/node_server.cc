@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "flexkv/base/log.h"
+#include "flexkv/base/thread.h"
 #include "flexkv/ipc/runtime_dir.h"
 #include "flexkv/proto/messages.h"
 #include "flexkv/server/status.h"
@@ -96,8 +97,8 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
   NodeServer* self = server.get();
-  server->lane_ = std::thread([self] { self->lane(); });
-  server->toucher_ = std::thread([self] {
+  server->lane_ = start_thread([self] { self->lane(); });
+  server->toucher_ = start_thread([self] {
     pthread_setname_np(pthread_self(), "flexkv-touch");
     if (auto touched = self->pool_.touch(); !touched) log_warning("host pool: " + touched.error().message);
   });
