@@ -309,8 +309,7 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
     }
   }
   std::ranges::sort(arrived);
-  const auto repeated = std::ranges::unique(arrived);
-  arrived.erase(repeated.begin(), repeated.end());
+  arrived.erase(std::unique(arrived.begin(), arrived.end()), arrived.end());
   for (const JobKey& job : arrived) send_arrived(job);
   pump_disk();
 }

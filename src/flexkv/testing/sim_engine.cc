@@ -225,6 +225,8 @@ bool SimEngine::make_room(std::size_t blocks, const RequestPtr& keep) {
   while (blocks_.free_count() < blocks) {
     if (running_.empty()) return false;
     const RequestPtr victim = running_.back();
+    // A request that made room only of itself would come back and do so for ever while one that waits holds the rest.
+    if (victim == keep && take_from_waiting(nullptr)) continue;
     preempt(victim);
     if (victim == keep) return false;
   }
@@ -255,12 +257,19 @@ void SimEngine::schedule_waiting(Step& step, std::uint32_t& budget) {
     if (admit(request, step, budget)) continue;
     // Nobody will ever free blocks if only those that wait hold any.
     if (!running_.empty() || !loads_.empty()) return;
-    const auto holder =
-        std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& r) { return !r->blocks.empty(); });
-    if (holder == waiting_.rend() || *holder == request) return;
-    free_blocks(**holder);
-    (*holder)->computed = 0;
+    if (!take_from_waiting(request)) return;
   }
+}
+
+// Frees the blocks of the last one in the queue that holds any, up to `end`.
+bool SimEngine::take_from_waiting(const RequestPtr& end) {
+  const auto holder = std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& r) {
+    return r->state == Request::State::kWaiting && !r->blocks.empty();
+  });
+  if (holder == waiting_.rend() || *holder == end) return false;
+  free_blocks(**holder);
+  (*holder)->computed = 0;
+  return true;
 }
 
 bool SimEngine::admit(const RequestPtr& request, Step& step, std::uint32_t& budget) {

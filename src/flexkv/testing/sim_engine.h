@@ -95,6 +95,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void schedule_waiting(Step& step, std::uint32_t& budget);
   bool admit(const RequestPtr& request, Step& step, std::uint32_t& budget);
   bool make_room(std::size_t blocks, const RequestPtr& keep);
+  bool take_from_waiting(const RequestPtr& end);
   void add_work(Step& step, const RequestPtr& request, std::uint32_t count, std::size_t old_blocks, bool whole);
   void preempt(const RequestPtr& request);
   void free_blocks(Request& request);
