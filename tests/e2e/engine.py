@@ -158,14 +158,17 @@ def leftovers(mark: str, runtime: Path, shared_memory_before: set[str], killed: 
     """What a finished run may not leave: processes, files in its runtime directory, shared memory."""
     forgiven = _VLLM_LEAK + (_LEFT_BY_SIGKILL if killed else ())
     deadline = time.monotonic() + _EXIT_GRACE_SECONDS
-    while (found := _leftovers_now(mark, runtime, shared_memory_before, forgiven)) and time.monotonic() < deadline:
+    while (found := _leftovers_now(mark, runtime, shared_memory_before, forgiven, killed)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
 
-def _leftovers_now(mark: str, runtime: Path, shared_memory_before: set[str], forgiven: tuple[str, ...]) -> list[str]:
+def _leftovers_now(
+    mark: str, runtime: Path, shared_memory_before: set[str], forgiven: tuple[str, ...], forgives_node: bool
+) -> list[str]:
     found = [f"process {pid}: {_command(pid)}" for pid in marked_processes(mark)]
-    found += [f"file {path}" for path in runtime.rglob("*")]
+    # Socket and lock of a node that was killed stay until the next node of that directory starts.
+    found += [f"file {path}" for path in runtime.rglob("*") if not (forgives_node and path.suffix in (".sock", ".lock"))]
     for name in sorted(set(os.listdir("/dev/shm")) - shared_memory_before):
         path = Path("/dev/shm") / name
         # Others on this machine may have made some meanwhile; theirs is in use by a process, a leaked one is not.
