@@ -158,7 +158,9 @@ def leftovers(mark: str, runtime: Path, shared_memory_before: set[str], killed: 
     """What a finished run may not leave: processes, files in its runtime directory, shared memory."""
     forgiven = _VLLM_LEAK + (_LEFT_BY_SIGKILL if killed else ())
     deadline = time.monotonic() + _EXIT_GRACE_SECONDS
-    while (found := _leftovers_now(mark, runtime, shared_memory_before, forgiven, killed)) and time.monotonic() < deadline:
+    while found := _leftovers_now(mark, runtime, shared_memory_before, forgiven, killed):
+        if time.monotonic() >= deadline:
+            break
         time.sleep(0.1)
     return found
 
@@ -168,7 +170,8 @@ def _leftovers_now(
 ) -> list[str]:
     found = [f"process {pid}: {_command(pid)}" for pid in marked_processes(mark)]
     # Socket and lock of a node that was killed stay until the next node of that directory starts.
-    found += [f"file {path}" for path in runtime.rglob("*") if not (forgives_node and path.suffix in (".sock", ".lock"))]
+    of_a_node = (".sock", ".lock") if forgives_node else ()
+    found += [f"file {path}" for path in runtime.rglob("*") if path.suffix not in of_a_node]
     for name in sorted(set(os.listdir("/dev/shm")) - shared_memory_before):
         path = Path("/dev/shm") / name
         # Others on this machine may have made some meanwhile; theirs is in use by a process, a leaked one is not.
