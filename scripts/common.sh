@@ -7,6 +7,8 @@ venv=$root/.venv
 python=$venv/bin/python
 # Compilers here take up to 1 GiB each.
 JOBS=${JOBS:-$(nproc)}
+# So that a clone in another folder finds what this one has compiled.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 
 say() { printf '%s\n' "$*"; }
 
