@@ -30,7 +30,12 @@ class DiskSim::HandWorkers final : public disk::Workers {
 };
 
 DiskSim::DiskSim(std::uint64_t seed, bool verbose, DiskSimTotals& totals)
-    : seed_(seed), verbose_(verbose), totals_(totals), prng_(Prng::mix(seed + 1)), strict_(prng_.chance(40)) {
+    : seed_(seed),
+      verbose_(verbose),
+      totals_(totals),
+      prng_(Prng::mix(seed + 1)),
+      strict_(prng_.chance(50)),
+      calm_(prng_.chance(50)) {
   const std::uint64_t drives = 1 + prng_.below(3);
   for (unsigned i = 0; i < drives; ++i) media_.push_back(std::make_shared<SimMedium>());
   for (std::uint8_t i = 0; i < 2; ++i) {
@@ -66,7 +71,7 @@ void DiskSim::start_life() {
     share_ = kOverheadBytes + 20000 + prng_.below(400000);
     if (prng_.chance(10)) share_ = kOverheadBytes + prng_.below(30000);
   }
-  faulty_ = prng_.chance(35);
+  faulty_ = !calm_ && prng_.chance(35);
   overlaps_ = prng_.chance(20);
   hung_ = false;
   share_kept_ = false;
@@ -93,7 +98,7 @@ void DiskSim::start_life() {
         specs[i].found[model.id].last_use = static_cast<std::int64_t>(prng_.below(3));
       }
     }
-    if (drive_count() > 1 && prng_.chance(12)) {
+    if (drive_count() > 1 && !calm_ && prng_.chance(12)) {
       specs[i].why_not = "away";
       ++totals_.absent;
       continue;
@@ -147,7 +152,7 @@ void DiskSim::act() {
   const std::uint64_t what = prng_.below(200);
   if (what < 110) return write(model);
   if (what < 165) return read(model);
-  if (what < 170) return reset(model);
+  if (what < 168) return reset(model);
   if (what < 174) return close(model);
   if (what < 182) return open(model);
   if (what < 184) return hang(true);
@@ -190,6 +195,7 @@ void DiskSim::end_life() {
   const bool idle = quiet() && std::ranges::none_of(drives_, [](const SimDrive* drive) {
                       return drive != nullptr && (drive->stats().queued > 0 || !drive->stats().available);
                     });
+  for (auto& [id, op] : ops_) op.excused = true;
   const bool closed = tier_->close(0);
   if (how < 4 && idle) check(closed, "a tier that is idle does not close");
   tier_.reset();
@@ -271,6 +277,7 @@ void DiskSim::write(unsigned number) {
     return;
   }
   model.versions[key][version] = op.generation;
+  model.last_version[key] = op.version = version;
   std::erase_if(model.expected, [&](const auto& e) { return e.first == slot || e.second.key == key; });
   std::erase_if(model.held, [&](const auto& held) { return held.first == slot || held.second == key; });
   if (model.busy[slot]++ > 0) model.overlapped.insert(slot);
@@ -360,6 +367,7 @@ void DiskSim::reset(unsigned number) {
 
 void DiskSim::hang(bool hanging) {
   if (hanging) {
+    if (calm_) return;
     SimDrive* drive = drives_[prng_.below(drive_count())];
     if (drive == nullptr) return;
     ++totals_.hangs;

@@ -52,6 +52,7 @@ class DiskSim final : public disk::TierSink {
     unsigned model = 0;
     std::uint32_t slot = 0;
     Key key = 0;
+    std::uint64_t version = 0;  // writes only
     std::uint64_t generation = 0;
     Nanos deadline = 0;
     bool overdue = false;
@@ -68,9 +69,10 @@ class DiskSim final : public disk::TierSink {
     std::string blocks_name, records_name;
     std::vector<Key> parents;                                        // by key
     std::map<Key, std::map<std::uint64_t, std::uint64_t>> versions;  // all ever begun, to their generation
-    std::map<std::uint32_t, Expected> expected;                      // by slot: what must be found
-    std::map<std::uint64_t, std::set<unsigned>> durable_resets;      // drives that have the generation written down
-    std::vector<std::uint64_t> blocks_bytes;                         // by drive, as last seen
+    std::map<Key, std::uint64_t> last_version;
+    std::map<std::uint32_t, Expected> expected;                  // by slot: what must be found
+    std::map<std::uint64_t, std::set<unsigned>> durable_resets;  // drives that have the generation written down
+    std::vector<std::uint64_t> blocks_bytes;                     // by drive, as last seen
     bool sequences_in_doubt = false;  // records were not read once, so that a later write may have a lower sequence
     // ---- of one opening
     disk::SpaceHandle handle{};
@@ -135,6 +137,7 @@ class DiskSim final : public disk::TierSink {
   DiskSimTotals& totals_;
   Prng prng_;
   const bool strict_;
+  const bool calm_;  // drives work and are there, so that nothing is excused
   std::vector<std::shared_ptr<SimMedium>> media_;
   std::vector<Model> models_;
   std::uint64_t next_version_ = 1;

@@ -79,6 +79,8 @@ void DiskSim::on_completions(std::span<const disk::Completion> completions) {
 }
 
 void DiskSim::write_ended(Model& model, const Op& op, Outcome outcome) {
+  note("write of slot " + std::to_string(op.slot) + ", key " + std::to_string(op.key) + ", model " +
+       std::to_string(op.model) + ": " + disk::outcome_name(outcome));
   if (outcome != Outcome::kDone) {
     ++totals_.writes_failed;
     check(faulty_ || hung_ || op.excused || outcome == Outcome::kNoRoom,
@@ -91,16 +93,15 @@ void DiskSim::write_ended(Model& model, const Op& op, Outcome outcome) {
   std::erase_if(model.expected, [&](const auto& entry) { return entry.second.key == op.key; });
   model.held[op.slot] = op.key;
   // Of two writes of one key, that of the higher sequence is found, which may not be this one.
-  for (const auto& [id, other] : ops_) {
-    if (other.write && other.key == op.key && &models_[other.model] == &model) return;
-  }
-  model.expected[op.slot] = {op.key, op.generation};
+  if (model.last_version.at(op.key) == op.version) model.expected[op.slot] = {op.key, op.generation};
 }
 
 void DiskSim::read_ended(Model& model, const Op& op, Outcome outcome) {
   const auto expected = model.expected.find(op.slot);
   const bool must = expected != model.expected.end() && expected->second.key == op.key &&
                     op.generation == model.generation && !model.overlapped.contains(op.slot);
+  note("read of slot " + std::to_string(op.slot) + ", key " + std::to_string(op.key) + ", model " +
+       std::to_string(op.model) + ": " + disk::outcome_name(outcome));
   switch (outcome) {
     case Outcome::kDone:
       ++totals_.reads_done;
@@ -161,6 +162,14 @@ void DiskSim::on_opened(disk::SpaceHandle space, const disk::Opened& opened) {
   ++totals_.openings;
   std::string text = "opened model " + std::to_string(at - models_.begin()) + ", slots";
   for (const std::uint32_t slots : opened.slots) text.append(" ").append(std::to_string(slots));
+  const disk::Discarded& discarded = opened.discarded;
+  text.append("; recovered ")
+      .append(std::to_string(opened.recovered))
+      .append(", not: damaged, other epoch, out of range, duplicate, orphan");
+  for (const std::uint64_t count :
+       {discarded.damaged, discarded.other_epoch, discarded.out_of_range, discarded.duplicate, discarded.orphan}) {
+    text.append(" ").append(std::to_string(count));
+  }
   for (const std::string& line : opened.dropped_files) text.append("; ").append(line);
   note(text);
   *model.slots = opened.slots;
