@@ -266,6 +266,7 @@ class PyAgent {
     const auto counters = get().counters();
     nb::dict out;
     out["attached"] = counters.attached;
+    out["pool_registered"] = counters.pool_registered;
     out["attach_count"] = counters.attach_count;
     out["loaded_blocks"] = counters.loaded_blocks;
     out["saved_blocks"] = counters.saved_blocks;

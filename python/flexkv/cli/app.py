@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flexkv.cli import config_show, disk_files, reset_nodes, run_bench, serve_node, show_status, versions
+from flexkv.cli import bench_transfer, config_show, disk_files, reset_nodes, run_bench, serve_node, show_status, versions
 from flexkv.config.reference import reference_page
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ disk_app = typer.Typer(no_args_is_help=True, help="The files of the SSD tier: ch
 app.add_typer(disk_app, name="disk")
 bench_app = typer.Typer(
     no_args_is_help=True,
-    help="Measure this machine: the parts of FlexKV that need no GPU, each figure beside its target.",
+    help="Measure this machine, each figure beside its target or what plain copies do in the same run.",
 )
 app.add_typer(bench_app, name="bench")
 
@@ -186,6 +186,27 @@ def bench_replay(
 ) -> None:
     """A trace of requests, as Mooncake publishes them: requests a second, and hits by policy and at best possible."""
     run_bench.run("replay", as_json, trace)
+
+
+@bench_app.command(
+    name="transfer",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench transfer\n\n"
+    "flexkv bench transfer --geometry mla16 --layout apart --tokens 1024 --tokens 21000",
+)
+def bench_transfer_(
+    device: Annotated[str, typer.Option(help="auto, cuda:N or host.")] = "auto",
+    geometry: Annotated[
+        list[str] | None, typer.Option(help="mha16, mla16, mha64, mla64: model and tokens a block. (default: all)")
+    ] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="planes, apart, whole: where a block's parts lie. (default: all)")
+    ] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens a transfer. (default: 16 to 21,000)")] = None,
+    as_json: Json = False,
+) -> None:
+    """KV blocks between device and host memory, beside plain copies in the same run: rates, latency, what it costs the
+    GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size."""
+    bench_transfer.run(device, geometry or [], layout or [], tokens or [], as_json)
 
 
 def main() -> None:

@@ -135,7 +135,10 @@ Status RankAgent::open_session(const proto::Welcome& welcome, Fd pool) {
     pthread_setname_np(pthread_self(), "flexkv-pin");
     if (auto pinned = device_->register_pool(region->data(), region->bytes()); !pinned) {
       log_warning("host pool is not pinned, copies will be slower: " + pinned.error().message);
+      return;
     }
+    std::lock_guard lock(mutex_);
+    counters_.pool_registered = true;
   });
   std::lock_guard lock(mutex_);
   session_ = std::move(session);
@@ -209,8 +212,11 @@ void RankAgent::close_session() {
   done_.notify_all();
   // A lane stops after its current chunk; then this is the session's last owner, and unpins and unmaps the pool.
   done_.wait(lock, [&] { return jobs_.job_count() == 0; });
-  const std::unique_ptr<Session> session = std::move(session_);
+  std::unique_ptr<Session> session = std::move(session_);
   lock.unlock();
+  session.reset();
+  lock.lock();
+  counters_.pool_registered = false;  // now that nobody pins it any more
 }
 
 // Hands reports to the node and wakes whoever waits for what changed. The mutex is held.

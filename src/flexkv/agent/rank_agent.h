@@ -56,6 +56,7 @@ class RankAgent {
 
   struct Counters {
     bool attached = false;
+    bool pool_registered = false;  // the device copies at full speed
     std::uint64_t attach_count = 0;
     std::uint64_t loaded_blocks = 0;
     std::uint64_t saved_blocks = 0;

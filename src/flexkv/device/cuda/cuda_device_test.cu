@@ -144,6 +144,26 @@ TEST_F(CudaDeviceTest, orders_with_the_engine) {
   device_->unregister_pool();
 }
 
+// Planes at equal steps, but each an allocation of its own: no copy of the driver's may span them.
+TEST_F(CudaDeviceTest, moves_planes_of_several_allocations) {
+  constexpr std::uint32_t kBlocks = 16;
+  constexpr std::size_t kPlane = 32ULL << 20;
+  std::vector<std::uint64_t> planes;
+  for (int i = 0; i < 8; ++i) planes.push_back(device_memory(kPlane));
+  std::sort(planes.begin(), planes.end());
+  layout::ExampleCase example{"allocations", kBlocks, {}, planes.back() - planes.front() + kPlane};
+  for (const std::uint64_t plane : planes) {
+    example.tensors.push_back(layout::dense_tensor("plane", plane, 2, {kBlocks, 16, 8, 128}));
+  }
+  const auto layout = layout::BlockLayout::derive(example.tensors, kBlocks);
+  ASSERT_TRUE(layout);
+  memory::HostRegion pool = host_memory(8 << 20);
+  ASSERT_TRUE(device_->register_pool(pool.data(), pool.bytes()));
+  const Status status = self_test(*device_, layout.value(), example.tensors);
+  EXPECT_TRUE(status) << status.error().message;
+  device_->unregister_pool();
+}
+
 TEST_F(CudaDeviceTest, an_error_stays_with_its_stream) {
   const std::uint64_t base = device_memory(256 << 10);
   memory::HostRegion pool = host_memory(1 << 20);
@@ -245,6 +265,52 @@ TEST_F(CudaDeviceTest, prints_rates) {
   }
   print_rate(*device_, "runs of 32 KiB, K and V apart", separate, kBlocks, bytes);
   print_rate(*device_, "runs of 32 KiB, descending planes", descending, kBlocks, bytes);
+  device_->unregister_pool();
+}
+
+// Not a test: how long few blocks take, from the call to the return of synchronize().
+void print_latency(Device& device, const char* what, const std::vector<layout::TensorDesc>& tensors,
+                   std::uint32_t blocks, std::span<std::byte> pool) {
+  const layout::BlockLayout layout = layout::BlockLayout::derive(tensors, blocks).value();
+  const std::uint64_t slots = pool.size() / layout.shard_bytes();
+  for (const Direction direction : {Direction::kToDevice, Direction::kToHost}) {
+    auto stream = device.open_stream(direction, layout, pool);
+    for (const std::uint32_t count : {1U, 8U, 64U}) {
+      for (const bool fresh : {false, true}) {
+        std::vector<double> took;
+        for (std::uint32_t round = 0; round < 15; ++round) {
+          std::vector<BlockCopy> copies;
+          for (std::uint32_t i = 0; i < count; ++i) {
+            const std::uint32_t n = fresh ? round * count + i : i;
+            copies.push_back({(n * 61 + 7) % blocks, (n % slots) * layout.shard_bytes()});
+          }
+          const auto start = std::chrono::steady_clock::now();
+          ASSERT_TRUE(stream.value()->submit(copies));
+          const auto submitted = std::chrono::steady_clock::now();
+          ASSERT_TRUE(stream.value()->synchronize());
+          const std::chrono::duration<double> all = std::chrono::steady_clock::now() - start;
+          const std::chrono::duration<double> submit = submitted - start;
+          took.push_back(all.count() * 1e6);
+          if (round == 14) std::printf("[ INFO     ]   (submit %.0f us) ", submit.count() * 1e6);
+        }
+        std::sort(took.begin(), took.end());
+        std::printf("%s, %u block(s) of %u KiB, %s slots, to %s: %.0f us\n", what, count, layout.shard_bytes() >> 10,
+                    fresh ? "fresh" : "same", direction == Direction::kToDevice ? "device" : "host",
+                    took[took.size() / 2]);
+      }
+    }
+  }
+}
+
+TEST_F(CudaDeviceTest, prints_latency) {
+  constexpr std::uint32_t kBlocks = 1024;
+  const std::uint64_t base = device_memory(8ULL << 30);
+  memory::HostRegion pool = host_memory(4ULL << 30);
+  ASSERT_TRUE(device_->register_pool(pool.data(), pool.bytes()));
+  const std::span<std::byte> bytes(pool.data(), pool.bytes());
+  const layout::KvSize mha{.layers = 128, .blocks = kBlocks, .heads = 8, .tokens = 16, .content = 128};
+  print_latency(*device_, "planes", layout::vllm_tensors("LBNHC", mha, base), kBlocks, bytes);
+  print_latency(*device_, "whole", layout::vllm_tensors("BLNHC", mha, base), kBlocks, bytes);
   device_->unregister_pool();
 }
 

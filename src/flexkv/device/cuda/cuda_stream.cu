@@ -20,7 +20,8 @@ CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const P
       pool_(pool),
       max_pitch_(max_pitch),
       done_(context),
-      marks_{Event(context), Event(context), Event(context)} {
+      marks_{Event(context), Event(context), Event(context)},
+      by_row_(layout_.rectangles().size(), false) {
   targets_.reserve(kGroup);
   sources_.reserve(kGroup);
   sizes_.reserve(kGroup);
@@ -51,13 +52,20 @@ Status CudaStream::queue_block(const BlockCopy& copy) {
   std::byte* extent = pool_.data() + copy.host_offset;
   const bool whole = !crosses_pieces(extent, layout_.shard_bytes());
   const bool pinned = pinned_->covers(extent, layout_.shard_bytes());
-  for (const layout::Rectangle& rectangle : layout_.rectangles()) {
+  for (std::size_t i = 0; i < layout_.rectangles().size(); ++i) {
+    const layout::Rectangle& rectangle = layout_.rectangles()[i];
     const std::uint64_t address = rectangle.address + copy.device_block * rectangle.block_stride;
     std::byte* host = extent + rectangle.host_offset;
     const bool pitch_fits = std::max<std::uint64_t>(rectangle.row_step, rectangle.host_step) <= max_pitch_;
-    if (whole && rectangle.rows > 1 && pitch_fits) {
-      if (Status status = queue_rectangle(rectangle, address, host); !status) return status;
-      continue;
+    if (whole && rectangle.rows > 1 && pitch_fits && !by_row_[i]) {
+      const cudaError_t result = queue_rectangle(rectangle, address, host);
+      // A rectangle whose rows lie in several allocations is refused, and nothing of it copied.
+      by_row_[i] = result == cudaErrorInvalidValue;
+      if (Status status = checked(result, "cudaMemcpy2DAsync"); !status && !by_row_[i]) return status;
+      if (!by_row_[i]) {
+        if (Status status = count(1); !status) return status;
+        continue;
+      }
     }
     for (std::uint64_t row = 0; row < rectangle.rows; ++row) {
       Status status =
@@ -68,14 +76,12 @@ Status CudaStream::queue_block(const BlockCopy& copy) {
   return {};
 }
 
-Status CudaStream::queue_rectangle(const layout::Rectangle& r, std::uint64_t address, std::byte* host) {
-  const cudaError_t result = direction_ == Direction::kToHost
-                                 ? cudaMemcpy2DAsync(host, r.host_step, pointer(address), r.row_step, r.row_bytes,
-                                                     r.rows, cudaMemcpyDeviceToHost, stream_->get())
-                                 : cudaMemcpy2DAsync(pointer(address), r.row_step, host, r.host_step, r.row_bytes,
-                                                     r.rows, cudaMemcpyHostToDevice, stream_->get());
-  if (Status status = checked(result, "cudaMemcpy2DAsync"); !status) return status;
-  return count(1);
+cudaError_t CudaStream::queue_rectangle(const layout::Rectangle& r, std::uint64_t address, std::byte* host) {
+  return direction_ == Direction::kToHost
+             ? cudaMemcpy2DAsync(host, r.host_step, pointer(address), r.row_step, r.row_bytes, r.rows,
+                                 cudaMemcpyDeviceToHost, stream_->get())
+             : cudaMemcpy2DAsync(pointer(address), r.row_step, host, r.host_step, r.row_bytes, r.rows,
+                                 cudaMemcpyHostToDevice, stream_->get());
 }
 
 Status CudaStream::queue_run(std::uint64_t address, std::byte* host, std::size_t bytes, bool pinned) {

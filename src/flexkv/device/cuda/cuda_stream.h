@@ -39,7 +39,7 @@ class CudaStream final : public CopyStream {
   static constexpr std::size_t kMarks = 3;
 
   Status queue_block(const BlockCopy& copy);
-  Status queue_rectangle(const layout::Rectangle& rectangle, std::uint64_t address, std::byte* host);
+  cudaError_t queue_rectangle(const layout::Rectangle& rectangle, std::uint64_t address, std::byte* host);
   // In pieces where the host side crosses a pinning boundary.
   Status queue_run(std::uint64_t address, std::byte* host, std::size_t bytes, bool pinned);
   Status flush_batch();
@@ -60,6 +60,7 @@ class CudaStream final : public CopyStream {
   std::array<Event, kMarks> marks_;
   std::size_t next_mark_ = 0;
   std::size_t since_mark_ = 0;
+  std::vector<bool> by_row_;  // for each rectangle: the driver does not take it as one copy
   // Runs that wait for a batched call, at most kGroup.
   std::vector<void*> targets_;
   std::vector<const void*> sources_;

@@ -1,0 +1,1 @@
+"""Measurements that move real bytes through the whole path: node, client and rank agent."""
