@@ -31,6 +31,7 @@ constexpr std::size_t kHashBytes = 32;
 class NoDevice final : public device::Device {
  public:
   std::string_view name() const override { return "no device"; }
+  std::uint32_t efficient_copy_bytes() const override { return 1; }
   Status register_pool(std::byte*, std::size_t) override { return {}; }
   void unregister_pool() override {}
   Result<std::unique_ptr<device::CopyStream>> open_stream(device::Direction, const layout::BlockLayout&,
@@ -41,13 +42,16 @@ class NoDevice final : public device::Device {
     return std::make_unique<device::EngineEvent>();
   }
   Status order_engine_after(std::uintptr_t, device::CopyStream&) override { return {}; }
+  Result<std::shared_ptr<device::Gate>> make_gate() override {
+    return Error{ErrorCode::kUnsupported, "no device has no gates"};
+  }
   Status read(std::uint64_t, std::span<std::byte>) override { return {}; }
   Status write(std::uint64_t, std::span<const std::byte>) override { return {}; }
 
  private:
   struct Stream final : device::CopyStream {
     Status order_after(const device::EngineEvent&) override { return {}; }
-    Status submit(std::span<const device::BlockCopy>) override { return {}; }
+    Status submit(std::span<const device::BlockCopy>, std::size_t) override { return {}; }
     Status synchronize() override { return {}; }
   };
 };

@@ -240,7 +240,7 @@ class PyAgent {
     nb::gil_scoped_release release;
     auto opened = device == "host" ? device::open_host_device() : open_cuda(device);
     auto memory = unwrap(std::move(opened));
-    auto plan = unwrap(layout::BlockLayout::derive(descs, block_count));
+    auto plan = unwrap(layout::BlockLayout::derive(descs, block_count, memory->efficient_copy_bytes()));
     unwrap(device::self_test(*memory, plan, descs));
     description_ = plan.describe();
     agent_ = unwrap(agent::RankAgent::start(std::move(out), std::move(memory), std::move(plan)));

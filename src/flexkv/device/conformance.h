@@ -30,7 +30,8 @@ class Conformance {
     for (std::byte& byte : memory_) byte = static_cast<std::byte>(prng.next() >> 40);
     if (!device_.write(base_, memory_)) return "write failed";
     if (std::string wrong = save_all(prng); !wrong.empty()) return "to host: " + wrong;
-    if (std::string wrong = load_some(prng); !wrong.empty()) return "to device: " + wrong;
+    if (std::string wrong = load_some(prng, false); !wrong.empty()) return "to device: " + wrong;
+    if (std::string wrong = load_some(prng, true); !wrong.empty()) return "to device, by parts: " + wrong;
     return refusals();
   }
 
@@ -51,10 +52,15 @@ class Conformance {
     return copies;
   }
 
-  std::string copy(Direction direction, std::span<const BlockCopy> copies) {
+  std::string copy(Direction direction, std::span<const BlockCopy> copies, bool by_parts = false) {
     auto stream = device_.open_stream(direction, layout_, pool_);
     if (!stream) return stream.error().message;
-    if (Status status = stream.value()->submit(copies); !status) return status.error().message;
+    for (std::size_t part = 0; by_parts && part < layout_.parts().size(); ++part) {
+      if (Status status = stream.value()->submit(copies, part); !status) return status.error().message;
+    }
+    if (!by_parts) {
+      if (Status status = stream.value()->submit(copies); !status) return status.error().message;
+    }
     if (Status status = stream.value()->synchronize(); !status) return status.error().message;
     return {};
   }
@@ -73,7 +79,7 @@ class Conformance {
     return std::equal(pool_.begin(), pool_.end(), expected.begin()) ? "" : "wrong bytes in the pool";
   }
 
-  std::string load_some(Prng& prng) {
+  std::string load_some(Prng& prng, bool by_parts) {
     for (std::byte& byte : pool_) byte = static_cast<std::byte>(prng.next() >> 40);
     std::vector<BlockCopy> copies = any_copies(prng);
     copies.resize(copies.size() / 2);
@@ -83,7 +89,7 @@ class Conformance {
                     piece.bytes);
       }
     }
-    if (std::string wrong = copy(Direction::kToDevice, copies); !wrong.empty()) return wrong;
+    if (std::string wrong = copy(Direction::kToDevice, copies, by_parts); !wrong.empty()) return wrong;
     return memory_unchanged() ? "" : "wrong bytes on the device";
   }
 

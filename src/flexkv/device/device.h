@@ -27,6 +27,25 @@ class EngineEvent {
   virtual ~EngineEvent() = default;
 };
 
+class CopyStream;
+
+// A count that a copy stream raises when copies have arrived, and that the engine's streams wait for, on the device: no
+// thread of the host has a part in it. It starts at 0. Outlived by its device; destroying it is open().
+class Gate {
+ public:
+  // No count is above this.
+  static constexpr std::uint32_t kMax = 63;
+
+  virtual ~Gate() = default;
+  // Raises it to `count` once all that was submitted to `stream` so far has arrived. By the thread that owns `stream`.
+  virtual Status raise_after(CopyStream& stream, std::uint32_t count) = 0;
+  // What is given to the engine's stream from now on starts once the count has been reached. Any thread. The host device
+  // has no streams: there the caller waits.
+  virtual Status hold(std::uintptr_t engine_stream, std::uint32_t count) = 0;
+  // Lets everything pass, now and later. REQUIRES: no raise_after() is under way (synchronize() the stream first).
+  virtual void open() = 0;
+};
+
 // Copies in one direction, in the order submitted. Owned by one thread. Closing it waits for what was submitted.
 // Once a call failed on the device all later ones return that error; a new stream can be opened.
 class CopyStream {
@@ -39,7 +58,10 @@ class CopyStream {
   // May copy at once or queue; blocks, without spinning, while the device's queue is full. A block or an extent out of
   // range is refused before anything is copied, and does not harm the stream. The extents must stay in place, unread
   // (kToHost) or unwritten (kToDevice) by others, until synchronize() returned.
-  virtual Status submit(std::span<const BlockCopy> copies) = 0;
+  // `part`: only these bytes of each block (an index into the layout's parts()), or all of them.
+  static constexpr std::size_t kAllParts = ~std::size_t{0};
+  virtual Status submit(std::span<const BlockCopy> copies, std::size_t part) = 0;
+  Status submit(std::span<const BlockCopy> copies) { return submit(copies, kAllParts); }
 
   // Blocks, without spinning, until nothing submitted will read or write any more. An error says that some may not have
   // been copied; even then nothing is in flight.
@@ -52,6 +74,8 @@ class Device {
   virtual ~Device() = default;
 
   virtual std::string_view name() const = 0;
+  // Shorter copies than this do not fill its link.
+  virtual std::uint32_t efficient_copy_bytes() const = 0;
 
   // Makes [base, base + bytes) fast to copy from and to. May run in a thread of its own while streams copy, more
   // slowly, through memory not registered yet. One pool at a time; it must stay mapped until unregister_pool().
@@ -69,6 +93,9 @@ class Device {
   // Makes the engine's stream wait, on the device, for all that was submitted to `stream` so far. To be called by the
   // thread that owns `stream`.
   virtual Status order_engine_after(std::uintptr_t engine_stream, CopyStream& stream) = 0;
+
+  // Not where the driver cannot do it.
+  virtual Result<std::shared_ptr<Gate>> make_gate() = 0;
 
   // Plain access to device memory, slow and synchronous, for self_test().
   virtual Status read(std::uint64_t address, std::span<std::byte> bytes) = 0;

@@ -1,6 +1,9 @@
 #include "flexkv/device/host_device.h"
 
+#include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 
 namespace flexkv::device {
 namespace {
@@ -14,17 +17,24 @@ class HostStream final : public CopyStream {
 
   Status order_after(const EngineEvent&) override { return {}; }
 
-  Status submit(std::span<const BlockCopy> copies) override {
+  using CopyStream::submit;
+  Status submit(std::span<const BlockCopy> copies, std::size_t part) override {
     if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
+    FLEXKV_ASSERT(part == kAllParts || part < layout_.parts().size());
     for (const BlockCopy& copy : copies) {
       std::byte* host = pool_.data() + copy.host_offset;
-      layout_.for_each_run(copy.device_block, [&](std::uint64_t address, std::uint32_t offset, std::uint32_t bytes) {
-        if (direction_ == Direction::kToHost) {
-          std::memcpy(host + offset, pointer(address), bytes);
-        } else {
-          std::memcpy(pointer(address), host + offset, bytes);
+      if (part == kAllParts) {
+        layout_.for_each_run(copy.device_block, [&](std::uint64_t address, std::uint32_t offset, std::uint32_t bytes) {
+          copy_run(address, host + offset, bytes);
+        });
+        continue;
+      }
+      for (const layout::Rectangle& r : layout_.parts()[part].rectangles) {
+        const std::uint64_t address = r.address + copy.device_block * r.block_stride;
+        for (std::uint64_t row = 0; row < r.rows; ++row) {
+          copy_run(address + row * r.row_step, host + r.host_offset + row * r.host_step, r.row_bytes);
         }
-      });
+      }
     }
     return {};
   }
@@ -32,14 +42,51 @@ class HostStream final : public CopyStream {
   Status synchronize() override { return {}; }
 
  private:
+  void copy_run(std::uint64_t address, std::byte* host, std::size_t bytes) const {
+    if (direction_ == Direction::kToHost) {
+      std::memcpy(host, pointer(address), bytes);
+    } else {
+      std::memcpy(pointer(address), host, bytes);
+    }
+  }
+
   const Direction direction_;
   const layout::BlockLayout layout_;
   const std::span<std::byte> pool_;
 };
 
+class HostGate final : public Gate {
+ public:
+  ~HostGate() override { open(); }
+  Status raise_after(CopyStream&, std::uint32_t count) override {
+    raise(count);  // copies are done when submit() returns
+    return {};
+  }
+  Status hold(std::uintptr_t, std::uint32_t count) override {
+    std::unique_lock lock(mutex_);
+    raised_.wait(lock, [&] { return count_ >= count; });
+    return {};
+  }
+  void open() override { raise(kMax); }
+
+ private:
+  void raise(std::uint32_t count) {
+    {
+      std::lock_guard lock(mutex_);
+      count_ = std::max(count_, count);
+    }
+    raised_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable raised_;
+  std::uint32_t count_ = 0;
+};
+
 class HostDevice final : public Device {
  public:
   std::string_view name() const override { return "host memory"; }
+  std::uint32_t efficient_copy_bytes() const override { return 1; }
   Status register_pool(std::byte*, std::size_t) override { return {}; }
   void unregister_pool() override {}
 
@@ -50,6 +97,7 @@ class HostDevice final : public Device {
 
   Result<std::unique_ptr<EngineEvent>> record(std::uintptr_t) override { return std::make_unique<EngineEvent>(); }
   Status order_engine_after(std::uintptr_t, CopyStream&) override { return {}; }
+  Result<std::shared_ptr<Gate>> make_gate() override { return std::shared_ptr<Gate>(std::make_shared<HostGate>()); }
 
   Status read(std::uint64_t address, std::span<std::byte> bytes) override {
     std::memcpy(bytes.data(), pointer(address), bytes.size());

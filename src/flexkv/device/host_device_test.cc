@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+
 #include "flexkv/device/conformance.h"
 
 namespace flexkv::device {
@@ -36,6 +39,32 @@ TEST(HostDevice, orders_by_itself) {
   EXPECT_TRUE(stream.value()->order_after(*event.value()));
   EXPECT_TRUE(device->order_engine_after(0, *stream.value()));
   EXPECT_TRUE(stream.value()->synchronize());
+}
+
+TEST(HostDevice, holds_the_engine_at_a_gate_until_it_is_raised_or_opened) {
+  const std::shared_ptr<Device> device = open_host_device().value();
+  const auto layout = layout::BlockLayout::derive(layout::vllm_tensors("LBNHC", {}, 4096), 7);
+  std::vector<std::byte> pool(layout.value().shard_bytes());
+  const auto stream = device->open_stream(Direction::kToDevice, layout.value(), pool);
+  const std::shared_ptr<Gate> gate = device->make_gate().value();
+  EXPECT_TRUE(gate->hold(0, 0));
+  std::atomic<std::uint32_t> passed{0};
+  std::jthread engine([&] {
+    for (const std::uint32_t count : {1U, 2U, 7U}) {
+      EXPECT_TRUE(gate->hold(0, count));
+      passed = count;
+    }
+  });
+  const auto wait_until_passed = [&](std::uint32_t count) {
+    while (passed != count) std::this_thread::yield();
+  };
+  ASSERT_TRUE(gate->raise_after(*stream.value(), 1));
+  wait_until_passed(1);
+  ASSERT_TRUE(gate->raise_after(*stream.value(), 2));
+  wait_until_passed(2);
+  EXPECT_EQ(passed, 2U);
+  gate->open();
+  wait_until_passed(7);
 }
 
 }  // namespace

@@ -46,6 +46,14 @@ class SelfTest {
     Prng prng(0x5E1F7E57 + block);
     for (std::byte& byte : pattern) byte = static_cast<std::byte>(prng.next() >> 32);
     std::vector<std::byte> pool(layout_.shard_bytes() + 2 * kGuardBytes, kPoison);
+    // First by parts, with other bytes, so that the second writing shows what it did.
+    std::transform(pattern.begin(), pattern.end(), pool.begin() + kGuardBytes, [](std::byte byte) { return ~byte; });
+    if (Status status = copy_parts(block, pool); !status) return status;
+    const Result<std::vector<std::byte>> by_parts = read(pieces);
+    if (!by_parts) return by_parts.error();
+    const std::vector<std::byte> complement(pool.begin() + kGuardBytes, pool.end() - kGuardBytes);
+    if (by_parts.value() != complement) return mismatch("writing parts of", block, pieces, by_parts.value(), complement);
+
     std::copy(pattern.begin(), pattern.end(), pool.begin() + kGuardBytes);
     if (Status status = copy(Direction::kToDevice, block, pool); !status) return status;
 
@@ -77,6 +85,18 @@ class SelfTest {
     if (!stream) return stream.error();
     const BlockCopy one{block, kGuardBytes};
     const Status submitted = stream.value()->submit({&one, 1});
+    const Status done = stream.value()->synchronize();
+    return submitted ? done : submitted;
+  }
+
+  Status copy_parts(std::uint32_t block, std::span<std::byte> pool) {
+    Result<std::unique_ptr<CopyStream>> stream = device_.open_stream(Direction::kToDevice, layout_, pool);
+    if (!stream) return stream.error();
+    const BlockCopy one{block, kGuardBytes};
+    Status submitted;
+    for (std::size_t part = 0; part < layout_.parts().size() && submitted; ++part) {
+      submitted = stream.value()->submit({&one, 1}, part);
+    }
     const Status done = stream.value()->synchronize();
     return submitted ? done : submitted;
   }

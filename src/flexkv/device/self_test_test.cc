@@ -42,12 +42,14 @@ class Scribbler final : public Device {
  public:
   Scribbler(std::shared_ptr<Device> inner, std::byte* victim) : inner_(std::move(inner)), victim_(victim) {}
 
+  std::uint32_t efficient_copy_bytes() const override { return inner_->efficient_copy_bytes(); }
+  Result<std::shared_ptr<Gate>> make_gate() override { return inner_->make_gate(); }
   std::string_view name() const override { return "scribbler"; }
   Status register_pool(std::byte* base, std::size_t bytes) override { return inner_->register_pool(base, bytes); }
   void unregister_pool() override { inner_->unregister_pool(); }
   Result<std::unique_ptr<CopyStream>> open_stream(Direction direction, const layout::BlockLayout& layout,
                                                   std::span<std::byte> pool) override {
-    *victim_ ^= std::byte{1};
+    *victim_ = static_cast<std::byte>(std::to_integer<unsigned>(*victim_) + 1);
     return inner_->open_stream(direction, layout, pool);
   }
   Result<std::unique_ptr<EngineEvent>> record(std::uintptr_t stream) override { return inner_->record(stream); }

@@ -104,13 +104,17 @@ std::string description_of(const std::vector<PlannedTensor>& tensors) {
 
 }  // namespace
 
-Result<BlockLayout> BlockLayout::derive(std::span<const TensorDesc> tensors, std::uint32_t block_count) {
+Result<BlockLayout> BlockLayout::derive(std::span<const TensorDesc> tensors, std::uint32_t block_count,
+                                        std::uint32_t min_part_bytes) {
   std::vector<PlannedTensor> planned;
+  std::vector<std::size_t> planned_as;  // for each of `tensors`
   std::uint64_t bytes = 0;
   std::uint64_t runs = 0;
   for (const TensorDesc& desc : tensors) {
     const auto is_alias = [&](const PlannedTensor& other) { return same_memory(*other.desc, desc); };
-    if (std::any_of(planned.begin(), planned.end(), is_alias)) continue;
+    const auto same = std::find_if(planned.begin(), planned.end(), is_alias);
+    planned_as.push_back(static_cast<std::size_t>(same - planned.begin()));
+    if (same != planned.end()) continue;
     Result<TensorPlan> plan = plan_tensor(desc, block_count);
     if (!plan) return plan.error();
     planned.push_back({&desc, std::move(plan).value()});
@@ -123,43 +127,72 @@ Result<BlockLayout> BlockLayout::derive(std::span<const TensorDesc> tensors, std
 
   BlockLayout layout;
   layout.block_count_ = block_count;
-  for (const PlannedTensor& tensor : planned) layout.append_strip(tensor.plan);
-  layout.gather_runs();
+  std::vector<Strip> strips;
+  for (const PlannedTensor& tensor : planned) {
+    strips.push_back(make_strip(tensor.plan, layout.shard_bytes_));
+    layout.shard_bytes_ += static_cast<std::uint32_t>(tensor.plan.block_bytes);
+    append(layout.strips_, strips.back());
+  }
+  layout.rectangles_ = gather(layout.strips_);
+  const std::vector<std::uint32_t> parts = layout.cut_parts(strips, min_part_bytes);
+  for (const std::size_t number : planned_as) layout.part_of_.push_back(parts[number]);
   layout.id_ = host_form_id(planned);
   layout.description_ = description_of(planned);
   return layout;
 }
 
-void BlockLayout::append_strip(const TensorPlan& plan) {
+Strip BlockLayout::make_strip(const TensorPlan& plan, std::uint32_t host_offset) {
   Strip strip{.address = plan.address,
               .block_stride = plan.block_stride,
-              .host_offset = shard_bytes_,
+              .host_offset = host_offset,
               .run_bytes = static_cast<std::uint32_t>(plan.run_bytes),
               .loop_count = static_cast<std::uint32_t>(plan.loops.size())};
   std::copy(plan.loops.begin(), plan.loops.end(), strip.loops.begin());
-  shard_bytes_ += static_cast<std::uint32_t>(plan.block_bytes);
+  return strip;
+}
+
+void BlockLayout::append(std::vector<Strip>& strips, const Strip& strip) {
   // Layers that lie side by side within each block are one run.
-  if (!strips_.empty()) {
-    Strip& last = strips_.back();
+  if (!strips.empty()) {
+    Strip& last = strips.back();
     if (last.loop_count == 0 && strip.loop_count == 0 && last.block_stride == strip.block_stride &&
         last.address + last.run_bytes == strip.address) {
       last.run_bytes += strip.run_bytes;
       return;
     }
   }
-  strips_.push_back(strip);
+  strips.push_back(strip);
 }
 
-void BlockLayout::gather_runs() {
+std::vector<Rectangle> BlockLayout::gather(std::span<const Strip> strips) {
   std::vector<Run> runs;
-  for (const Strip& strip : strips_) {
+  for (const Strip& strip : strips) {
     std::uint32_t host_offset = strip.host_offset;
     auto add = [&](std::uint64_t address, std::uint32_t offset, std::uint32_t bytes) {
       runs.push_back({address, strip.block_stride, offset, bytes});
     };
     walk(std::span(strip.loops).first(strip.loop_count), strip.address, strip.run_bytes, host_offset, add);
   }
-  rectangles_ = gather_rectangles(runs);
+  return gather_rectangles(runs);
+}
+
+std::vector<std::uint32_t> BlockLayout::cut_parts(std::span<const Strip> strips, std::uint32_t min_part_bytes) {
+  const std::uint32_t count = std::clamp(shard_bytes_ / std::max(min_part_bytes, 1U), 1U, kMaxParts);
+  const auto end_of = [&](std::size_t i) { return i + 1 < strips.size() ? strips[i + 1].host_offset : shard_bytes_; };
+  std::vector<std::uint32_t> part_of;
+  std::vector<Strip> merged;
+  std::uint32_t begin = 0;
+  for (std::size_t i = 0; i < strips.size(); ++i) {
+    append(merged, strips[i]);
+    part_of.push_back(static_cast<std::uint32_t>(parts_.size()));
+    // The next cut lies where this many equal parts would end.
+    const std::uint64_t cut = std::uint64_t{shard_bytes_} * (parts_.size() + 1) / count;
+    if (end_of(i) < cut) continue;
+    parts_.push_back({begin, end_of(i), gather(merged)});
+    begin = end_of(i);
+    merged.clear();
+  }
+  return part_of;
 }
 
 }  // namespace flexkv::layout

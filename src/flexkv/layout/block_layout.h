@@ -40,11 +40,22 @@ struct Strip {
   std::array<Loop, kMaxLoops> loops{};  // outermost first; the first loop_count of them count
 };
 
+// A stretch of the host form that whole tensors fill, and the rectangles that copy it.
+struct Part {
+  std::uint32_t host_begin = 0;
+  std::uint32_t host_end = 0;
+  std::vector<Rectangle> rectangles;
+};
+
+constexpr std::uint32_t kMaxParts = 8;
+
 class BlockLayout {
  public:
   // Refuses, naming the tensor, what plan_tensor() refuses, tensors that overlap in part, and what is out of bounds.
   // Tensors that are the same memory (address, shape, strides and element size) are stored once.
-  static Result<BlockLayout> derive(std::span<const TensorDesc> tensors, std::uint32_t block_count);
+  // A block is cut into at most kMaxParts parts, and so few that they have min_part_bytes on average.
+  static Result<BlockLayout> derive(std::span<const TensorDesc> tensors, std::uint32_t block_count,
+                                    std::uint32_t min_part_bytes = 1);
 
   std::uint32_t block_count() const { return block_count_; }
   // Bytes of one block's host form.
@@ -54,6 +65,11 @@ class BlockLayout {
   std::span<const Rectangle> rectangles() const { return rectangles_; }
   // For people: one line for each distinct shape of tensor.
   const std::string& describe() const { return description_; }
+
+  // The whole host form, cut between tensors: for copies after each of which some layers are complete.
+  std::span<const Part> parts() const { return parts_; }
+  // The part that holds the tensor with this number in the list given to derive().
+  std::uint32_t part_of(std::size_t tensor) const { return part_of_[tensor]; }
 
   // Calls fn(device_address, host_offset, bytes) for every contiguous run of a block, in the order of the host form.
   // REQUIRES: block < block_count()
@@ -83,14 +99,19 @@ class BlockLayout {
     }
   }
 
-  void append_strip(const TensorPlan& plan);
-  void gather_runs();
+  static Strip make_strip(const TensorPlan& plan, std::uint32_t host_offset);
+  static void append(std::vector<Strip>& strips, const Strip& strip);
+  static std::vector<Rectangle> gather(std::span<const Strip> strips);
+  // `strips`: one for each distinct tensor. Returns the part of each.
+  std::vector<std::uint32_t> cut_parts(std::span<const Strip> strips, std::uint32_t min_part_bytes);
 
   std::uint32_t block_count_ = 0;
   std::uint32_t shard_bytes_ = 0;
   LayoutId id_;
   std::vector<Strip> strips_;
   std::vector<Rectangle> rectangles_;
+  std::vector<Part> parts_;
+  std::vector<std::uint32_t> part_of_;
   std::string description_;
 };
 

@@ -235,5 +235,36 @@ TEST(BlockLayout, describes_each_shape_once) {
             "block stride 128\n");
 }
 
+// Parts follow one another without gaps, hold whole tensors, and together copy what the whole does.
+TEST(BlockLayout, cuts_a_block_into_parts_between_tensors) {
+  std::vector<std::byte> memory = random_bytes(256 << 10, 3);
+  const std::uint64_t base = (address_of(memory) + 255) / 256 * 256;
+  for (const ExampleCase& example : example_cases(base)) {
+    memory.resize(std::max<std::size_t>(memory.size(), example.memory_bytes));
+    const BlockLayout layout = derived(example.tensors, example.blocks);
+    std::uint32_t end = 0;
+    std::vector<std::byte> host(layout.shard_bytes());
+    for (const Part& part : layout.parts()) {
+      EXPECT_EQ(part.host_begin, end) << example.name;
+      end = part.host_end;
+      std::uint64_t bytes = 0;
+      for (const Rectangle& r : part.rectangles) {
+        for (std::uint64_t row = 0; row < r.rows; ++row) {
+          const std::uint64_t offset = r.host_offset + row * r.host_step;
+          EXPECT_TRUE(offset >= part.host_begin && offset + r.row_bytes <= part.host_end) << example.name;
+          std::memcpy(host.data() + offset, pointer(r.address + r.block_stride + row * r.row_step), r.row_bytes);
+          bytes += r.row_bytes;
+        }
+      }
+      EXPECT_EQ(bytes, part.host_end - part.host_begin) << example.name;
+    }
+    EXPECT_EQ(end, layout.shard_bytes()) << example.name;
+    EXPECT_EQ(host, host_form_by_elements(example.tensors, 1)) << example.name;
+    EXPECT_LE(layout.parts().size(), kMaxParts);
+    EXPECT_EQ(layout.part_of(example.tensors.size() - 1), example.name == "aliases" ? 0 : layout.parts().size() - 1);
+    EXPECT_EQ(BlockLayout::derive(example.tensors, example.blocks, layout.shard_bytes()).value().parts().size(), 1U);
+  }
+}
+
 }  // namespace
 }  // namespace flexkv::layout

@@ -22,7 +22,8 @@ class FaultyDevice::Stream final : public CopyStream {
     return inner_->order_after(event);
   }
 
-  Status submit(std::span<const BlockCopy> copies) override {
+  using CopyStream::submit;
+  Status submit(std::span<const BlockCopy> copies, std::size_t part) override {
     if (broken_) return *broken_;
     const std::optional<Fault> fault = next_fault();
     if (fault && fault->kind == Fault::Kind::kRefuse) {
@@ -30,13 +31,20 @@ class FaultyDevice::Stream final : public CopyStream {
       return *broken_;
     }
     if (fault && fault->kind == Fault::Kind::kTruncate) {
-      Status kept = inner_->submit(copies.first(std::min(fault->keep_blocks, copies.size())));
+      Status kept = inner_->submit(copies.first(std::min(fault->keep_blocks, copies.size())), part);
       broken_ = Error{ErrorCode::kDevice, "scripted fault: copies cut short"};
       return kept;
     }
-    if (stalled_.empty() && !fault) return inner_->submit(copies);
+    if (stalled_.empty() && !fault) return inner_->submit(copies, part);
     // Behind a stall everything waits, in order.
-    stalled_.emplace_back(copies.begin(), copies.end());
+    stalled_.push_back({{copies.begin(), copies.end()}, part, nullptr, 0});
+    return {};
+  }
+
+  Status raise(std::shared_ptr<device::Gate> gate, std::uint32_t count) {
+    if (broken_) return *broken_;
+    if (stalled_.empty()) return gate->raise_after(*inner_, count);
+    stalled_.push_back({{}, 0, std::move(gate), count});
     return {};
   }
 
@@ -46,8 +54,9 @@ class FaultyDevice::Stream final : public CopyStream {
       script_->released.wait(lock, [&] { return script_->open; });
     }
     Status status;
-    for (const std::vector<BlockCopy>& copies : stalled_) {
-      if (status) status = inner_->submit(copies);
+    for (const Stalled& step : stalled_) {
+      if (!status) break;
+      status = step.gate != nullptr ? step.gate->raise_after(*inner_, step.count) : inner_->submit(step.copies, step.part);
     }
     stalled_.clear();
     const Status done = inner_->synchronize();
@@ -69,8 +78,30 @@ class FaultyDevice::Stream final : public CopyStream {
   const Direction direction_;
   const std::unique_ptr<CopyStream> inner_;
   const std::shared_ptr<Script> script_;
-  std::vector<std::vector<BlockCopy>> stalled_;
+  struct Stalled {
+    std::vector<BlockCopy> copies;
+    std::size_t part = kAllParts;
+    std::shared_ptr<device::Gate> gate;  // if there is one, it is to be raised and nothing copied
+    std::uint32_t count = 0;
+  };
+  std::vector<Stalled> stalled_;
   std::optional<Error> broken_;
+};
+
+class FaultyDevice::FaultyGate final : public device::Gate {
+ public:
+  explicit FaultyGate(std::shared_ptr<device::Gate> inner) : inner_(std::move(inner)) {}
+  ~FaultyGate() override { inner_->open(); }
+  Status raise_after(CopyStream& stream, std::uint32_t count) override {
+    auto* faulty = dynamic_cast<Stream*>(&stream);
+    FLEXKV_ASSERT(faulty != nullptr);
+    return faulty->raise(inner_, count);
+  }
+  Status hold(std::uintptr_t engine_stream, std::uint32_t count) override { return inner_->hold(engine_stream, count); }
+  void open() override { inner_->open(); }
+
+ private:
+  const std::shared_ptr<device::Gate> inner_;
 };
 
 FaultyDevice::FaultyDevice(std::shared_ptr<device::Device> inner, std::vector<Fault> script)
@@ -118,6 +149,12 @@ Status FaultyDevice::order_engine_after(std::uintptr_t engine_stream, CopyStream
   auto* faulty = dynamic_cast<Stream*>(&stream);
   FLEXKV_ASSERT(faulty != nullptr);
   return inner_->order_engine_after(engine_stream, faulty->inner());
+}
+
+Result<std::shared_ptr<device::Gate>> FaultyDevice::make_gate() {
+  auto inner = inner_->make_gate();
+  if (!inner) return inner;
+  return std::shared_ptr<device::Gate>(std::make_shared<FaultyGate>(std::move(inner).value()));
 }
 
 }  // namespace flexkv::testing

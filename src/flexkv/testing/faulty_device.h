@@ -36,6 +36,7 @@ class FaultyDevice final : public device::Device {
   void refuse_pool(unsigned times);
 
   std::string_view name() const override { return "faulty device"; }
+  std::uint32_t efficient_copy_bytes() const override { return inner_->efficient_copy_bytes(); }
   Status register_pool(std::byte* base, std::size_t bytes) override;
   void unregister_pool() override { inner_->unregister_pool(); }
   Result<std::unique_ptr<device::CopyStream>> open_stream(device::Direction direction,
@@ -43,6 +44,7 @@ class FaultyDevice final : public device::Device {
                                                           std::span<std::byte> pool) override;
   Result<std::unique_ptr<device::EngineEvent>> record(std::uintptr_t stream) override { return inner_->record(stream); }
   Status order_engine_after(std::uintptr_t engine_stream, device::CopyStream& stream) override;
+  Result<std::shared_ptr<device::Gate>> make_gate() override;
   Status read(std::uint64_t address, std::span<std::byte> bytes) override { return inner_->read(address, bytes); }
   Status write(std::uint64_t address, std::span<const std::byte> bytes) override {
     return inner_->write(address, bytes);
@@ -50,6 +52,7 @@ class FaultyDevice final : public device::Device {
 
  private:
   class Stream;
+  class FaultyGate;
   // Shared with the streams.
   struct Script {
     // std's mutex: condition_variable wants it.

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "flexkv/base/mutex.h"
+#include "flexkv/device/cuda/cuda_gate.h"
 #include "flexkv/device/cuda/cuda_stream.h"
 #include "flexkv/device/cuda_abi.h"
 
@@ -28,6 +29,7 @@ class CudaDevice final : public Device {
   ~CudaDevice() override { unregister_pool(); }
 
   std::string_view name() const override { return name_; }
+  std::uint32_t efficient_copy_bytes() const override { return 512U << 10; }
 
   Status register_pool(std::byte* base, std::size_t bytes) override {
     ContextScope scope(*context_);
@@ -66,6 +68,20 @@ class CudaDevice final : public Device {
     return cuda_stream->order_engine(reinterpret_cast<cudaStream_t>(engine_stream));
   }
 
+  Result<std::shared_ptr<Gate>> make_gate() override {
+    std::shared_ptr<GateCounters> counters;
+    {
+      MutexLock lock(mutex_);
+      if (gates_ == nullptr) {
+        auto created = GateCounters::create(context_);
+        if (!created) return created.error();
+        gates_ = std::move(created).value();
+      }
+      counters = gates_;
+    }
+    return CudaGate::create(std::move(counters));
+  }
+
   Status read(std::uint64_t address, std::span<std::byte> bytes) override {
     return copy(bytes.data(), reinterpret_cast<const void*>(address), bytes.size(), cudaMemcpyDeviceToHost);
   }
@@ -93,6 +109,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const std::size_t max_pitch_;
   Mutex mutex_;  // one plain copy at a time
+  std::shared_ptr<GateCounters> gates_ FLEXKV_GUARDED_BY(mutex_);  // made when first wanted
   const std::unique_ptr<Stream> plain_ FLEXKV_GUARDED_BY(mutex_);
 };
 

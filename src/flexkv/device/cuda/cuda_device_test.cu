@@ -164,6 +164,67 @@ TEST_F(CudaDeviceTest, moves_planes_of_several_allocations) {
   device_->unregister_pool();
 }
 
+// A reader on the engine's stream, held at each part, has to see that part, though nothing on the host waits for it.
+TEST_F(CudaDeviceTest, holds_the_engine_until_parts_have_arrived) {
+  constexpr std::uint32_t kBlocks = 256;
+  const layout::KvSize size{.layers = 16, .blocks = kBlocks, .heads = 8, .tokens = 16, .content = 128};
+  const std::uint64_t base = device_memory(size.bytes());
+  const auto layout = layout::BlockLayout::derive(layout::vllm_tensors("LBNHC", size, base), kBlocks);
+  ASSERT_TRUE(layout);
+  const std::size_t parts = layout.value().parts().size();
+  ASSERT_EQ(parts, 8U);
+  memory::HostRegion pool = host_memory(size.bytes());
+  ASSERT_TRUE(device_->register_pool(pool.data(), pool.bytes()));
+  auto stream = device_->open_stream(Direction::kToDevice, layout.value(), {pool.data(), pool.bytes()});
+  std::vector<BlockCopy> copies;
+  for (std::uint32_t i = 0; i < kBlocks; ++i) copies.push_back({i, std::uint64_t{i} * layout.value().shard_bytes()});
+  cudaStream_t engine = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&engine, cudaStreamNonBlocking), cudaSuccess);
+  const auto handle = reinterpret_cast<std::uintptr_t>(engine);
+  const std::size_t plane = size.bytes() / size.layers;
+  memory::HostRegion seen = host_memory(size.bytes());
+  for (int round = 1; round <= 5; ++round) {
+    std::memset(pool.data(), round, pool.bytes());
+    std::memset(seen.data(), 0, seen.bytes());
+    auto gate = device_->make_gate();
+    ASSERT_TRUE(gate) << gate.error().message;
+    // The engine's side is queued before the first copy is.
+    for (std::uint32_t layer = 0; layer < size.layers; ++layer) {
+      ASSERT_TRUE(gate.value()->hold(handle, layout.value().part_of(layer) + 1));
+      cudaMemcpyAsync(seen.data() + layer * plane, reinterpret_cast<void*>(base + layer * plane), plane,
+                      cudaMemcpyDeviceToHost, engine);
+    }
+    for (std::size_t part = 0; part < parts; ++part) {
+      ASSERT_TRUE(stream.value()->submit(copies, part));
+      ASSERT_TRUE(gate.value()->raise_after(*stream.value(), static_cast<std::uint32_t>(part + 1)));
+    }
+    ASSERT_TRUE(stream.value()->synchronize());
+    ASSERT_EQ(cudaStreamSynchronize(engine), cudaSuccess);
+    for (std::size_t i = 0; i < seen.bytes(); i += 64) ASSERT_EQ(seen.data()[i], static_cast<std::byte>(round)) << i;
+  }
+  // One that nothing will raise.
+  {
+    auto gate = device_->make_gate();
+    ASSERT_TRUE(gate);
+    ASSERT_TRUE(gate.value()->hold(handle, 3));
+    EXPECT_EQ(cudaStreamQuery(engine), cudaErrorNotReady);
+    gate.value()->open();
+    EXPECT_EQ(cudaStreamSynchronize(engine), cudaSuccess);
+    ASSERT_TRUE(gate.value()->hold(handle, Gate::kMax));
+  }
+  EXPECT_EQ(cudaStreamSynchronize(engine), cudaSuccess);
+  // Many in a row, held after they are gone.
+  for (int i = 0; i < 5000; ++i) {
+    auto gate = device_->make_gate();
+    ASSERT_TRUE(gate);
+    ASSERT_TRUE(gate.value()->hold(handle, 1 + i % 8));
+  }
+  EXPECT_EQ(cudaStreamSynchronize(engine), cudaSuccess);
+  stream.value().reset();
+  cudaStreamDestroy(engine);
+  device_->unregister_pool();
+}
+
 TEST_F(CudaDeviceTest, an_error_stays_with_its_stream) {
   const std::uint64_t base = device_memory(256 << 10);
   memory::HostRegion pool = host_memory(1 << 20);

@@ -1,23 +1,6 @@
 #include "flexkv/device/cuda/cuda_owners.h"
 
 namespace flexkv::device {
-namespace {
-
-// The driver's functions come through the runtime, so that no link to libcuda is needed where there is no driver.
-template <typename Function>
-bool find(const char* name, Function* function) {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  if (cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result) != cudaSuccess ||
-      result != cudaDriverEntryPointSuccess) {
-    return false;
-  }
-  *function = reinterpret_cast<Function>(found);
-  return true;
-}
-
-}  // namespace
-
 Status checked(cudaError_t result, const char* call) {
   if (result == cudaSuccess) return {};
   (void)cudaGetLastError();
@@ -35,9 +18,9 @@ Result<std::shared_ptr<Context>> Context::open(int ordinal) {
   std::shared_ptr<Context> context(new Context);
   decltype(&cuDeviceGet) get = nullptr;
   decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
-  if (!find("cuCtxPushCurrent", &context->push_) || !find("cuCtxPopCurrent", &context->pop_) ||
-      !find("cuDevicePrimaryCtxRelease", &context->release_) || !find("cuDeviceGet", &get) ||
-      !find("cuDevicePrimaryCtxRetain", &retain)) {
+  if (!find_driver_function("cuCtxPushCurrent", &context->push_) || !find_driver_function("cuCtxPopCurrent", &context->pop_) ||
+      !find_driver_function("cuDevicePrimaryCtxRelease", &context->release_) || !find_driver_function("cuDeviceGet", &get) ||
+      !find_driver_function("cuDevicePrimaryCtxRetain", &retain)) {
     return Error{ErrorCode::kUnsupported, "the CUDA driver is too old: it lacks functions of CUDA 12.0"};
   }
   CUresult result = get(&context->device_, ordinal);

@@ -15,6 +15,20 @@ namespace flexkv::device {
 // Ok, or the call's name and CUDA's words. The thread's last error is cleared, or the engine would find it as its own.
 Status checked(cudaError_t result, const char* call);
 
+// The driver's functions come through the runtime, so that no link to libcuda is needed where there is no driver.
+template <typename Function>
+bool find_driver_function(const char* name, Function* function) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  if (cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result) != cudaSuccess ||
+      result != cudaDriverEntryPointSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  *function = reinterpret_cast<Function>(found);
+  return true;
+}
+
 // The primary context of one device, kept alive. Thread-safe. Selecting it by push and pop, not by cudaSetDevice,
 // restores the caller's state exactly: setting "device 0" back in a thread that never used CUDA would create a context
 // on device 0, and cost every rank's first GPU its memory.

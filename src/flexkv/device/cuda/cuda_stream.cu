@@ -20,8 +20,12 @@ CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const P
       pool_(pool),
       max_pitch_(max_pitch),
       done_(context),
-      marks_{Event(context), Event(context), Event(context)},
-      by_row_(layout_.rectangles().size(), false) {
+      marks_{Event(context), Event(context), Event(context)} {
+  const auto add = [&](std::span<const layout::Rectangle> rectangles) {
+    plans_.push_back({rectangles, std::vector<bool>(rectangles.size(), false)});
+  };
+  add(layout_.rectangles());
+  for (const layout::Part& part : layout_.parts()) add(part.rectangles);
   targets_.reserve(kGroup);
   sources_.reserve(kGroup);
   sizes_.reserve(kGroup);
@@ -38,31 +42,33 @@ Status CudaStream::order_after(const EngineEvent& event) {
   return keep(cuda_event->event.order(stream_->get()));
 }
 
-Status CudaStream::submit(std::span<const BlockCopy> copies) {
+Status CudaStream::submit(std::span<const BlockCopy> copies, std::size_t part) {
   if (failed_) return *failed_;
   if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
+  FLEXKV_ASSERT(part == kAllParts || part < layout_.parts().size());
+  Plan& plan = plans_[part == kAllParts ? 0 : part + 1];
   ContextScope scope(*context_);
   Status status = scope.status();
-  for (std::size_t i = 0; i < copies.size() && status; ++i) status = queue_block(copies[i]);
+  for (std::size_t i = 0; i < copies.size() && status; ++i) status = queue_block(copies[i], plan);
   if (status) status = flush_batch();
   return keep(std::move(status));
 }
 
-Status CudaStream::queue_block(const BlockCopy& copy) {
+Status CudaStream::queue_block(const BlockCopy& copy, Plan& plan) {
   std::byte* extent = pool_.data() + copy.host_offset;
   const bool whole = !crosses_pieces(extent, layout_.shard_bytes());
   const bool pinned = pinned_->covers(extent, layout_.shard_bytes());
-  for (std::size_t i = 0; i < layout_.rectangles().size(); ++i) {
-    const layout::Rectangle& rectangle = layout_.rectangles()[i];
+  for (std::size_t i = 0; i < plan.rectangles.size(); ++i) {
+    const layout::Rectangle& rectangle = plan.rectangles[i];
     const std::uint64_t address = rectangle.address + copy.device_block * rectangle.block_stride;
     std::byte* host = extent + rectangle.host_offset;
     const bool pitch_fits = std::max<std::uint64_t>(rectangle.row_step, rectangle.host_step) <= max_pitch_;
-    if (whole && rectangle.rows > 1 && pitch_fits && !by_row_[i]) {
+    if (whole && rectangle.rows > 1 && pitch_fits && !plan.by_row[i]) {
       const cudaError_t result = queue_rectangle(rectangle, address, host);
       // A rectangle whose rows lie in several allocations is refused, and nothing of it copied.
-      by_row_[i] = result == cudaErrorInvalidValue;
-      if (Status status = checked(result, "cudaMemcpy2DAsync"); !status && !by_row_[i]) return status;
-      if (!by_row_[i]) {
+      plan.by_row[i] = result == cudaErrorInvalidValue;
+      if (Status status = checked(result, "cudaMemcpy2DAsync"); !status && !plan.by_row[i]) return status;
+      if (!plan.by_row[i]) {
         if (Status status = count(1); !status) return status;
         continue;
       }

@@ -26,8 +26,11 @@ class CudaStream final : public CopyStream {
   ~CudaStream() override;
 
   Status order_after(const EngineEvent& event) override;
-  Status submit(std::span<const BlockCopy> copies) override;
+  using CopyStream::submit;
+  Status submit(std::span<const BlockCopy> copies, std::size_t part) override;
   Status synchronize() override;
+
+  cudaStream_t handle() const { return stream_->get(); }
 
   // Makes `engine_stream` wait for all submitted so far.
   Status order_engine(cudaStream_t engine_stream);
@@ -38,7 +41,13 @@ class CudaStream final : public CopyStream {
   // A stream takes about 1,020 copies, then its calls spin: with two full groups and one growing it never gets there.
   static constexpr std::size_t kMarks = 3;
 
-  Status queue_block(const BlockCopy& copy);
+  // The rectangles that make up a block, or a part of each.
+  struct Plan {
+    std::span<const layout::Rectangle> rectangles;
+    std::vector<bool> by_row;  // for each: the driver does not take it as one copy
+  };
+
+  Status queue_block(const BlockCopy& copy, Plan& plan);
   cudaError_t queue_rectangle(const layout::Rectangle& rectangle, std::uint64_t address, std::byte* host);
   // In pieces where the host side crosses a pinning boundary.
   Status queue_run(std::uint64_t address, std::byte* host, std::size_t bytes, bool pinned);
@@ -60,7 +69,7 @@ class CudaStream final : public CopyStream {
   std::array<Event, kMarks> marks_;
   std::size_t next_mark_ = 0;
   std::size_t since_mark_ = 0;
-  std::vector<bool> by_row_;  // for each rectangle: the driver does not take it as one copy
+  std::vector<Plan> plans_;  // of all of a block, then of each part
   // Runs that wait for a batched call, at most kGroup.
   std::vector<void*> targets_;
   std::vector<const void*> sources_;
