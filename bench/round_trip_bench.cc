@@ -10,7 +10,6 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 
@@ -113,11 +112,13 @@ class Engine {
  public:
   Engine(bool daemon, std::uint32_t blocks, std::uint32_t block_bytes, std::shared_ptr<device::Device> device,
          std::uint64_t memory_bytes)
-      : memory_(memory_bytes, std::byte{1}), from_(blocks), to_(blocks) {
-    const std::uint64_t pool_bytes = 4ULL * blocks * std::max(block_bytes, 4096U);
-    if (daemon) {
-      process_.emplace(directory_.path(), pool_bytes);
-    } else {
+      : process_(daemon ? std::make_unique<NodeProcess>(directory_.path(), pool_bytes_for(blocks, block_bytes))
+                        : nullptr),
+        memory_(memory_bytes, std::byte{1}),
+        from_(blocks),
+        to_(blocks) {
+    if (!daemon) {
+      const std::uint64_t pool_bytes = pool_bytes_for(blocks, block_bytes);
       auto started = server::NodeServer::start(node_options(directory_.path(), pool_bytes, "embedded"));
       if (!started) return;
       node_ = std::move(started).value();
@@ -174,6 +175,10 @@ class Engine {
     sequence_ = client_->open_sequence();
   }
 
+  void scatter() {
+    for (std::size_t i = to_.size(); i > 1; --i) std::swap(to_[i - 1], to_[prng_.below(i)]);
+  }
+
   void save() {
     const auto job = client_->save(sequence_, 0, views_, 0, from_);
     agent_->arm_saves({&job, 1}, 0);
@@ -199,11 +204,16 @@ class Engine {
   }
 
  private:
+  static std::uint64_t pool_bytes_for(std::uint32_t blocks, std::uint32_t block_bytes) {
+    return 4ULL * blocks * std::max(block_bytes, 4096U);
+  }
+
   const TemporaryDirectory directory_;
+  // Before there is memory: a child that shared it would make the first write to each of its pages a copy.
+  const std::unique_ptr<NodeProcess> process_;
   std::vector<std::byte> memory_;
   std::vector<std::uint32_t> from_;
   std::vector<std::uint32_t> to_;
-  std::optional<NodeProcess> process_;
   std::unique_ptr<server::NodeServer> node_;
   std::unique_ptr<agent::RankAgent> agent_;
   std::unique_ptr<client::Client> client_;
@@ -228,7 +238,9 @@ void bm_transfer(benchmark::State& state, bool daemon, device::Direction directi
   const std::uint64_t bytes = std::uint64_t{blocks} * kBlockBytes;
   Engine engine(daemon, blocks, kBlockBytes, device::open_host_device().value(), 2 * bytes);
   if (!engine.ready()) return state.SkipWithError("the node did not start");
-  for (int i = 0; i < 6; ++i) engine.new_prompt(), engine.save();  // once through the pool, to have its pages
+  // Once through the pool and the device memory, to have their pages.
+  for (int i = 0; i < 6; ++i) engine.new_prompt(), engine.save();
+  if (!engine.saved() || !engine.load()) return state.SkipWithError("not loaded");
   std::vector<Nanos> times;
   for (auto _ : state) {
     engine.new_prompt();
@@ -246,17 +258,21 @@ void bm_transfer(benchmark::State& state, bool daemon, device::Direction directi
   report(state, times, bytes);
 }
 
-// No data moved: what it costs to order a load and to learn that it is done. `known`: of a prompt looked up before.
-void bm_order(benchmark::State& state, bool daemon, bool known) {
+enum class Order { kFirst, kAgain, kScattered };
+
+// No data moved: what it costs to order a load and to learn that it is done. Again: of a prompt looked up before, into
+// device blocks that lie in a row; or scattered, the worst case: no two of them do.
+void bm_order(benchmark::State& state, bool daemon, Order order) {
   const auto blocks = static_cast<std::uint32_t>(state.range(0) / kBlockTokens);
   Engine engine(daemon, blocks, 1, std::make_shared<NoDevice>(), 2ULL * blocks);
   if (!engine.ready()) return state.SkipWithError("the node did not start");
   engine.new_prompt();
   engine.save();
   if (!engine.saved()) return state.SkipWithError("not saved");
+  if (order == Order::kScattered) engine.scatter();
   std::vector<Nanos> times;
   for (auto _ : state) {
-    if (!known) engine.again();
+    if (order == Order::kFirst) engine.again();
     const Nanos begin = monotonic_now();
     if (!engine.load()) return state.SkipWithError("not loaded");
     times.push_back(monotonic_now() - begin);
@@ -281,9 +297,10 @@ void register_round_trips() {
           ->Unit(benchmark::kMicrosecond)
           ->MinTime(0.2);
     }
-    for (const bool known : {false, true}) {
-      const std::string name = (known ? "order_again" : "order") + node;
-      benchmark::RegisterBenchmark(name.c_str(), [=](auto& state) { bm_order(state, daemon, known); })
+    for (const Order order : {Order::kFirst, Order::kAgain, Order::kScattered}) {
+      constexpr const char* kNames[] = {"order", "order_again", "order_scattered"};
+      const std::string name = kNames[static_cast<int>(order)] + node;
+      benchmark::RegisterBenchmark(name.c_str(), [=](auto& state) { bm_order(state, daemon, order); })
           ->ArgName("tokens")
           ->Arg(1'024)
           ->Arg(21'504)

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "flexkv/agent/copy_chunks.h"
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
 #include "flexkv/ipc/wait.h"
@@ -16,6 +17,7 @@ namespace {
 
 // A lane looks for a cancellation after so many bytes: under 1 ms of copying over PCIe, a few ms of memcpy.
 constexpr std::uint64_t kChunkBytes = 16ULL << 20;
+constexpr std::size_t kChunkBlocksMax = 1024;
 constexpr Nanos kHandshakeTimeout = 10 * kSecond;
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max() / 4;
 constexpr device::Direction kDirections[] = {device::Direction::kToHost, device::Direction::kToDevice};
@@ -56,8 +58,7 @@ RankAgent::~RankAgent() {
     jobs_.node_lost();
   }
   if (stop_.valid()) ipc::ring_eventfd(stop_.get());
-  work_.notify_all();
-  done_.notify_all();
+  wake_all();
   if (control_thread_.joinable()) control_thread_.join();
   for (auto& lane : lanes_) {
     if (lane.joinable()) lane.join();
@@ -166,27 +167,28 @@ void RankAgent::serve(ipc::Channel& channel) {
         alive = false;
         break;
       }
-      std::lock_guard lock(mutex_);
+      const Change change(*this);
       if (auto* copy = std::get_if<proto::CopyCommand>(&message.value())) {
         const bool save = copy->direction == device::Direction::kToHost;
         jobs_.command(std::move(*copy), monotonic_now() + (save ? options_.save_timeout : options_.load_timeout));
       } else {
         jobs_.cancel(std::get<proto::CancelCommand>(message.value()).job);
       }
-      after_change();
     }
     if (popped == ipc::PopResult::kCorrupt) {
       log_error("node '" + options_.node_name + "' broke the ring format");
       alive = false;
     }
     {
-      std::lock_guard lock(mutex_);
+      const Change change(*this);
       if (stopping_) break;
       const Nanos now = monotonic_now();
       jobs_.on_time(now);
-      after_change();
-      if (channel_ == nullptr) break;  // given up by after_change
+      send_reports();
+      if (channel_ == nullptr) break;  // given up by send_reports
       wakeup = jobs_.next_deadline().value_or(now + kForever);
+      // Not later than before: the next job's deadline is hardly earlier, and need not wake this lane.
+      if (control_wakeup_ > now) wakeup = std::min(wakeup, control_wakeup_);
       control_wakeup_ = wakeup;
     }
     if (!alive || !channel.arm_sleep()) continue;
@@ -208,8 +210,7 @@ void RankAgent::close_session() {
   channel_ = nullptr;
   counters_.attached = false;
   jobs_.node_lost();
-  work_.notify_all();
-  done_.notify_all();
+  wake_all();
   // A lane stops after its current chunk; then this is the session's last owner, and unpins and unmaps the pool.
   done_.wait(lock, [&] { return jobs_.job_count() == 0; });
   std::unique_ptr<Session> session = std::move(session_);
@@ -219,8 +220,23 @@ void RankAgent::close_session() {
   counters_.pool_registered = false;  // now that nobody pins it any more
 }
 
-// Hands reports to the node and wakes whoever waits for what changed. The mutex is held.
-void RankAgent::after_change() {
+RankAgent::Change::~Change() {
+  agent_.send_reports();
+  const bool ended = agent_.jobs_.take_ended();
+  const bool ready[] = {agent_.jobs_.ready(kDirections[0]), agent_.jobs_.ready(kDirections[1])};
+  lock_.unlock();
+  for (const auto direction : kDirections) {
+    if (ready[static_cast<int>(direction)]) agent_.work_[static_cast<int>(direction)].notify_one();
+  }
+  if (ended) agent_.done_.notify_all();
+}
+
+void RankAgent::wake_all() {
+  for (auto& lane : work_) lane.notify_all();
+  done_.notify_all();
+}
+
+void RankAgent::send_reports() {
   for (const auto& report : jobs_.take_reports()) {
     if (channel_ != nullptr && !channel_->send(proto::encode(report))) {
       // A node that leaves megabytes of reports unread is as good as gone. The socket stays open until the lanes are
@@ -231,48 +247,50 @@ void RankAgent::after_change() {
     }
   }
   if (jobs_.next_deadline().value_or(kForever) < control_wakeup_) ipc::ring_eventfd(control_.get());
-  work_.notify_all();
-  done_.notify_all();
 }
 
 // ---- copy lanes ----------------------------------------------------------------------------------------------------
 
 void RankAgent::lane_loop(device::Direction direction) {
   pthread_setname_np(pthread_self(), direction == device::Direction::kToHost ? "flexkv-save" : "flexkv-load");
-  std::unique_lock lock(mutex_);
   while (true) {
     std::optional<RankJobs::Work> work;
-    work_.wait(lock, [&] { return stopping_ || (work = jobs_.next(direction)).has_value(); });
-    if (!work) return;
-    Session* session = session_.get();  // stays while a job runs: see close_session
-    lock.unlock();
+    Session* session = nullptr;
+    {
+      std::unique_lock lock(mutex_);
+      work_[static_cast<int>(direction)].wait(lock,
+                                              [&] { return stopping_ || (work = jobs_.next(direction)).has_value(); });
+      if (!work) return;
+      session = session_.get();  // stays while a job runs: see close_session
+    }
     const JobStatus status = run(*work, *session);
-    lock.lock();
+    const Change change(*this);
     if (status == JobStatus::kDone) {
       auto& blocks = direction == device::Direction::kToHost ? counters_.saved_blocks : counters_.loaded_blocks;
-      blocks += work->command->blocks.size();
+      blocks += work->command->block_count();
     } else {
       ++counters_.failed_jobs;
     }
     jobs_.finished(work->job, status);
-    after_change();
   }
 }
 
 JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
   device::CopyStream& stream = *session.streams[static_cast<int>(work.command->direction)];
-  const std::span<const device::BlockCopy> blocks(work.command->blocks);
-  const std::size_t chunk = std::max<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1);
+  const std::size_t chunk = std::clamp<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1, kChunkBlocksMax);
   Status status;
   if (work.event != nullptr) status = stream.order_after(*work.event);
   bool canceled = false;
-  for (std::size_t begin = 0; status.ok() && begin < blocks.size(); begin += chunk) {
+  CopyChunks chunks(*work.command, chunk);
+  while (status.ok()) {
+    const auto blocks = chunks.next();
+    if (blocks.empty()) break;
     {
       std::lock_guard lock(mutex_);
       canceled = jobs_.canceled(work.job);
     }
     if (canceled) break;
-    status = stream.submit(blocks.subspan(begin, std::min(chunk, blocks.size() - begin)));
+    status = stream.submit(blocks);
   }
   // Also after an error: what was submitted must have ended before the job may be reported.
   const Status quiet = stream.synchronize();
@@ -292,13 +310,12 @@ void RankAgent::arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engi
   if (!event) log_error("cannot order copies after the engine's stream: " + event.error().message);
   const std::shared_ptr<device::EngineEvent> shared = event.ok() ? std::move(event).value() : nullptr;
   const Nanos deadline = monotonic_now() + (loads ? options_.load_timeout : options_.save_timeout);
-  std::lock_guard lock(mutex_);
+  const Change change(*this);
   for (const JobId job : jobs) {
     jobs_.arm(job, loads, shared, deadline);
     // Without a point to wait for, the copy could run ahead of the engine.
     if (!event.ok()) jobs_.cancel(job);
   }
-  after_change();
 }
 
 void RankAgent::arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream) { arm(jobs, true, engine_stream); }
@@ -319,20 +336,21 @@ std::vector<JobId> RankAgent::wait_loads(std::span<const JobId> jobs) {
 }
 
 void RankAgent::fence(std::span<const JobId> jobs, Nanos patience) {
-  std::unique_lock lock(mutex_);
   const auto quiet = [&] {
     return std::none_of(jobs.begin(), jobs.end(), [&](JobId job) { return jobs_.pending(job); });
   };
-  if (done_.wait_for(lock, std::chrono::nanoseconds(patience), quiet)) return;
-  for (const JobId job : jobs) jobs_.cancel(job);
-  after_change();
+  {
+    std::unique_lock lock(mutex_);
+    if (done_.wait_for(lock, std::chrono::nanoseconds(patience), quiet)) return;
+  }
+  cancel(jobs);
+  std::unique_lock lock(mutex_);
   done_.wait(lock, quiet);
 }
 
 void RankAgent::cancel(std::span<const JobId> jobs) {
-  std::lock_guard lock(mutex_);
+  const Change change(*this);
   for (const JobId job : jobs) jobs_.cancel(job);
-  after_change();
 }
 
 RankAgent::Counters RankAgent::counters() const {

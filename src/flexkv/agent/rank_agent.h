@@ -85,7 +85,21 @@ class RankAgent {
   void lane_loop(device::Direction direction);
   JobStatus run(const RankJobs::Work& work, Session& session);
   void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream);
-  void after_change();  // mutex_ is held
+  void wake_all();
+  // Holds the mutex, for changing the jobs. At its end hands reports to the node and, once the mutex is free, wakes
+  // those whom the change concerns: each wake-up costs a switch of threads, twice that if the mutex is still taken.
+  class Change {
+   public:
+    explicit Change(RankAgent& agent) : agent_(agent), lock_(agent.mutex_) {}
+    ~Change();
+    Change(const Change&) = delete;
+    Change& operator=(const Change&) = delete;
+
+   private:
+    RankAgent& agent_;
+    std::unique_lock<std::mutex> lock_;
+  };
+  void send_reports();  // mutex_ is held
 
   const RankAgentOptions options_;
   const std::shared_ptr<device::Device> device_;
@@ -94,8 +108,8 @@ class RankAgent {
   Fd control_;  // rung when a deadline came nearer
 
   mutable std::mutex mutex_;
-  std::condition_variable work_;  // lanes: a job may run, or stopping
-  std::condition_variable done_;  // waiters: a job has ended
+  std::condition_variable work_[2];  // a lane each: a job may run, or stopping
+  std::condition_variable done_;     // waiters: a job has ended
   bool stopping_ = false;
   RankJobs jobs_;
   ipc::Channel* channel_ = nullptr;  // owned by control_loop's frame; null while detached

@@ -1,7 +1,6 @@
 #include "flexkv/agent/rank_jobs.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace flexkv::agent {
 
@@ -92,6 +91,7 @@ void RankJobs::finished(JobId id, JobStatus status) {
 }
 
 void RankJobs::end(JobId id, JobStatus status) {
+  ended_ = true;
   auto node = jobs_.extract(id);
   Job& job = node.mapped();
   deadlines_.erase({job.deadline, id});

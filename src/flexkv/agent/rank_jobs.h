@@ -15,6 +15,7 @@
 #include <span>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "flexkv/base/time.h"
@@ -65,6 +66,11 @@ class RankJobs {
   bool pending(JobId job) const { return jobs_.contains(job); }
   bool running(JobId job) const;
 
+  // Whether next() has something to tell.
+  bool ready(device::Direction direction) const { return !ready_[static_cast<int>(direction)].empty(); }
+  // Whether jobs have ended since the last call: pending() may have changed.
+  bool take_ended() { return std::exchange(ended_, false); }
+
   // What has accumulated for the node and for the worker.
   std::vector<proto::JobReport> take_reports();
   std::vector<LoadResult> take_loads();
@@ -94,6 +100,7 @@ class RankJobs {
 
   std::unordered_map<JobId, Job> jobs_;
   bool node_up_ = false;
+  bool ended_ = false;
   std::deque<JobId> ready_[2];  // by direction, oldest first
   std::set<std::pair<Nanos, JobId>> deadlines_;
   std::deque<JobId> given_up_order_;

@@ -13,7 +13,7 @@ namespace {
 using device::Direction;
 
 proto::CopyCommand copy(JobId job, Direction direction = Direction::kToDevice, bool armed = false) {
-  return {job, direction, armed, {{1, 0}}};
+  return {job, direction, armed, 4096, {{1, 1, 0}}};
 }
 
 class RankJobsTest : public ::testing::Test {
@@ -61,6 +61,23 @@ TEST_F(RankJobsTest, RunsOnceCommandedAndArmedInEitherOrder) {
   }
   EXPECT_FALSE(jobs.next(Direction::kToDevice));
   EXPECT_FALSE(jobs.next_deadline());
+}
+
+TEST_F(RankJobsTest, TellsWhomAChangeConcerns) {
+  arm_load(1);
+  EXPECT_FALSE(jobs.ready(Direction::kToDevice));
+  jobs.command(copy(1), 100);
+  EXPECT_TRUE(jobs.ready(Direction::kToDevice));
+  EXPECT_FALSE(jobs.ready(Direction::kToHost));
+  EXPECT_FALSE(jobs.take_ended());
+  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  EXPECT_FALSE(jobs.ready(Direction::kToDevice));
+  jobs.finished(1, JobStatus::kDone);
+  EXPECT_TRUE(jobs.take_ended());
+  EXPECT_FALSE(jobs.take_ended());
+  arm_load(2);
+  jobs.node_lost();
+  EXPECT_TRUE(jobs.take_ended());
 }
 
 TEST_F(RankJobsTest, ArmedByTheNodeRunsAtOnceAndIsNoBusinessOfTheWorker) {

@@ -73,7 +73,9 @@ std::uint32_t Client::known_hashes(SequenceId id) {
 
 std::vector<key::BlockKey> Client::fold(Sequence& sequence, std::uint32_t first_hash, Hashes hashes) const {
   std::vector<key::BlockKey> keys;
-  for (std::size_t i = sequence.known - first_hash; i < hashes.size(); ++i) {
+  const std::size_t repeated = sequence.known - first_hash;
+  if (repeated < hashes.size()) keys.reserve(hashes.size() - repeated);
+  for (std::size_t i = repeated; i < hashes.size(); ++i) {
     keys.push_back(key::fold_engine_hash(root_, hashes[i]));
   }
   return keys;
@@ -83,12 +85,13 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
   Sequence* sequence = current(id);
   // A node that came back in this very moment knows none of the hashes that the caller left out: next time.
   if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode, 0};
-  const auto keys = fold(*sequence, first_hash, hashes);
+  auto keys = fold(*sequence, first_hash, hashes);
+  const auto added = static_cast<std::uint32_t>(keys.size());
   const Nanos now = monotonic_now();
   if (keys.empty() && sequence->looked_up_at != 0 && now - sequence->looked_up_at < port_->reuse_time()) {
     return sequence->last;
   }
-  const auto reply = port_->lookup({0, id, sequence->known, keys});
+  const auto reply = port_->lookup({0, id, sequence->known, std::move(keys)});
   if (reply.reason != Reason::kNoNode) reset_owed_ = false;  // what was posted before has been read before
   switch (reply.reason) {
     case Reason::kNoNode:
@@ -99,7 +102,7 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
     default:
       break;
   }
-  sequence->known += static_cast<std::uint32_t>(keys.size());
+  sequence->known += added;
   sequence->last = reply;
   sequence->looked_up_at = now;
   return reply;

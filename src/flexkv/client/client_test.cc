@@ -29,7 +29,7 @@ class ScriptedPort final : public NodePort {
   explicit ScriptedPort(Line& line) : line_(line) {}
   std::uint64_t generation() override { return line_.generation; }
   const std::array<std::uint8_t, 32>& key_secret() override { return secret_; }
-  proto::LookupReply lookup(const proto::LookupRequest& request) override {
+  proto::LookupReply lookup(proto::LookupRequest request) override {
     line_.lookups.push_back(request);
     return line_.reply;
   }

@@ -13,7 +13,7 @@ class EmbeddedPort final : public NodePort {
   Nanos reuse_time() const override { return 0; }
   std::vector<proto::JobResult> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
 
-  proto::LookupReply lookup(const proto::LookupRequest& request) override {
+  proto::LookupReply lookup(proto::LookupRequest request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);
     note(found.reason);
     return {request.request, found.matched_blocks, found.reason, found.disk_blocks};

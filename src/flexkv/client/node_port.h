@@ -23,7 +23,7 @@ class NodePort {
   virtual std::uint64_t generation() = 0;
   // Of the node of this generation. REQUIRES: generation() != 0.
   virtual const std::array<std::uint8_t, 32>& key_secret() = 0;
-  virtual proto::LookupReply lookup(const proto::LookupRequest& request) = 0;
+  virtual proto::LookupReply lookup(proto::LookupRequest request) = 0;  // its number is the port's
   virtual bool post(const proto::FromClient& message) = 0;
   virtual std::vector<proto::JobResult> take_ended_jobs() = 0;
   // Remote lookups cost a round trip, so their results may be reused for a short while.

@@ -47,13 +47,12 @@ class RemotePort final : public NodePort {
     return std::exchange(ended_, {});
   }
 
-  proto::LookupReply lookup(const proto::LookupRequest& request) override {
+  proto::LookupReply lookup(proto::LookupRequest request) override {
     const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
     const Nanos begin = monotonic_now();
     if (!channel_ || begin < mute_until_) return nothing;
-    proto::LookupRequest numbered = request;
-    numbered.request = ++last_request_;
-    if (!send(numbered)) return nothing;
+    request.request = ++last_request_;
+    if (!send(std::move(request))) return nothing;
     const Nanos deadline = begin + kLookupPatience;
     while (channel_) {
       if (const auto reply = drain(last_request_)) {

@@ -54,15 +54,8 @@ Root NamespaceBuilder::finish() const {
   return to_digest(sha256(buffer, input_.size()));
 }
 
-BlockKey fold_engine_hash(const Root& root, std::span<const std::byte> engine_hash) {
+BlockKey hash_engine_hash(const Root& root, std::span<const std::byte> engine_hash) {
   FLEXKV_ASSERT(engine_hash.size() <= kEngineHashBytesMax);
-  if (engine_hash.size() == root.size()) {
-    BlockKey hash;
-    BlockKey mask;
-    std::memcpy(&hash, engine_hash.data(), sizeof hash);
-    std::memcpy(&mask, root.data(), sizeof mask);
-    return {hash.high ^ mask.high, hash.low ^ mask.low};
-  }
   std::array<std::uint8_t, 32 + kLengthBytes + kEngineHashBytesMax + 1 + kLengthBytes + kShaBlockBytes> buffer;
   std::copy(root.begin(), root.end(), buffer.begin());
   put_length(buffer.data() + root.size(), engine_hash.size(), false);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,10 @@ class NamespaceBuilder {
   std::vector<std::uint8_t> input_;
 };
 
+inline constexpr std::size_t kEngineHashBytesMax = 256;
+// What fold_engine_hash() does with hashes of other than 32 bytes.
+BlockKey hash_engine_hash(const Root& root, std::span<const std::byte> engine_hash);
+
 // The key of a block that an engine has already named by a safe hash, chained over all tokens before it.
 //
 // A hash of 32 bytes is taken for SHA-256, vLLM's default: key = its first 16 bytes XOR the root's first 16. Half of a
@@ -53,7 +58,13 @@ class NamespaceBuilder {
 // 80 to 120 ns a block.
 // Any other length: the first 16 bytes of SHA-256(root || length as 8 bytes little endian || engine_hash).
 // REQUIRES: engine_hash.size() <= kEngineHashBytesMax.
-inline constexpr std::size_t kEngineHashBytesMax = 256;
-BlockKey fold_engine_hash(const Root& root, std::span<const std::byte> engine_hash);
+inline BlockKey fold_engine_hash(const Root& root, std::span<const std::byte> engine_hash) {
+  if (engine_hash.size() != root.size()) return hash_engine_hash(root, engine_hash);
+  BlockKey hash;
+  BlockKey mask;
+  std::memcpy(&hash, engine_hash.data(), sizeof hash);
+  std::memcpy(&mask, root.data(), sizeof mask);
+  return {hash.high ^ mask.high, hash.low ^ mask.low};
+}
 
 }  // namespace flexkv::key

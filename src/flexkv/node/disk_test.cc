@@ -121,7 +121,7 @@ TEST_F(NodeDiskTest, BlocksThatAreWrittenStayInHostMemoryUntilTheyAre) {
   keep(e, 1, 1, keys_of(1, 2));
   node->close_sequence(e, 1);
   ASSERT_EQ(save(e, 2, 2, keys_of(2, 4)), Reason::kNone);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks.size(), 2U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks().size(), 2U);
 }
 
 TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
@@ -142,7 +142,7 @@ TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
   ASSERT_EQ(load(e, 5, 11, keys), Reason::kNone);
   auto pieces = sent<proto::CopyCommand>(agents[0], 11);
   ASSERT_EQ(pieces.size(), 1U);
-  EXPECT_EQ(pieces[0].blocks.size(), 2U);
+  EXPECT_EQ(pieces[0].blocks().size(), 2U);
   EXPECT_FALSE(pieces[0].last);
   ASSERT_EQ(disk.reads.size(), 2U);
   end(disk.reads[1]);
@@ -150,7 +150,7 @@ TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
   pieces = sent<proto::CopyCommand>(agents[0], 11);
   ASSERT_EQ(pieces.size(), 3U);
   EXPECT_EQ(pieces[1].piece, 1U);
-  EXPECT_EQ(pieces[1].blocks[0].host_offset, disk.reads[1].host_offset);
+  EXPECT_EQ(pieces[1].blocks()[0].host_offset, disk.reads[1].host_offset);
   EXPECT_FALSE(pieces[1].last);
   EXPECT_TRUE(pieces[2].last);
   EXPECT_FALSE(result(11));

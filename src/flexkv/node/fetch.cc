@@ -185,7 +185,7 @@ void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& ar
   for (const Fetch::Waiter& waiter : fetch.waiters) {
     const auto job = jobs_.find(waiter.job);
     if (job == jobs_.end() || job->second->failed) continue;
-    job->second->arrived.emplace_back(waiter.device_block, slot);
+    append_runs(job->second->space->slots, {&waiter.device_block, 1}, {&slot, 1}, job->second->arrived);
     --job->second->missing;
     arrived.push_back(waiter.job);
   }
@@ -196,10 +196,10 @@ void Node::send_arrived(JobKey key) {
   const auto found = jobs_.find(key);
   if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) return;
   Job& job = *found->second;
-  const Blocks blocks = std::exchange(job.arrived, {});
+  const SlotRuns runs = std::exchange(job.arrived, {});
   bool told = true;
   for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
-    told = told && (!job.waiting[rank] || send_piece(key, job, rank, blocks, false));
+    told = told && (!job.waiting[rank] || send_piece(key, job, rank, runs, false));
   }
   ++job.pieces;
   if (!told) fail(key, job, Reason::kQueueFull);

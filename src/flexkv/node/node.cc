@@ -209,12 +209,35 @@ Node::Job& Node::start_job(EngineHandle handle, Engine& engine, const proto::Tra
   return *(jobs_[key] = std::move(job));
 }
 
+// Appends the blocks that have a slot, as runs; returns how many they are.
+std::uint32_t Node::append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
+                                std::span<const index::Slot> slots, SlotRuns& runs) {
+  std::uint32_t appended = 0;
+  for (std::size_t begin = 0; begin < slots.size();) {
+    const index::Slot slot = slots[begin];
+    if (slot == index::kNoSlot) {
+      ++begin;
+      continue;
+    }
+    const std::size_t most = std::min<std::size_t>(slots.size() - begin, space.slots_in_row(slot));
+    std::uint32_t count = 1;
+    while (count < most && slots[begin + count] == slot + count &&
+           device_blocks[begin + count] == device_blocks[begin] + count) {
+      ++count;
+    }
+    runs.push_back({device_blocks[begin], slot, count});
+    appended += count;
+    begin += count;
+  }
+  return appended;
+}
+
 // Sends every rank its part, or the first piece of it. A rank that cannot be told counts as failed; the job ends once
 // the others have reported.
-void Node::dispatch(JobKey key, Job& job, const Blocks& blocks, bool armed) {
+void Node::dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed) {
   const Engine& engine = *find_engine(key.first);
   for (std::uint32_t rank = 0; rank < engine.rank_count; ++rank) {
-    if (send_piece(key, job, rank, blocks, armed)) {
+    if (send_piece(key, job, rank, runs, armed)) {
       job.waiting[rank] = true;
       ++job.waiting_count;
     } else {
@@ -226,13 +249,20 @@ void Node::dispatch(JobKey key, Job& job, const Blocks& blocks, bool armed) {
   if (job.failed) cancel_ranks(key, job);
 }
 
-bool Node::send_piece(JobKey key, const Job& job, std::uint32_t rank, const Blocks& blocks, bool armed) {
+bool Node::send_piece(JobKey key, const Job& job, std::uint32_t rank, const SlotRuns& runs, bool armed) {
   const AgentHandle agent = find_engine(key.first)->ranks[rank].agent;
   if (agent == 0) return false;
-  proto::CopyCommand command{key.second, job.direction, armed, {}, job.pieces, job.missing == 0};
-  command.blocks.reserve(blocks.size());
-  for (const auto& [device_block, slot] : blocks) {
-    command.blocks.push_back({device_block, job.space->slots.offset(slot) + job.space->rank_offset[rank]});
+  const Space& space = *job.space;
+  proto::CopyCommand command;
+  command.job = key.second;
+  command.direction = job.direction;
+  command.armed = armed;
+  command.host_stride = space.slots.slot_bytes();
+  command.piece = job.pieces;
+  command.last = job.missing == 0;
+  command.runs.reserve(runs.size());
+  for (const SlotRun& run : runs) {
+    command.runs.push_back({run.device_block, run.count, space.slots.offset(run.slot) + space.rank_offset[rank]});
   }
   return outbox_.send(agent, command);
 }
@@ -279,7 +309,8 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   const auto count = static_cast<std::uint32_t>(request.device_blocks.size());
   std::vector<index::Slot> slots(count);
   space.index.collect(sequence->pin, kHostTier, request.first_block, slots);
-  const auto missing = static_cast<std::uint32_t>(std::count(slots.begin(), slots.end(), index::kNoSlot));
+  SlotRuns ready;
+  const std::uint32_t missing = count - append_runs(space.slots, request.device_blocks, slots, ready);
   if (missing > 0 && disk_ == nullptr) return refuse(Reason::kGone);
   sequence->leased = false;
   const JobKey key{handle, request.job};
@@ -288,11 +319,6 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   job.missing = missing;
   job.pin = space.index.clone(sequence->pin);
   job.pinned = true;
-  Blocks ready;
-  ready.reserve(count - missing);
-  for (std::uint32_t i = 0; i < count; ++i) {
-    if (slots[i] != index::kNoSlot) ready.emplace_back(request.device_blocks[i], slots[i]);
-  }
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
     fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
@@ -397,11 +423,10 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
     job.failed = true;
     call_off(engine, request.job);
   } else {
-    Blocks blocks;
-    blocks.reserve(granted);
-    const auto device_blocks = std::span(request.device_blocks).subspan(begin - request.first_block, granted);
-    for (std::uint32_t i = 0; i < granted; ++i) blocks.emplace_back(device_blocks[i], job.slots[i]);
-    dispatch(job_key, job, blocks, request.armed);
+    SlotRuns runs;
+    append_runs(space.slots, std::span(request.device_blocks).subspan(begin - request.first_block, granted), job.slots,
+                runs);
+    dispatch(job_key, job, runs, request.armed);
   }
   finish_if_quiet(job_key, now);
   return granted == 0 ? Reason::kPoolFull : Reason::kNone;

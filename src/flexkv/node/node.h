@@ -209,7 +209,13 @@ class Node {
   struct Fetch;
   struct DiskIo;
   using JobKey = std::pair<EngineHandle, JobId>;
-  using Blocks = std::vector<std::pair<std::uint32_t, index::Slot>>;  // of a device and where they lie in the pool
+  // `count` device blocks in a row, in as many slots in a row.
+  struct SlotRun {
+    std::uint32_t device_block = 0;
+    index::Slot slot = index::kNoSlot;
+    std::uint32_t count = 0;
+  };
+  using SlotRuns = std::vector<SlotRun>;
 
   void tell_time(Nanos now) { now_ = std::max(now_, now); }
   Engine* find_engine(EngineHandle engine);
@@ -238,8 +244,10 @@ class Node {
 
   Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
                  device::Direction direction, Nanos now);
-  void dispatch(JobKey key, Job& job, const Blocks& blocks, bool armed);
-  bool send_piece(JobKey key, const Job& job, std::uint32_t rank, const Blocks& blocks, bool armed);
+  static std::uint32_t append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
+                                   std::span<const index::Slot> slots, SlotRuns& runs);
+  void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
+  bool send_piece(JobKey key, const Job& job, std::uint32_t rank, const SlotRuns& runs, bool armed);
   void fail(JobKey key, Job& job, Reason reason);
   void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);

@@ -175,7 +175,7 @@ struct Node::Job {
   bool pinned = false;
   // Load only:
   std::uint32_t missing = 0;  // blocks that are still fetched
-  Blocks arrived;             // since the last piece
+  SlotRuns arrived;           // since the last piece
   std::uint32_t pieces = 0;   // sent
   // Save only:
   std::vector<key::BlockKey> keys;

@@ -22,6 +22,30 @@ TEST_F(NodeTest, ServesOnceClientAndAllRanksAreThereInAnyOrder) {
   EXPECT_TRUE(node->engines().empty());
 }
 
+// What is told of a job does not grow with its blocks, as far as these lie in a row on both sides.
+TEST_F(NodeTest, BlocksInARowTravelAsOneRun) {
+  start(64);  // ranges of 4 slots
+  const auto handle = engine("a");
+  const Keys keys = keys_of(1, 10);
+  keep(handle, 1, 1, keys);
+  const auto saved = sent<proto::CopyCommand>(agents[0], 1)[0];
+  ASSERT_EQ(saved.runs.size(), 3U);
+  EXPECT_EQ(saved.runs[0].count, 4U);
+  EXPECT_EQ(saved.runs[2].count, 2U);
+  const auto places = saved.blocks();
+
+  proto::TransferRequest request{false, true, 1, 2, 0, keys, 1, {7, 8, 9, 20, 21, 22, 23, 24, 24}};
+  ASSERT_EQ(node->load(handle, request, now), Reason::kNone);
+  const auto loaded = sent<proto::CopyCommand>(agents[0], 2)[0];
+  EXPECT_EQ(loaded.runs.size(), 4U);  // 1-3, 4-7, 8, and 9 into the same device block
+  const auto blocks = loaded.blocks();
+  ASSERT_EQ(blocks.size(), 9U);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    EXPECT_EQ(blocks[i].device_block, request.device_blocks[i]);
+    EXPECT_EQ(blocks[i].host_offset, places[i + 1].host_offset);
+  }
+}
+
 TEST_F(NodeTest, RefusesWhatCannotBe) {
   start(8);
   EXPECT_FALSE(node->attach_client(client_hello("")).ok());
@@ -45,7 +69,7 @@ TEST_F(NodeTest, SavesThenFindsThenLoads) {
   EXPECT_EQ(save(e, 1, 1, keys), Reason::kNone);
   const auto commands = sent<proto::CopyCommand>(agents[0], 1);
   ASSERT_EQ(commands.size(), 1U);
-  EXPECT_EQ(commands[0].blocks.size(), 3U);
+  EXPECT_EQ(commands[0].blocks().size(), 3U);
   EXPECT_EQ(lookup(e, 2, keys).reason, Reason::kInFlight);
   report(agents[0], 1);
   EXPECT_TRUE(done(1));
@@ -53,7 +77,7 @@ TEST_F(NodeTest, SavesThenFindsThenLoads) {
   EXPECT_EQ(load(e, 2, 2, keys, 1), Reason::kNone);
   const auto loads = sent<proto::CopyCommand>(agents[0], 2);
   ASSERT_EQ(loads.size(), 1U);
-  EXPECT_EQ(loads[0].blocks[0].host_offset, commands[0].blocks[1].host_offset);
+  EXPECT_EQ(loads[0].blocks()[0].host_offset, commands[0].blocks()[1].host_offset);
   report(agents[0], 2);
   report(agents[0], 2);  // repeated: nothing happens
   EXPECT_TRUE(done(2));
@@ -117,8 +141,8 @@ TEST_F(NodeTest, AContinuationWaitsForTheSaveItFollows) {
   ASSERT_EQ(save(e, 1, 1, keys_of(1, 2, 2)), Reason::kNone);
   ASSERT_EQ(save(e, 2, 2, keys_of(2, 4, 2)), Reason::kNone);  // another request, same beginning
   ASSERT_EQ(save(e, 3, 3, keys_of(3, 3, 2)), Reason::kNone);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks.size(), 2U);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks[0].device_block, 102U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks().size(), 2U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 2)[0].blocks()[0].device_block, 102U);
   report(agents[0], 2);
   report(agents[0], 3);
   EXPECT_FALSE(result(2));
@@ -170,7 +194,7 @@ TEST_F(NodeTest, GrantsWhatThereIsRoomFor) {
   start(4);
   const auto e = engine("e");
   ASSERT_EQ(save(e, 1, 1, keys_of(1, 6)), Reason::kNone);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 1)[0].blocks.size(), 4U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 1)[0].blocks().size(), 4U);
   EXPECT_EQ(save(e, 2, 2, keys_of(2, 1)), Reason::kPoolFull);  // all of it is being written
   EXPECT_EQ(failure(2), Reason::kPoolFull);
   report(agents[0], 1);
@@ -368,11 +392,11 @@ TEST_F(NodeTest, ASaveAfterOnesInFlightSkipsThemAllAlsoWhenTheirChainWasBroken) 
   ASSERT_EQ(save_to(1, 2, 0), Reason::kNone);
   ASSERT_EQ(save_to(2, 4, 2), Reason::kNone);
   ASSERT_EQ(save_to(3, 6, 0), Reason::kNone);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 3)[0].blocks.size(), 2U);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 3)[0].blocks().size(), 2U);
   report(agents[0], 2, JobStatus::kFailed);  // and so 3 has failed too, though its copy still runs
   EXPECT_EQ(failure(2), Reason::kRankFailed);
   ASSERT_EQ(save_to(4, 8, 0), Reason::kNone);
-  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 4)[0].blocks.size(), 6U);  // all but what 1 carries
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 4)[0].blocks().size(), 6U);  // all but what 1 carries
   for (const JobId job : {JobId{1}, JobId{3}, JobId{4}}) report(agents[0], job);
   EXPECT_EQ(failure(3), Reason::kParentMissing);
   EXPECT_TRUE(done(4));

@@ -1,13 +1,14 @@
 #include "flexkv/node/slot_space.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "flexkv/base/assert.h"
 
 namespace flexkv::node {
 namespace {
 
-// A space grows by a 16th of the pool, so that several models can share one without a plan made beforehand.
+// A space grows by a 32nd to a 16th of the pool, so that several models can share one without a plan made beforehand.
 constexpr std::uint64_t kRangesPerPool = 16;
 
 }  // namespace
@@ -53,8 +54,8 @@ std::uint64_t RangeAllocator::free_bytes() const {
 SlotSpace::SlotSpace(RangeAllocator& ranges, std::uint64_t slot_bytes, std::uint64_t pool_bytes)
     : ranges_(ranges),
       slot_bytes_(slot_bytes),
-      slots_per_range_(static_cast<std::uint32_t>(
-          std::clamp<std::uint64_t>(pool_bytes / kRangesPerPool / slot_bytes, 1, 1U << 26))) {
+      range_shift_(static_cast<unsigned>(
+          std::bit_width(std::clamp<std::uint64_t>(pool_bytes / kRangesPerPool / slot_bytes, 1, 1U << 26)) - 1)) {
   FLEXKV_ASSERT(slot_bytes > 0 && slot_bytes % kExtentAlignment == 0);
 }
 
@@ -63,17 +64,16 @@ SlotSpace::~SlotSpace() {
 }
 
 std::uint64_t SlotSpace::offset(index::Slot slot) const {
-  const auto& range = owned_[slot / slots_per_range_];
-  return range.offset + std::uint64_t{slot % slots_per_range_} * slot_bytes_;
+  return owned_[slot >> range_shift_].offset + std::uint64_t{slot & (slots_per_range() - 1)} * slot_bytes_;
 }
 
 bool SlotSpace::grow() {
-  const auto range = ranges_.take(slot_bytes_, slots_per_range_ * slot_bytes_);
+  const auto range = ranges_.take(slot_bytes_, slots_per_range() * slot_bytes_);
   if (range.bytes == 0) return false;
   const auto count = static_cast<std::uint32_t>(range.bytes / slot_bytes_);
   const RangeAllocator::Range used{range.offset, count * slot_bytes_};
   ranges_.give_back({used.offset + used.bytes, range.bytes - used.bytes});
-  const auto first = static_cast<index::Slot>(owned_.size() * slots_per_range_);
+  const auto first = static_cast<index::Slot>(owned_.size() << range_shift_);
   owned_.push_back(used);
   slot_count_ += count;
   // Lowest slots on top of the stack: the pool's memory is used from its start.

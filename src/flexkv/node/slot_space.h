@@ -43,6 +43,8 @@ class SlotSpace {
   std::uint32_t slot_count() const { return slot_count_; }
   std::uint64_t slot_bytes() const { return slot_bytes_; }
   std::uint64_t offset(index::Slot slot) const;
+  // From this one on, so many slots follow one another in the pool, slot_bytes() apart.
+  std::uint32_t slots_in_row(index::Slot slot) const { return slots_per_range() - (slot & (slots_per_range() - 1)); }
 
   // Takes another range from the pool; false when the pool is dealt out.
   bool grow();
@@ -51,9 +53,11 @@ class SlotSpace {
   void give_back(index::Slot slot) { free_.push_back(slot); }
 
  private:
+  std::uint32_t slots_per_range() const { return 1U << range_shift_; }
+
   RangeAllocator& ranges_;
   const std::uint64_t slot_bytes_;
-  const std::uint32_t slots_per_range_;
+  const unsigned range_shift_;  // a power of two a range: offset() is asked for every block of every transfer
   std::uint32_t slot_count_ = 0;
   std::vector<RangeAllocator::Range> owned_;
   std::vector<index::Slot> free_;

@@ -99,6 +99,13 @@ RC_GTEST_PROP(SlotSpace, SlotsNeverOverlap, ()) {
           RC_ASSERT(page % kPage == 0 && page + kPage <= pool);
           RC_ASSERT(pages.insert(page).second);
         });
+        const std::uint32_t row = space.slots_in_row(slot);
+        RC_ASSERT(row > 0);
+        for (const index::Slot other : held[which]) {
+          if (other > slot && other - slot < row) {
+            RC_ASSERT(space.offset(other) == space.offset(slot) + (other - slot) * space.slot_bytes());
+          }
+        }
         held[which].push_back(slot);
       } else {
         RC_ASSERT(ranges.take(space.slot_bytes(), space.slot_bytes()).bytes == 0);

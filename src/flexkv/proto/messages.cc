@@ -1,5 +1,7 @@
 #include "flexkv/proto/messages.h"
 
+#include <limits>
+
 #include "flexkv/ipc/wire.h"
 
 namespace flexkv::proto {
@@ -50,6 +52,21 @@ std::vector<T> read_blocks(Reader& reader) {
   return reader.array<T>(kBlocksPerMessageMax);
 }
 
+// Neither the numbers of a run's blocks nor its offsets may go round, nor may there be more than a message may name.
+bool valid_runs(const CopyCommand& command) {
+  std::uint64_t blocks = 0;
+  for (const BlockRun& run : command.runs) {
+    if (run.count == 0 || run.count > kBlocksPerMessageMax) return false;
+    blocks += run.count;
+    const std::uint64_t rest = run.count - 1;
+    if (rest > std::numeric_limits<std::uint32_t>::max() - run.device_block) return false;
+    if (rest > 0 && command.host_stride > (std::numeric_limits<std::uint64_t>::max() - run.host_offset) / rest) {
+      return false;
+    }
+  }
+  return blocks <= kBlocksPerMessageMax;
+}
+
 bool read_flag(Reader& reader, bool& out) {
   const auto raw = reader.pod<std::uint8_t>();
   out = raw == 1;
@@ -87,6 +104,21 @@ const char* reason_name(Reason reason) {
                                                                    "not_worth_loading",
                                                                    "unlikely"};
   return kNames[static_cast<std::size_t>(reason)];
+}
+
+std::size_t CopyCommand::block_count() const {
+  std::size_t count = 0;
+  for (const BlockRun& run : runs) count += run.count;
+  return count;
+}
+
+std::vector<device::BlockCopy> CopyCommand::blocks() const {
+  std::vector<device::BlockCopy> copies;
+  copies.reserve(block_count());
+  for (const BlockRun& run : runs) {
+    for (std::uint32_t i = 0; i < run.count; ++i) copies.push_back(run.at(i, host_stride));
+  }
+  return copies;
 }
 
 std::vector<std::byte> encode(const AgentHello& value) {
@@ -159,16 +191,8 @@ std::vector<std::byte> encode(const ToAgent& value) {
     writer.pod(copy->job);
     writer.pod(copy->direction);
     writer.pod(static_cast<std::uint8_t>(copy->armed));
-    std::vector<std::uint32_t> device_blocks;
-    std::vector<std::uint64_t> host_offsets;
-    device_blocks.reserve(copy->blocks.size());
-    host_offsets.reserve(copy->blocks.size());
-    for (const auto& block : copy->blocks) {
-      device_blocks.push_back(block.device_block);
-      host_offsets.push_back(block.host_offset);
-    }
-    writer.array(std::span<const std::uint32_t>(device_blocks));
-    writer.array(std::span<const std::uint64_t>(host_offsets));
+    writer.pod(copy->host_stride);
+    writer.array(std::span<const BlockRun>(copy->runs));
     writer.pod(copy->piece);
     writer.pod(static_cast<std::uint8_t>(copy->last));
   } else {
@@ -185,13 +209,10 @@ Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes) {
       CopyCommand copy;
       copy.job = reader.pod<JobId>();
       if (!read_enum(reader, device::Direction::kToDevice, copy.direction) || !read_flag(reader, copy.armed)) break;
-      const auto device_blocks = read_blocks<std::uint32_t>(reader);
-      const auto host_offsets = read_blocks<std::uint64_t>(reader);
-      if (device_blocks.size() != host_offsets.size()) break;
-      copy.blocks.reserve(device_blocks.size());
-      for (std::size_t i = 0; i < device_blocks.size(); ++i) copy.blocks.push_back({device_blocks[i], host_offsets[i]});
+      copy.host_stride = reader.pod<std::uint64_t>();
+      copy.runs = read_blocks<BlockRun>(reader);
       copy.piece = reader.pod<std::uint32_t>();
-      if (!read_flag(reader, copy.last)) break;
+      if (!read_flag(reader, copy.last) || !valid_runs(copy)) break;
       return finish<ToAgent>(reader, std::move(copy), "copy command");
     }
     case Tag::kCancelCopy:

@@ -54,14 +54,30 @@ struct Welcome {
 
 enum class JobStatus : std::uint8_t { kDone = 0, kFailed = 1, kCanceled = 2 };
 
+// `count` device blocks in a row, and as many extents of the pool, host_stride apart. Long prompts mostly lie in a few
+// such runs on both sides, so what is said of a job does not grow with its blocks.
+struct BlockRun {
+  std::uint32_t device_block = 0;
+  std::uint32_t count = 0;
+  std::uint64_t host_offset = 0;  // of the first
+
+  device::BlockCopy at(std::uint32_t i, std::uint64_t host_stride) const {
+    return {device_block + i, host_offset + i * host_stride};
+  }
+};
+
 // node -> agent. A job comes in one piece, or in several as its host blocks become available.
 struct CopyCommand {
   JobId job = 0;
   device::Direction direction = device::Direction::kToHost;
-  bool armed = false;  // may start at once; otherwise waits until the engine's worker arms it
-  std::vector<device::BlockCopy> blocks;
+  bool armed = false;             // may start at once; otherwise waits until the engine's worker arms it
+  std::uint64_t host_stride = 0;  // bytes of a slot, all ranks
+  std::vector<BlockRun> runs;
   std::uint32_t piece = 0;  // 0, 1, ...
   bool last = true;         // no piece follows: the job is reported once this one is copied
+
+  std::size_t block_count() const;
+  std::vector<device::BlockCopy> blocks() const;
 };
 struct CancelCommand {
   JobId job = 0;

@@ -8,18 +8,42 @@ namespace flexkv::proto {
 namespace {
 
 TEST(Messages, CopyCommandSurvivesTheTrip) {
-  CopyCommand copy{7, device::Direction::kToDevice, true, {{1, 4096}, {9, 1ULL << 40}}, 3, false};
+  CopyCommand copy{7, device::Direction::kToDevice, true, 8192, {{1, 1, 4096}, {9, 3, 1ULL << 40}}, 3, false};
   const auto decoded = decode_to_agent(encode(ToAgent{copy}));
   ASSERT_TRUE(decoded.ok());
   const auto& got = std::get<CopyCommand>(decoded.value());
   EXPECT_EQ(got.job, 7u);
   EXPECT_EQ(got.direction, device::Direction::kToDevice);
   EXPECT_TRUE(got.armed);
-  ASSERT_EQ(got.blocks.size(), 2u);
-  EXPECT_EQ(got.blocks[1].device_block, 9u);
-  EXPECT_EQ(got.blocks[1].host_offset, 1ULL << 40);
+  const auto blocks = got.blocks();
+  ASSERT_EQ(blocks.size(), 4u);
+  EXPECT_EQ(got.block_count(), 4u);
+  EXPECT_EQ(blocks[0].host_offset, 4096u);
+  EXPECT_EQ(blocks[1].device_block, 9u);
+  EXPECT_EQ(blocks[1].host_offset, 1ULL << 40);
+  EXPECT_EQ(blocks[3].device_block, 11u);
+  EXPECT_EQ(blocks[3].host_offset, (1ULL << 40) + 2 * 8192);
   EXPECT_EQ(got.piece, 3U);
   EXPECT_FALSE(got.last);
+}
+
+TEST(Messages, RunsThatGoRoundOrNameTooManyBlocksAreRefused) {
+  const auto accepted = [](std::uint64_t stride, std::vector<BlockRun> runs) {
+    return decode_to_agent(encode(ToAgent{CopyCommand{1, device::Direction::kToHost, true, stride, std::move(runs)}}))
+        .ok();
+  };
+  constexpr std::uint32_t kBlockMax = UINT32_MAX;
+  constexpr std::uint64_t kOffsetMax = UINT64_MAX;
+  EXPECT_TRUE(accepted(4096, {}));
+  EXPECT_FALSE(accepted(4096, {{1, 0, 0}}));
+  EXPECT_TRUE(accepted(4096, {{kBlockMax - 1, 2, 0}}));
+  EXPECT_FALSE(accepted(4096, {{kBlockMax - 1, 3, 0}}));
+  EXPECT_TRUE(accepted(4096, {{0, 3, kOffsetMax - 2 * 4096}}));
+  EXPECT_FALSE(accepted(4096, {{0, 3, kOffsetMax - 2 * 4096 + 1}}));
+  EXPECT_FALSE(accepted(kOffsetMax, {{0, 3, 0}}));
+  EXPECT_TRUE(accepted(0, {{0, kBlocksPerMessageMax, 0}}));
+  EXPECT_FALSE(accepted(0, {{0, kBlocksPerMessageMax + 1, 0}}));
+  EXPECT_FALSE(accepted(0, {{0, kBlocksPerMessageMax, 0}, {0, 1, 0}}));
 }
 
 TEST(Messages, ClientMessagesSurviveTheTrip) {

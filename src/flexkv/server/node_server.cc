@@ -277,6 +277,8 @@ void NodeServer::lane() {
       const Nanos now = monotonic_now();
       node_.on_time(now);
       wakeup = std::min(node_.next_deadline().value_or(kForever), pending_.next_deadline().value_or(kForever));
+      // Not later than before: the next job's deadline is hardly earlier, and need not wake this lane.
+      if (lane_wakeup_ > now) wakeup = std::min(wakeup, lane_wakeup_);
       lane_wakeup_ = wakeup;
     }
     int timeout_ms = -1;

@@ -196,7 +196,7 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
 void SimNode::check_and_claim(AgentLink& link, const proto::CopyCommand& command) {
   AgentLink::Live live;
   live.writes_host = command.direction == device::Direction::kToHost;
-  for (const auto& block : command.blocks) {
+  for (const auto& block : command.blocks()) {
     SIM_CHECK(block.host_offset + link.shard_bytes <= pool_->size());
     for (std::uint64_t at = 0; at < link.shard_bytes; at += kPage)
       live.pages.push_back(block.host_offset / kPage + at / kPage);

@@ -67,7 +67,7 @@ std::vector<proto::JobResult> SimPort::take_ended_jobs() {
   return std::exchange(ended_, {});
 }
 
-proto::LookupReply SimPort::lookup(const proto::LookupRequest& request) {
+proto::LookupReply SimPort::lookup(proto::LookupRequest request) {
   const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
   SimLoop& loop = world_.loop();
   if (peer() == nullptr) return nothing;

@@ -19,7 +19,7 @@ class SimPort final : public client::NodePort {
 
   std::uint64_t generation() override { return link_ ? generation_ : 0; }
   const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
-  proto::LookupReply lookup(const proto::LookupRequest& request) override;
+  proto::LookupReply lookup(proto::LookupRequest request) override;
   bool post(const proto::FromClient& message) override;
   std::vector<proto::JobResult> take_ended_jobs() override;
   Nanos reuse_time() const override;

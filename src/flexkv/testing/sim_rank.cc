@@ -165,7 +165,8 @@ void SimRank::pump(device::Direction direction) {
   SIM_CHECK(link_ != nullptr);
   lane = Lane{};
   lane.link = link_;
-  const std::size_t pieces = work->command->blocks.size() * kPiecesPerBlock;
+  lane.blocks = work->command->blocks();
+  const std::size_t pieces = lane.blocks.size() * kPiecesPerBlock;
   lane.bad_piece = pieces == 0 ? 0 : loop_.below(pieces);
   lane.fails = loop_.chance(plan_.copy_fails);
   lane.stalls = loop_.chance(plan_.copy_stalls);
@@ -176,7 +177,7 @@ void SimRank::pump(device::Direction direction) {
 
 void SimRank::copy_piece(device::Direction direction) {
   Lane& lane = lanes_[static_cast<std::size_t>(direction)];
-  const auto& blocks = lane.work->command->blocks;
+  const auto& blocks = lane.blocks;
   if (lane.piece % plan_.chunk_pieces == 0) lane.canceled = lane.canceled || jobs_.canceled(lane.work->job);
   lane.broken = lane.broken || (lane.fails && lane.piece == lane.bad_piece);
   if (lane.canceled || lane.broken || lane.piece == blocks.size() * kPiecesPerBlock) return lane_done(direction);
@@ -208,7 +209,7 @@ void SimRank::lane_done(device::Direction direction) {
   if (direction == device::Direction::kToDevice && status == proto::JobStatus::kDone) {
     const auto order = loading_.find(job);
     SIM_CHECK(order != loading_.end());
-    for (const auto& copied : lane.work->command->blocks) {
+    for (const auto& copied : lane.blocks) {
       const auto& blocks = order->second->blocks;
       const auto at = std::find(blocks.begin(), blocks.end(), copied.device_block);
       SIM_CHECK(at != blocks.end());
@@ -216,7 +217,7 @@ void SimRank::lane_done(device::Direction direction) {
       SIM_CHECK(holds_kv(device_block(copied.device_block), tag, rank_));  // NEVER WRONG
       SIM_CHECK(copied_[job].insert(copied.device_block).second);
     }
-    world_.totals().blocks_loaded += lane.work->command->blocks.size();
+    world_.totals().blocks_loaded += lane.blocks.size();
   }
   lane.work.reset();
   lane.link.reset();

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # vLLM gives it to positions that need no memory: neither saved nor loaded.
 NULL_BLOCK = 0
-# A space of the node takes a 16th of the pool at a time: with more groups some would find no room at all.
+# A space of the node takes up to a 16th of the pool at a time: with more groups some would find no room at all.
 _GROUPS_MAX = 12
 # By exact type: what derives from these keeps other blocks than they do.
 _KEEPS_ALL = (specs.FullAttentionSpec, specs.MLAAttentionSpec)
