@@ -243,6 +243,7 @@ class PyAgent {
     auto plan = unwrap(layout::BlockLayout::derive(descs, block_count, memory->efficient_copy_bytes()));
     unwrap(device::self_test(*memory, plan, descs));
     description_ = plan.describe();
+    for (std::size_t i = 0; i < descs.size(); ++i) parts_.push_back(plan.part_of(i) + 1);
     agent_ = unwrap(agent::RankAgent::start(std::move(out), std::move(memory), std::move(plan)));
   }
 
@@ -255,6 +256,7 @@ class PyAgent {
     agent_.reset();
   }
   const std::string& layout() const { return description_; }
+  const std::vector<std::uint32_t>& parts() const { return parts_; }
 
   std::vector<std::pair<std::uint64_t, bool>> take_loads() {
     std::vector<std::pair<std::uint64_t, bool>> out;
@@ -285,6 +287,7 @@ class PyAgent {
 
   std::unique_ptr<agent::RankAgent> agent_;
   std::string description_;
+  std::vector<std::uint32_t> parts_;
 };
 
 // Asks the node that listens at `socket_path` one question; the answer is its status.
@@ -398,6 +401,17 @@ NB_MODULE(_core, m) {
            "device"_a)
       .def("arm_loads", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
                            std::uintptr_t stream) { agent.get().arm_loads(jobs, stream); })
+      .def("arm_loads_in_parts", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
+                                    std::uintptr_t stream) { agent.get().arm_loads_in_parts(jobs, stream); })
+      .def(
+          "hold_engine",
+          [](PyAgent& agent, const std::vector<std::uint64_t>& jobs, std::uint32_t parts, std::uintptr_t stream) {
+            nb::gil_scoped_release release;
+            agent.get().hold_engine(jobs, parts, stream);
+          },
+          "jobs"_a, "parts"_a, "stream"_a)
+      .def("parts", &PyAgent::parts,
+           "For each tensor given at the start, after how many parts of a load its blocks are complete.")
       .def("arm_saves", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
                            std::uintptr_t stream) { agent.get().arm_saves(jobs, stream); })
       .def("take_loads", &PyAgent::take_loads)

@@ -24,6 +24,8 @@ namespace flexkv {
 namespace {
 
 constexpr std::uint32_t kBlockBytes = 4096;
+constexpr std::uint32_t kLayers = 4;
+constexpr std::uint32_t kLayerBytes = kBlockBytes / kLayers;
 constexpr std::uint32_t kDeviceBlocks = 64;
 constexpr std::uint32_t kBlocks = 24;
 
@@ -60,13 +62,17 @@ class Engine {
   Engine(const std::string& dir, const std::string& id, std::uint32_t ranks) : id_(id), ranks_(ranks) {
     for (std::uint32_t rank = 0; rank < ranks; ++rank) {
       memory_.push_back(std::make_unique<std::vector<std::byte>>(std::size_t{kDeviceBlocks} * kBlockBytes));
-      layout::TensorDesc tensor;
-      tensor.name = "kv";
-      tensor.address = reinterpret_cast<std::uint64_t>(memory_.back()->data());
-      tensor.shape = {kDeviceBlocks, kBlockBytes};
-      tensor.stride = {kBlockBytes, 1};
-      auto layout = layout::BlockLayout::derive({&tensor, 1}, kDeviceBlocks);
+      // As layers side by side within each block.
+      std::vector<layout::TensorDesc> tensors(kLayers);
+      for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
+        tensors[layer].name = "layer";
+        tensors[layer].address = reinterpret_cast<std::uint64_t>(memory_.back()->data()) + layer * kLayerBytes;
+        tensors[layer].shape = {kDeviceBlocks, kLayerBytes};
+        tensors[layer].stride = {kBlockBytes, 1};
+      }
+      auto layout = layout::BlockLayout::derive(tensors, kDeviceBlocks);
       EXPECT_TRUE(layout.ok());
+      EXPECT_EQ(layout.value().parts().size(), kLayers);
       agent::RankAgentOptions options;
       options.runtime_dir = dir;
       options.node_name = "node";
@@ -96,11 +102,15 @@ class Engine {
   client::Client& client() { return *client_; }
   agent::RankAgent& agent(std::uint32_t rank) { return *agents_[rank]; }
 
+  // The first byte of the first block's layers, by layer and rank, when they were held no longer.
+  std::vector<std::byte> take_seen() { return std::exchange(seen_, {}); }
+
   void fill(std::uint32_t device_block, std::uint64_t content) {
     for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
       std::memset(at(rank, device_block), static_cast<int>(Prng::mix(content * 31 + rank) & 0xFF), kBlockBytes);
     }
   }
+  std::byte first_byte(std::uint32_t rank, std::uint32_t block) { return at(rank, block)[0]; }
   bool holds(std::uint32_t device_block, std::uint64_t content) {
     for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
       const auto expected = static_cast<std::byte>(Prng::mix(content * 31 + rank) & 0xFF);
@@ -126,7 +136,8 @@ class Engine {
   }
 
   // Blocks found and loaded into device blocks [32, ...); 0 if none is kept or the load failed.
-  std::uint32_t load(const std::vector<std::array<std::byte, 32>>& hashes) {
+  // In parts: what is held until a part has arrived has to see it.
+  std::uint32_t load(const std::vector<std::array<std::byte, 32>>& hashes, bool in_parts = false) {
     const auto views = spans(hashes);
     const auto sequence = client_->open_sequence();
     const auto found = client_->lookup(sequence, 0, views).matched_blocks;
@@ -135,7 +146,15 @@ class Engine {
       std::vector<std::uint32_t> device_blocks(found);
       for (std::uint32_t i = 0; i < found; ++i) device_blocks[i] = 32 + i;
       const auto job = client_->load(sequence, 0, device_blocks);
-      for (auto& agent : agents_) agent->arm_loads({&job, 1}, 0);
+      for (auto& agent : agents_) {
+        in_parts ? agent->arm_loads_in_parts({&job, 1}, 0) : agent->arm_loads({&job, 1}, 0);
+      }
+      for (std::uint32_t part = 0; in_parts && part < kLayers; ++part) {
+        for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
+          agents_[rank]->hold_engine({&job, 1}, part + 1, 0);
+          seen_.push_back(at(rank, 32)[part * kLayerBytes]);
+        }
+      }
       for (auto& agent : agents_) failed |= !agent->wait_loads({&job, 1}).empty();
     }
     client_->close_sequence(sequence);
@@ -155,6 +174,7 @@ class Engine {
   std::vector<std::unique_ptr<std::vector<std::byte>>> memory_;
   std::vector<std::unique_ptr<agent::RankAgent>> agents_;
   std::unique_ptr<client::Client> client_;
+  std::vector<std::byte> seen_;
 };
 
 std::vector<std::array<std::byte, 32>> prompt(std::uint64_t seed, std::uint32_t blocks = kBlocks) {
@@ -193,6 +213,29 @@ TEST_F(RealThreads, EmbeddedNodeServesTwoRanks) {
   engine.embed(*node);
   save_and_load(engine, 1);
   save_and_load(engine, 2);
+  engine.disconnect();
+}
+
+TEST_F(RealThreads, LayersAreThereWhenTheEngineIsHeldForThemNoLonger) {
+  const auto node = start_node();
+  Engine engine(dir_, "engine", 2);
+  engine.embed(*node);
+  save_and_load(engine, 1);
+  const auto hashes = prompt(1);
+  for (std::uint32_t round = 0; round < 50; ++round) {
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(32 + block, 77 + round);
+    ASSERT_EQ(engine.load(hashes, true), kBlocks);
+    engine.fill(31, 1000);  // as block 0 of the prompt
+    std::uint32_t rank = 0;
+    for (const std::byte seen : engine.take_seen()) EXPECT_EQ(seen, engine.first_byte(rank++ % 2, 31));
+    for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(engine.holds(32 + block, 1000 + block));
+  }
+  // A load that the node never commands lets the engine go on, too, and is reported as failed.
+  const proto::JobId unknown = 12345;
+  engine.agent(0).arm_loads_in_parts({&unknown, 1}, 0);
+  std::jthread canceling([&] { engine.agent(0).cancel({&unknown, 1}); });
+  engine.agent(0).hold_engine({&unknown, 1}, 1, 0);
+  EXPECT_EQ(engine.agent(0).wait_loads({&unknown, 1}).size(), 1U);
   engine.disconnect();
 }
 

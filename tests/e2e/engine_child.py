@@ -87,10 +87,10 @@ class Engine:
         original = getattr(WorkerSide, "_original_start_loads", WorkerSide.start_loads)
         WorkerSide._original_start_loads = original
 
-        def give_up(self: Any, meta: Any) -> None:
+        def give_up(self: Any, meta: Any, layers_will_ask: bool) -> None:
             for group, jobs in by_group([job for order in meta.loads for job in order.jobs]).items():
                 self._agents[group].cancel(jobs)
-            original(self, meta)
+            original(self, meta, layers_will_ask)
 
         WorkerSide.start_loads = give_up if step["on"] else original
 

@@ -271,7 +271,7 @@ def test_a_load_ends_with_its_last_job(
     worker: WorkerSide, complete: bool, outcomes: tuple[bool, bool], ok: bool
 ) -> None:
     order = LoadOrder("r", False, [1, 2], [(0, 5), (1, 5)], complete)
-    worker.start_loads(FlexKVMetadata(step=1, loads=[order]))
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
     assert [agent.armed for agent in worker._agents] == [[5], [5]]
     worker._agents[1].ended = [(5, outcomes[1])]
     assert worker.take_ended_loads(2) == []
@@ -282,5 +282,5 @@ def test_a_load_ends_with_its_last_job(
 
 def test_a_load_of_which_nothing_could_be_ordered_fails_at_once(worker: WorkerSide) -> None:
     order = LoadOrder("r", False, [1, 2])
-    worker.start_loads(FlexKVMetadata(step=1, loads=[order]))
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
     assert worker.take_ended_loads(1) == [(order, False)]

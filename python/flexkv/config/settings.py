@@ -257,7 +257,8 @@ class Settings:
     sync_load_max_bytes: int = setting(
         size(sizes.MIB, 0, sizes.TIB),
         4 * sizes.MIB,
-        "A load up to this size runs within the engine's step; a larger one beside it while the request waits.",
+        "A load up to this size runs within the engine's step; a larger one does if there is no other request, and else "
+        "beside it while the request waits. 0: always beside it.",
         topic="Transfers",
         key="sync_load_max_mb",
     )

@@ -277,21 +277,17 @@ void RankAgent::lane_loop(device::Direction direction) {
 
 JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
   device::CopyStream& stream = *session.streams[static_cast<int>(work.command->direction)];
-  const std::size_t chunk = std::clamp<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1, kChunkBlocksMax);
   Status status;
   if (work.event != nullptr) status = stream.order_after(*work.event);
   bool canceled = false;
-  CopyChunks chunks(*work.command, chunk);
-  while (status.ok()) {
-    const auto blocks = chunks.next();
-    if (blocks.empty()) break;
-    {
-      std::lock_guard lock(mutex_);
-      canceled = jobs_.canceled(work.job);
-    }
-    if (canceled) break;
-    status = stream.submit(blocks);
+  // A load that comes in pieces has its first part only with the last piece.
+  const bool in_parts = work.gate != nullptr && work.command->piece == 0 && work.command->last;
+  const std::size_t parts = in_parts ? layout_.parts().size() : 0;
+  for (std::size_t part = 0; part < parts && status && !canceled; ++part) {
+    status = submit(work, stream, part, canceled);
+    if (status && !canceled) status = work.gate->raise_after(stream, static_cast<std::uint32_t>(part + 1));
   }
+  if (!in_parts && status) status = submit(work, stream, device::CopyStream::kAllParts, canceled);
   // Also after an error: what was submitted must have ended before the job may be reported.
   const Status quiet = stream.synchronize();
   if (status.ok()) status = quiet;
@@ -302,36 +298,78 @@ JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
   return canceled ? JobStatus::kCanceled : JobStatus::kDone;
 }
 
+Status RankAgent::submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled) {
+  const std::size_t chunk = std::clamp<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1, kChunkBlocksMax);
+  CopyChunks chunks(*work.command, chunk);
+  for (auto blocks = chunks.next(); !blocks.empty(); blocks = chunks.next()) {
+    {
+      std::lock_guard lock(mutex_);
+      canceled = jobs_.canceled(work.job);
+    }
+    if (canceled) break;
+    if (Status status = stream.submit(blocks, part); !status) return status;
+  }
+  return {};
+}
+
 // ---- the engine's worker -------------------------------------------------------------------------------------------
 
-void RankAgent::arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream) {
+void RankAgent::arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream, bool in_parts) {
   if (jobs.empty()) return;
+  std::vector<std::shared_ptr<device::Gate>> gates(jobs.size());
+  for (std::size_t i = 0; in_parts && i < gates.size(); ++i) {
+    // Without one, hold_engine() waits for the whole load.
+    if (auto made = device_->make_gate()) gates[i] = std::move(made).value();
+  }
   auto event = device_->record(engine_stream);
   if (!event) log_error("cannot order copies after the engine's stream: " + event.error().message);
   const std::shared_ptr<device::EngineEvent> shared = event.ok() ? std::move(event).value() : nullptr;
   const Nanos deadline = monotonic_now() + (loads ? options_.load_timeout : options_.save_timeout);
   const Change change(*this);
-  for (const JobId job : jobs) {
-    jobs_.arm(job, loads, shared, deadline);
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    if (gates[i] != nullptr) gates_[jobs[i]] = gates[i];
+    jobs_.arm(jobs[i], loads, shared, deadline, gates[i]);
     // Without a point to wait for, the copy could run ahead of the engine.
-    if (!event.ok()) jobs_.cancel(job);
+    if (!event.ok()) jobs_.cancel(jobs[i]);
   }
 }
 
-void RankAgent::arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream) { arm(jobs, true, engine_stream); }
+void RankAgent::arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream) {
+  arm(jobs, true, engine_stream, false);
+}
+void RankAgent::arm_loads_in_parts(std::span<const JobId> jobs, std::uintptr_t engine_stream) {
+  arm(jobs, true, engine_stream, true);
+}
 void RankAgent::arm_saves(std::span<const JobId> jobs, std::uintptr_t engine_stream) {
-  arm(jobs, false, engine_stream);
+  arm(jobs, false, engine_stream, false);
+}
+
+void RankAgent::hold_engine(std::span<const JobId> jobs, std::uint32_t parts, std::uintptr_t engine_stream) {
+  FLEXKV_ASSERT(parts <= layout_.parts().size());
+  for (const JobId job : jobs) {
+    std::shared_ptr<device::Gate> gate;
+    {
+      std::lock_guard lock(mutex_);
+      if (const auto found = gates_.find(job); found != gates_.end()) gate = found->second;
+    }
+    if (gate != nullptr && gate->hold(engine_stream, parts)) continue;
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return !jobs_.pending(job); });
+  }
 }
 
 std::vector<LoadResult> RankAgent::take_loads() {
   std::lock_guard lock(mutex_);
-  return jobs_.take_loads();
+  std::vector<LoadResult> loads = jobs_.take_loads();
+  for (const LoadResult& load : loads) gates_.erase(load.job);
+  return loads;
 }
 
 std::vector<JobId> RankAgent::wait_loads(std::span<const JobId> jobs) {
   std::unique_lock lock(mutex_);
   done_.wait(lock,
              [&] { return std::none_of(jobs.begin(), jobs.end(), [&](JobId job) { return jobs_.pending(job); }); });
+  for (const JobId job : jobs) gates_.erase(job);
   return jobs_.take_failed(jobs);
 }
 

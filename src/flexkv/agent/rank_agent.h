@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "flexkv/agent/rank_jobs.h"
@@ -42,6 +43,12 @@ class RankAgent {
 
   // Lets jobs run once `engine_stream` has reached this point (host device: at once).
   void arm_loads(std::span<const JobId> jobs, std::uintptr_t engine_stream);
+  // The same for loads that the engine follows part by part with hold_engine(): before what it computes next, instead
+  // of waiting here until all has arrived. To be ended by wait_loads() like others.
+  void arm_loads_in_parts(std::span<const JobId> jobs, std::uintptr_t engine_stream);
+  // What is given to the engine's stream from now on starts once the first `parts` parts (of layout.parts()) of these
+  // loads have arrived, or the loads have failed. Waits only where the device has no gates (host memory: until then).
+  void hold_engine(std::span<const JobId> jobs, std::uint32_t parts, std::uintptr_t engine_stream);
   void arm_saves(std::span<const JobId> jobs, std::uintptr_t engine_stream);
 
   // Loads that have ended since the last call, each once. Never waits.
@@ -84,7 +91,8 @@ class RankAgent {
   void close_session();
   void lane_loop(device::Direction direction);
   JobStatus run(const RankJobs::Work& work, Session& session);
-  void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream);
+  void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream, bool in_parts);
+  Status submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled);
   void wake_all();
   // Holds the mutex, for changing the jobs. At its end hands reports to the node and, once the mutex is free, wakes
   // those whom the change concerns: each wake-up costs a switch of threads, twice that if the mutex is still taken.
@@ -112,6 +120,7 @@ class RankAgent {
   std::condition_variable done_;     // waiters: a job has ended
   bool stopping_ = false;
   RankJobs jobs_;
+  std::unordered_map<JobId, std::shared_ptr<device::Gate>> gates_;  // of loads armed in parts and not waited for yet
   ipc::Channel* channel_ = nullptr;  // owned by control_loop's frame; null while detached
   std::unique_ptr<Session> session_;
   Nanos control_wakeup_ = 0;

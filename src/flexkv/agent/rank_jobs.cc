@@ -24,14 +24,17 @@ void RankJobs::command(proto::CopyCommand command, Nanos deadline) {
   start_if_ready(id, job);
 }
 
-void RankJobs::arm(JobId id, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline) {
+void RankJobs::arm(JobId id, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline,
+                   std::shared_ptr<device::Gate> gate) {
   if (!node_up_ || given_up_.contains(id)) {
     // A node that counts us as attached already may have commanded it: it should not wait for its deadline either.
     if (!node_up_) remember_given_up(id);
     if (is_load) loads_.push_back({id, false});
+    if (gate != nullptr) gate->open();
     return;
   }
   Job& job = jobs_[id];
+  job.gate = std::move(gate);
   job.armed = true;
   job.is_load = is_load;
   job.event = std::move(event);
@@ -60,7 +63,7 @@ std::optional<RankJobs::Work> RankJobs::next(device::Direction direction) {
     job.running = true;
     auto piece = std::move(job.pieces.front());
     job.pieces.pop_front();
-    return Work{id, std::move(piece), job.event};
+    return Work{id, std::move(piece), job.event, job.gate};
   }
   return std::nullopt;
 }
@@ -97,6 +100,7 @@ void RankJobs::end(JobId id, JobStatus status) {
   deadlines_.erase({job.deadline, id});
   if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status});
   if (job.is_load) loads_.push_back({id, status == JobStatus::kDone});
+  if (job.gate != nullptr) job.gate->open();
 }
 
 // Ends a job that no lane has begun; one that runs is flagged and ends when its lane has stopped.

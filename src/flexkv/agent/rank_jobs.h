@@ -46,14 +46,17 @@ class RankJobs {
   // The node is gone: all that was not started has failed; what runs ends as canceled. Nothing is reported to it.
   void node_lost();
 
-  // From the engine's worker. `is_load`: the worker will ask for the result. event: may be null.
-  void arm(JobId job, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline);
+  // From the engine's worker. `is_load`: the worker will ask for the result. event, gate: may be null; the gate is
+  // opened when the job ends.
+  void arm(JobId job, bool is_load, std::shared_ptr<device::EngineEvent> event, Nanos deadline,
+           std::shared_ptr<device::Gate> gate = nullptr);
 
   // For the lanes: a piece of the oldest job of that direction that may run; stays "running" until finished().
   struct Work {
     JobId job = 0;
     std::shared_ptr<const proto::CopyCommand> command;
     std::shared_ptr<device::EngineEvent> event;
+    std::shared_ptr<device::Gate> gate;
   };
   std::optional<Work> next(device::Direction direction);
   bool canceled(JobId job) const;  // asked by a lane between chunks
@@ -85,6 +88,7 @@ class RankJobs {
     bool complete = false;  // the last piece has come
     bool queued = false;    // in ready_
     std::shared_ptr<device::EngineEvent> event;
+    std::shared_ptr<device::Gate> gate;
     bool armed = false;
     bool is_load = false;  // the worker waits for it
     bool running = false;

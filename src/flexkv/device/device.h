@@ -39,8 +39,8 @@ class Gate {
   virtual ~Gate() = default;
   // Raises it to `count` once all that was submitted to `stream` so far has arrived. By the thread that owns `stream`.
   virtual Status raise_after(CopyStream& stream, std::uint32_t count) = 0;
-  // What is given to the engine's stream from now on starts once the count has been reached. Any thread. The host device
-  // has no streams: there the caller waits.
+  // What is given to the engine's stream from now on starts once the count has been reached. Any thread. The host
+  // device has no streams: there the caller waits.
   virtual Status hold(std::uintptr_t engine_stream, std::uint32_t count) = 0;
   // Lets everything pass, now and later. REQUIRES: no raise_after() is under way (synchronize() the stream first).
   virtual void open() = 0;

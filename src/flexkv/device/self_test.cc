@@ -52,7 +52,9 @@ class SelfTest {
     const Result<std::vector<std::byte>> by_parts = read(pieces);
     if (!by_parts) return by_parts.error();
     const std::vector<std::byte> complement(pool.begin() + kGuardBytes, pool.end() - kGuardBytes);
-    if (by_parts.value() != complement) return mismatch("writing parts of", block, pieces, by_parts.value(), complement);
+    if (by_parts.value() != complement) {
+      return mismatch("writing parts of", block, pieces, by_parts.value(), complement);
+    }
 
     std::copy(pattern.begin(), pattern.end(), pool.begin() + kGuardBytes);
     if (Status status = copy(Direction::kToDevice, block, pool); !status) return status;

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from flexkv import _core
@@ -158,9 +159,15 @@ class SchedulerSide:
         failed = tracked.loaded_in_life == request.num_preemptions
         if failed or wanted < max(self._settings.min_load_tokens, 1):
             return 0, False
-        # The engine's other requests do not wait for drives.
-        tracked.load_async = on_drives or wanted > self._sync_tokens_max
+        tracked.load_async = on_drives or wanted > self._load_within_step_max()
         return wanted, tracked.load_async
+
+    def _load_within_step_max(self) -> int:
+        """Tokens. The engine's other requests should wait neither for drives nor for long loads; where there are none, the
+        forward begins with what has arrived, while the rest is on its way."""
+        if len(self._requests) == 1 and self._sync_tokens_max > 0:
+            return sys.maxsize
+        return self._sync_tokens_max
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         tracked = self._requests.get(request.request_id)

@@ -91,11 +91,12 @@ class FlexKVConnectorV1Impl:
         # within their step (WorkerSide.hears_before_forward).
         meta = self._metadata(kwargs.get("scheduler_output"))
         self.worker.before_forward(meta)
-        self.worker.start_loads(meta)
+        self.worker.start_loads(meta, _layers_will_ask(forward_context))
 
     @never_raises(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Loads that a step needs have ended when start_load_kv returns."""
+        if self.worker is not None:
+            self.worker.before_layer(layer_name)
 
     @never_raises(lambda: None)
     def save_kv_layer(
@@ -176,6 +177,15 @@ class FlexKVConnectorV1Impl:
         if self.scheduler is not None:
             self.scheduler.reset_cache()
         return True
+
+
+def _layers_will_ask(forward_context: Any) -> bool:
+    """Whether wait_for_layer_load is going to be called for each layer. It is not when a full CUDA graph is replayed; and
+    the V2 model runner, before it replays one, gives a context without attention metadata."""
+    mode = getattr(forward_context, "cudagraph_runtime_mode", None)
+    if getattr(forward_context, "attn_metadata", None) is None or mode is None:
+        return False
+    return mode.name in ("NONE", "PIECEWISE")
 
 
 def _holder_of(impl: FlexKVConnectorV1Impl) -> Any:

@@ -42,6 +42,33 @@ class _Load:
         self.running = len(order.jobs)
 
 
+class _FollowedLoads:
+    """The loads within the current step, which its forward follows part by part."""
+
+    def __init__(self, parts: dict[str, int] | None = None) -> None:
+        """`parts`: after how many parts of a load each layer is filled."""
+        self._parts = parts or {}
+        self.all_parts = max(self._parts.values(), default=0)
+        self.jobs: list[int] = []
+        self.step = -1
+        self.reached = -1  # parts that the engine's stream has been told to wait for; below 0: they were not begun
+
+    def begin(self, agent: Any, jobs: list[int], step: int) -> None:
+        self.jobs = jobs
+        self.step = step
+        self.reached = -1
+        agent.arm_loads_in_parts(jobs, _engine_stream())
+        self.reached = 0
+
+    def parts_of(self, layer_name: str) -> int:
+        return self._parts.get(layer_name, self.all_parts)
+
+    def reach(self, agent: Any, parts: int) -> None:
+        if parts > self.reached:
+            agent.hold_engine(self.jobs, parts, _engine_stream())
+            self.reached = parts
+
+
 class WorkerSide:
     def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group], block_count: int | None) -> None:
         """`block_count`: of the engine's pool, as far as it tells."""
@@ -59,6 +86,8 @@ class WorkerSide:
         # False where the engine calls us only after the forward: then saves must end within their step.
         self.hears_before_forward = False
         self._fenced_step = 0
+        self._followed = _FollowedLoads()
+        self._layers_can_follow = True
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         self.shutdown()
@@ -77,12 +106,15 @@ class WorkerSide:
         pool_blocks = self._block_count or config.cache_config.num_gpu_blocks
         agents = []
         for group in self._groups:
-            tensors, block_count, device = _describe(group.layers_of(kv_caches), pool_blocks)
+            layers = group.layers_of(kv_caches)
+            tensors, block_count, device = _describe(layers, pool_blocks)
             engine_id = {"engine_id": group.engine_id(identity.engine_id(config))}
             agents.append(_core.RankAgent(options | engine_id, tensors, block_count, device))
             for line in agents[-1].layout().splitlines():
                 logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
         self._agents = agents
+        # Loads within a step are for models of one group only (SchedulerSide).
+        self._followed = _FollowedLoads(dict(zip(self._groups[0].layers_of(kv_caches), agents[0].parts(), strict=True)))
 
     # ---- one step
 
@@ -92,7 +124,8 @@ class WorkerSide:
             self._fenced_step = meta.step
             self._fence(meta.fences, _FENCE_PATIENCE_MS)
 
-    def start_loads(self, meta: FlexKVMetadata) -> None:
+    def start_loads(self, meta: FlexKVMetadata, layers_will_ask: bool) -> None:
+        """`layers_will_ask`: each layer of this step's forward is going to call before_layer()."""
         loads = [_Load(order) for order in meta.loads]
         if not self._agents:
             for load in loads:
@@ -102,15 +135,38 @@ class WorkerSide:
             self._loading.update(dict.fromkeys(load.order.jobs, load))
             if load.running == 0:  # nothing could be ordered
                 self._end(load.order, False, meta.step)
-        for group, jobs in by_group([job for load in loads for job in load.order.jobs]).items():
+        beside = by_group([job for load in loads if not load.order.sync for job in load.order.jobs])
+        for group, jobs in beside.items():
             self._agents[group].arm_loads(jobs, _engine_stream())
-        waited = by_group([job for load in loads if load.order.sync for job in load.order.jobs])
-        for group, jobs in waited.items():
-            failed = set(self._agents[group].wait_loads(jobs))
-            for job in jobs:
-                self._job_ended((group, job), job not in failed, meta.step)
+        within = [job for load in loads if load.order.sync for _, job in load.order.jobs]
+        if within:
+            self._followed.begin(self._agents[0], within, meta.step)
+            if not (layers_will_ask and self._layers_can_follow):
+                self._followed.reach(self._agents[0], self._followed.all_parts)
+
+    def before_layer(self, layer_name: str) -> None:
+        """The engine's stream goes on when the loads of this step have filled the layer. No thread waits for it, except
+        on CPUs, where the stream is the thread."""
+        if self._followed.jobs:
+            self._followed.reach(self._agents[0], self._followed.parts_of(layer_name))
+
+    def _end_followed(self) -> None:
+        """Waits for the loads within the step, and learns how they ended. The forward is on its way or over."""
+        followed = self._followed
+        if not followed.jobs:
+            return
+        jobs, followed.jobs = followed.jobs, []
+        failed = set(self._agents[0].wait_loads(jobs))
+        if followed.reached < followed.all_parts:
+            failed = set(jobs)
+            if followed.reached >= 0:
+                self._layers_can_follow = False
+                logger.warning("FlexKV: not all layers of this model wait for their loads: the forward will wait for them")
+        for job in jobs:
+            self._job_ended((0, job), job not in failed, followed.step)
 
     def start_saves(self, meta: FlexKVMetadata) -> None:
+        self._end_followed()  # what a failed one leaves must not be saved
         if not self._agents or not meta.saves:
             return
         for group, jobs in by_group(meta.saves).items():
@@ -128,6 +184,7 @@ class WorkerSide:
 
     def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, bool]]:
         """Loads of parked requests that have ended on this rank since the last call, and whether they succeeded."""
+        self._end_followed()
         for group, agent in enumerate(self._agents):
             for job, ok in agent.take_loads():
                 self._job_ended((group, job), ok, step)
@@ -145,6 +202,7 @@ class WorkerSide:
 
     def take_bad_blocks(self) -> set[int]:
         """Device blocks that a load of this step should have filled and did not."""
+        self._end_followed()
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 

@@ -1,8 +1,7 @@
-#include "flexkv/device/cuda/cuda_gate.h"
-
 #include <atomic>
 #include <numeric>
 
+#include "flexkv/device/cuda/cuda_gate.h"
 #include "flexkv/device/cuda/cuda_stream.h"
 
 namespace flexkv::device {
@@ -73,21 +72,20 @@ Status CudaGate::raise_after(CopyStream& stream, std::uint32_t count) {
   ContextScope scope(*counters_->context_);
   if (!scope.ok()) return scope.status();
   // By default it is fenced: the copies before it are seen by whoever sees it.
-  return driver_checked(counters_->write_(cuda_stream->handle(), address(), base_ + count, CU_STREAM_WRITE_VALUE_DEFAULT),
-                        "cuStreamWriteValue32");
+  return driver_checked(
+      counters_->write_(cuda_stream->handle(), address(), base_ + count, CU_STREAM_WRITE_VALUE_DEFAULT),
+      "cuStreamWriteValue32");
 }
 
 Status CudaGate::hold(std::uintptr_t engine_stream, std::uint32_t count) {
   FLEXKV_ASSERT(count <= kMax);
   ContextScope scope(*counters_->context_);
   if (!scope.ok()) return scope.status();
-  return driver_checked(counters_->wait_(reinterpret_cast<CUstream>(engine_stream), address(), base_ + count,
-                                         CU_STREAM_WAIT_VALUE_GEQ),
-                        "cuStreamWaitValue32");
+  return driver_checked(
+      counters_->wait_(reinterpret_cast<CUstream>(engine_stream), address(), base_ + count, CU_STREAM_WAIT_VALUE_GEQ),
+      "cuStreamWaitValue32");
 }
 
-void CudaGate::open() {
-  std::atomic_ref(*counters_->host(index_)).store(base_ + kMax, std::memory_order_release);
-}
+void CudaGate::open() { std::atomic_ref(*counters_->host(index_)).store(base_ + kMax, std::memory_order_release); }
 
 }  // namespace flexkv::device

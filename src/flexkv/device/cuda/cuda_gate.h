@@ -1,5 +1,5 @@
-// Gates on the driver's stream memory operations: a counter in pinned memory that one stream writes and others wait for.
-// Private to the CUDA form. Thread-safe.
+// Gates on the driver's stream memory operations: a counter in pinned memory that one stream writes and others wait
+// for. Private to the CUDA form. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace flexkv::device {
 
-// The counters of a device's gates, in one page. A counter only ever grows, also from one gate to the next that uses it:
-// an engine's stream that comes late to a wait finds it passed.
+// The counters of a device's gates, in one page. A counter only ever grows, also from one gate to the next that uses
+// it: an engine's stream that comes late to a wait finds it passed.
 class GateCounters {
  public:
   static Result<std::shared_ptr<GateCounters>> create(std::shared_ptr<Context> context);

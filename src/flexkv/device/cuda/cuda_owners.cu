@@ -18,9 +18,10 @@ Result<std::shared_ptr<Context>> Context::open(int ordinal) {
   std::shared_ptr<Context> context(new Context);
   decltype(&cuDeviceGet) get = nullptr;
   decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
-  if (!find_driver_function("cuCtxPushCurrent", &context->push_) || !find_driver_function("cuCtxPopCurrent", &context->pop_) ||
-      !find_driver_function("cuDevicePrimaryCtxRelease", &context->release_) || !find_driver_function("cuDeviceGet", &get) ||
-      !find_driver_function("cuDevicePrimaryCtxRetain", &retain)) {
+  if (!find_driver_function("cuCtxPushCurrent", &context->push_) ||
+      !find_driver_function("cuCtxPopCurrent", &context->pop_) ||
+      !find_driver_function("cuDevicePrimaryCtxRelease", &context->release_) ||
+      !find_driver_function("cuDeviceGet", &get) || !find_driver_function("cuDevicePrimaryCtxRetain", &retain)) {
     return Error{ErrorCode::kUnsupported, "the CUDA driver is too old: it lacks functions of CUDA 12.0"};
   }
   CUresult result = get(&context->device_, ordinal);
