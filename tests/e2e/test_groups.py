@@ -113,6 +113,10 @@ class Client:
         self.loads: list[tuple[int, list[int]]] = []
         self.saves: list[tuple[int, list[int]]] = []
         self.ended: list[tuple[int, str]] = []
+        self.canceled: list[int] = []
+
+    def cancel(self, job: int) -> None:
+        self.canceled.append(job)
 
     def open_sequence(self) -> int:
         return 1
@@ -212,18 +216,18 @@ def test_a_window_group_saves_only_what_it_still_has(monkeypatch: Any) -> None:
     assert run.full.saves == [(0, [1, 2, 3, 4, 5, 6])]
     assert run.window.saves == [(5, [11, 12, 13, 14, 15, 16, 17])]
     assert meta.saves == [(0, 1), (1, 1)]
-    assert meta.fences == []
+    assert run.full.canceled == run.window.canceled == []
 
 
-def test_a_block_that_changed_hands_is_fenced(monkeypatch: Any) -> None:
+def test_a_save_whose_block_changed_hands_is_canceled(monkeypatch: Any) -> None:
     run = Scheduling(monkeypatch, 0, 0)
     run.side.get_num_new_matched_tokens(run.request, 0)
     run.step(([1, 2], [11, 12, 13, 14]), 0, 64)
     # Given back by the window group, now in the full group of a request that was never looked up.
-    meta = run.step(([11], [30, 31]), 0, 32, "unknown")
-    assert meta.fences == [(1, 1)]
-    run.window.ended = [(1, "")]
-    assert run.step(([12], [32, 33]), 0, 32, "unknown").fences == []
+    run.step(([11], [30, 31]), 0, 32, "unknown")
+    assert (run.full.canceled, run.window.canceled) == ([], [1])
+    run.step(([12], [32, 33]), 0, 32, "unknown")  # of the same save, which is forgotten
+    assert (run.full.canceled, run.window.canceled) == ([], [1])
 
 
 def test_all_saves_are_given_up_when_ordering_them_fails(monkeypatch: Any) -> None:
@@ -232,7 +236,7 @@ def test_all_saves_are_given_up_when_ordering_them_fails(monkeypatch: Any) -> No
     run.step(([1, 2], [11, 12, 13, 14]), 0, 64)
     meta = run.step(([1],), 0, 32)  # a table is missing
     assert meta.saves == []
-    assert sorted(meta.fences) == [(0, 1), (1, 1)]
+    assert (run.full.canceled, run.window.canceled) == ([1], [1])
 
 
 class Agent:

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft
+# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft ssd
 # Uses cuda_device_test, a flexkv wheel and, if there, a packed vLLM (vllm026.tar.xz.*, reassemble.py) from carry/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 out=$1
 shift
-parts=${*:-device equality ttft}
+parts=${*:-device equality ttft ssd}
 site=/tmp/site
 failed=0
 if [ ! -d $site/flexkv ]; then
   [ ! -f carry/reassemble.py ] || python3 carry/reassemble.py carry vllm026 $site
-  python3 - $site carry/flexkv-*.whl <<'P'
+  python3 - $site carry/*.whl <<'P'
 import sys, zipfile
 for wheel in sys.argv[2:]:
     zipfile.ZipFile(wheel).extractall(sys.argv[1])
@@ -38,6 +38,13 @@ for part in $parts; do
     ttft)
       run ttft_without python3 tests/gpu/vllm_ttft.py --without
       run ttft_stock python3 tests/gpu/vllm_ttft.py
+      run ttft_full python3 tests/gpu/vllm_ttft.py --connector full
+      ;;
+    ssd)
+      for policy in always auto; do
+        run ssd_$policy python3 tests/gpu/vllm_ttft.py --connector full --cpu-cache 8GB --ssd /tmp/flexkv-ssd --load-policy $policy
+        rm -rf /tmp/flexkv-ssd
+      done
       ;;
   esac
 done

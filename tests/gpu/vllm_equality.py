@@ -22,7 +22,8 @@ def main() -> int:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from flexkv.demo.model import ModelShape, make_model
 
-    shape = ModelShape(layers=4, hidden=512, intermediate=1024, heads=8, kv_heads=2, head_size=64, max_tokens=8192)
+    # Blocks of 2 MiB: loads within a step come in several parts.
+    shape = ModelShape(layers=32, hidden=1024, intermediate=2048, heads=8, kv_heads=8, head_size=128, max_tokens=8192)
     model = make_model(Path("/tmp/flexkv-equality-model"), shape)
     from vllm import LLM, SamplingParams
 
@@ -31,8 +32,8 @@ def main() -> int:
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
-            "cpu_cache_gb": "1GB",
-            "sync_load_max_mb": 1024 if arguments.load == "sync" else 0,
+            "cpu_cache_gb": "6GB",
+            "sync_load_max_mb": 4096 if arguments.load == "sync" else 0,
         },
     }
     if arguments.connector == "full":

@@ -1,6 +1,8 @@
 """Time to first token on a GPU: long prompts computed, then served from FlexKV after the engine's own cache was reset.
 
-usage: vllm_ttft.py [--without] [--layers N] [--cpu-cache SIZE] [--connector stock|full] [--tokens N]
+usage: vllm_ttft.py [--without] [--layers N] [--cpu-cache SIZE] [--connector stock|full] [--tokens N] [--graphs]
+                    [--ssd DIR [--load-policy auto|always]]
+With --ssd: prompts that host memory cannot hold, from drives, beside what the drive can do.
 Makes an 8B-shaped model with dummy weights. Prints one RESULT line per case; exit code 1 if outputs differ.
 Dummy weights depend little on the KV, so equal outputs prove little: tests/gpu/vllm_equality.py looks at that.
 """
@@ -10,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 MODEL = Path("/tmp/flexkv-gpu-model")
 SHAPE = {
@@ -39,6 +43,25 @@ def prompt(seed: int, length: int) -> list[int]:
     return [(i * i * 7 + i * 13 * seed + seed * 101) % 31000 + 5 for i in range(length)]
 
 
+def from_drives(llm: Any, run: Any, arguments: argparse.Namespace) -> bool:
+    prompts = [prompt(300 + i, arguments.tokens) for i in range(6)]
+    cold = [run([one], 1) for one in prompts]
+    time.sleep(15)  # written behind
+    equal = True
+    for turn in range(2):
+        llm.reset_prefix_cache()
+        for number, one in enumerate(prompts):
+            seconds, tokens, cached = run([one], 1)
+            equal &= tokens == cold[number][1]
+            print(
+                f"RESULT from drives, turn {turn}: cold {cold[number][0]:.3f} s, again {seconds:.3f} s "
+                f"({cached[0]} tokens cached), equal {equal}",
+                flush=True,
+            )
+    subprocess.run([sys.executable, "-m", "flexkv.cli", "status"], check=False)
+    return equal
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--without", action="store_true")
@@ -46,6 +69,9 @@ def main() -> int:
     parser.add_argument("--cpu-cache", default="48GB")
     parser.add_argument("--connector", choices=("stock", "full"), default="stock")
     parser.add_argument("--tokens", type=int, default=21000)
+    parser.add_argument("--graphs", action="store_true", help="CUDA graphs and torch.compile on")
+    parser.add_argument("--ssd", default="")
+    parser.add_argument("--load-policy", default="auto")
     arguments = parser.parse_args()
     MODEL.mkdir(exist_ok=True)
     (MODEL / "config.json").write_text(json.dumps(SHAPE | {"num_hidden_layers": arguments.layers}))
@@ -61,7 +87,7 @@ def main() -> int:
         "max_num_seqs": 16,
         "max_num_batched_tokens": 8192,
         "gpu_memory_utilization": 0.55,
-        "enforce_eager": True,
+        "enforce_eager": not arguments.graphs,
         "seed": 0,
     }
     if not arguments.without:
@@ -71,6 +97,13 @@ def main() -> int:
             "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {"cpu_cache_gb": arguments.cpu_cache},
         }
+        if arguments.ssd:
+            transfer["kv_connector_extra_config"] |= {
+                "ssd_cache_gb": 40,
+                "ssd_cache_dir": arguments.ssd,
+                "ssd_admission": False,
+                "ssd_load_policy": arguments.load_policy,
+            }
         if arguments.connector == "full":
             transfer |= {
                 "kv_connector": "FlexKVConnector",
@@ -90,6 +123,8 @@ def main() -> int:
 
     run([prompt(999, 2000)], 4)
     time.sleep(8)  # the pool is touched and pinned in the background
+    if arguments.ssd:
+        return 0 if from_drives(llm, run, arguments) else 1
     equal = True
     cases = {"one": [prompt(1, arguments.tokens)], "eight": [prompt(10 + i, arguments.tokens) for i in range(8)]}
     for name, prompts in cases.items():

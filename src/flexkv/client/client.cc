@@ -150,7 +150,9 @@ void Client::observe_step(std::uint32_t tokens, double pairs, Nanos duration) {
   if (port_->post(proto::PrefillSpeed{time})) told_prefill_ = time;
 }
 
-void Client::cancel(JobId job) { (void)port_->post(proto::CancelRequest{job}); }
+void Client::cancel(JobId job) {
+  if (!port_->post(proto::CancelRequest{job})) port_->hang_up();
+}
 
 std::vector<proto::JobResult> Client::take_ended_jobs() {
   (void)settle(port_->generation());

@@ -50,6 +50,8 @@ class Client {
   // A step of the engine computed so many tokens of prompts, `pairs` of a token and one that it attends to, in that
   // time: by that the node judges what is worth loading.
   void observe_step(std::uint32_t tokens, double pairs, Nanos duration);
+  // What a save has not kept by now, it will not keep: its device blocks may be overwritten at once. Never fails: where
+  // the node cannot be told, the connection ends, and with it all jobs.
   void cancel(JobId job);
   // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. A save that kept
   // all its blocks has no reason; one that kept some is kDone with a reason. Best effort: a node that went away does

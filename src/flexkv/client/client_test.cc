@@ -12,6 +12,7 @@ namespace {
 struct Line {
   std::uint64_t generation = 1;
   bool full = false;  // posts are refused
+  int hang_ups = 0;
   proto::LookupReply reply;
   Nanos reuse_time = 0;
   std::vector<proto::FromClient> posted;
@@ -38,6 +39,7 @@ class ScriptedPort final : public NodePort {
     line_.posted.push_back(message);
     return true;
   }
+  void hang_up() override { ++line_.hang_ups; }
   std::vector<proto::JobResult> take_ended_jobs() override { return {}; }
   Nanos reuse_time() const override { return line_.reuse_time; }
 
@@ -187,6 +189,16 @@ TEST_F(ClientTest, RepeatsAResetThatMayHaveBeenLostWithItsConnection) {
   line.generation = 3;
   (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));
   EXPECT_EQ(line.count<proto::ResetRequest>(), 2U);
+}
+
+// Whoever cancels goes on as if it had been heard.
+TEST_F(ClientTest, ACancelThatCannotBeSaidEndsTheConnection) {
+  client.cancel(7);
+  EXPECT_EQ(line.count<proto::CancelRequest>(), 1U);
+  EXPECT_EQ(line.hang_ups, 0);
+  line.full = true;
+  client.cancel(8);
+  EXPECT_EQ(line.hang_ups, 1);
 }
 
 }  // namespace

@@ -44,6 +44,8 @@ class EmbeddedPort final : public NodePort {
     return true;
   }
 
+  void hang_up() override {}  // post() reaches the node always
+
  private:
   // The node forgets an engine's sequences when one of its ranks detaches: all keys are then sent again.
   void note(proto::Reason reason) { generation_ += reason == proto::Reason::kUnknownSequence; }

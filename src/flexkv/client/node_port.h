@@ -25,6 +25,8 @@ class NodePort {
   virtual const std::array<std::uint8_t, 32>& key_secret() = 0;
   virtual proto::LookupReply lookup(proto::LookupRequest request) = 0;  // its number is the port's
   virtual bool post(const proto::FromClient& message) = 0;
+  // Ends the connection, if there is one: the node forgets what this engine had under way.
+  virtual void hang_up() = 0;
   virtual std::vector<proto::JobResult> take_ended_jobs() = 0;
   // Remote lookups cost a round trip, so their results may be reused for a short while.
   virtual Nanos reuse_time() const = 0;

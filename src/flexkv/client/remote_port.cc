@@ -82,6 +82,10 @@ class RemotePort final : public NodePort {
     return channel_ && send(message);
   }
 
+  void hang_up() override {
+    if (channel_) lose();
+  }
+
  private:
   bool send(const proto::FromClient& message) {
     const auto bytes = proto::encode(message);

@@ -76,6 +76,11 @@ void Node::detach_client(EngineHandle handle) {
   Engine* engine = find_engine(handle);
   if (engine == nullptr || !engine->client) return;
   engine->client = false;
+  for (auto job = jobs_.lower_bound({handle, 0}); job != jobs_.end() && job->first.first == handle; ++job) {
+    // A save whose ranks are done only waits for its beginning.
+    const bool copied = job->second->direction == device::Direction::kToHost && job->second->waiting_count == 0;
+    if (!copied) give_up(job->first, *job->second);
+  }
   unbind_space(*engine);
   drop_engine_if_empty(handle);
   pump_disk();
@@ -126,6 +131,11 @@ void Node::detach_agent(AgentHandle handle, Nanos now) {
   }
   drop_engine_if_empty(engine_handle);
   pump_disk();
+}
+
+EngineHandle Node::engine_of(AgentHandle agent) const {
+  const auto found = agents_.find(agent);
+  return found == agents_.end() ? 0 : found->second.engine;
 }
 
 void Node::drop_engine_if_empty(EngineHandle handle) {

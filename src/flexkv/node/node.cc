@@ -444,11 +444,16 @@ void Node::cancel_ranks(JobKey key, Job& job) {
 
 void Node::cancel(EngineHandle handle, JobId id) {
   const auto found = jobs_.find({handle, id});
-  if (found == jobs_.end() || found->second->failed) return;
-  found->second->failed = true;
-  found->second->failure = Reason::kCanceled;
-  cancel_ranks(found->first, *found->second);
+  if (found == jobs_.end()) return;
+  give_up(found->first, *found->second);
   pump_disk();
+}
+
+void Node::give_up(JobKey key, Job& job) {
+  if (job.failed) return;
+  job.failed = true;
+  job.failure = Reason::kCanceled;
+  cancel_ranks(key, job);
 }
 
 void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now) {

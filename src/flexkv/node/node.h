@@ -113,9 +113,12 @@ class Node {
 
   // An engine = one client (its scheduler) and rank_count agents that name the same engine_id. Order does not matter.
   Result<EngineHandle> attach_client(const proto::ClientHello& hello);
+  // Cancels its jobs as well: it can no longer do that itself.
   void detach_client(EngineHandle engine);
   Result<AgentHandle> attach_agent(const proto::AgentHello& hello);
   void detach_agent(AgentHandle agent, Nanos now);
+  // 0: no such agent.
+  EngineHandle engine_of(AgentHandle agent) const;
 
   struct Lookup {
     std::uint32_t matched_blocks = 0;
@@ -137,6 +140,8 @@ class Node {
   // How fast the engine computes prompts; until it is told, all that is kept is taken to be worth loading.
   void set_prefill(EngineHandle engine, const plan::PrefillTime& time);
   void close_sequence(EngineHandle engine, SequenceId sequence);
+  // A save that has not ended by now keeps nothing, whatever its ranks say later. So an engine that is about to
+  // overwrite device blocks cancels the saves that read them, and waits for nobody.
   void cancel(EngineHandle engine, JobId job);
   // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing.
   void reset(EngineHandle engine, Nanos now);
@@ -254,6 +259,7 @@ class Node {
   void publish_or_drop(Job& job, Nanos now);
   std::vector<JobKey> retire(JobKey key, Nanos now);
   void cancel_ranks(JobKey key, Job& job);
+  void give_up(JobKey key, Job& job);
   void call_off(const Engine* engine, JobId job);
   void clear(Space& space, Nanos now);
   bool idle(const Space& space) const;

@@ -111,6 +111,40 @@ TEST_F(NodeTest, OneRankFailingFailsTheSaveOnceTheOtherIsQuiet) {
   EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 0U);
 }
 
+// The engine has overwritten what they read, so nothing of it is kept, though the ranks say that all went well.
+TEST_F(NodeTest, KeepsNothingOfACanceledSave) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  ASSERT_EQ(save(e, 1, 2, keys_of(1, 4), 2), Reason::kNone);
+  report(agents[0], 1);
+  report(agents[0], 2);
+  report(agents[1], 2);  // complete, but for its beginning
+  node->cancel(e, 1);
+  EXPECT_EQ(node->blocks_in_use(), 4U);
+  report(agents[1], 1);
+  EXPECT_EQ(failure(1), Reason::kCanceled);
+  EXPECT_EQ(failure(2), Reason::kParentMissing);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 0U);
+  // One that has ended is kept.
+  ASSERT_EQ(save(e, 1, 3, keys_of(1, 2)), Reason::kNone);
+  report(agents[0], 3);
+  report(agents[1], 3);
+  node->cancel(e, 3);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 2U);
+}
+
+TEST_F(NodeTest, KeepsNothingOfTheSavesOfAClientThatIsGone) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  node->detach_client(e);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 1).size(), 1U);
+  report(agents[0], 1);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+}
+
 TEST_F(NodeTest, ARankThatCannotBeToldFailsTheJob) {
   start(8, 2);
   const auto e = engine("e", 2);

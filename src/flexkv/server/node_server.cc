@@ -410,6 +410,7 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
     }
     auto peer = std::make_unique<Peer>(std::move(channel).value(), std::move(process).value());
     peer->engine = attached.value();
+    peer->id = next_peer_;
     clients_[peer->engine] = peer.get();
     log_info("engine " + decoded.value().engine_id + " attached (" + decoded.value().model + ")");
     return peer;
@@ -436,6 +437,7 @@ void NodeServer::serve(std::uint64_t id, bool socket_event) {
   do {
     ipc::PopResult popped = ipc::PopResult::kEmpty;
     while ((popped = channel.pop(record)) == ipc::PopResult::kRecord) {
+      if (peer->agent != 0) hear_client_of(peer->agent);
       if (!apply(*peer, record)) {
         expel(id);
         return;
@@ -448,6 +450,25 @@ void NodeServer::serve(std::uint64_t id, bool socket_event) {
     }
   } while (!channel.arm_sleep());
   if (socket_event && channel.peer_gone()) expel(id);
+}
+
+// What an engine's client said before a rank reported is heard before the report. A client that cancels a save, and
+// then lets its engine overwrite what the save reads, relies on it; also one that hung up as it could not say so.
+void NodeServer::hear_client_of(node::AgentHandle agent) {
+  std::uint64_t id = 0;
+  Peer* client = nullptr;
+  {
+    MutexLock lock(mutex_);
+    const auto found = clients_.find(node_.engine_of(agent));
+    if (found == clients_.end()) return;
+    client = found->second;
+    id = client->id;
+  }
+  std::vector<std::byte> record;
+  ipc::PopResult popped = ipc::PopResult::kEmpty;
+  bool well = true;
+  while (well && (popped = client->channel.pop(record)) == ipc::PopResult::kRecord) well = apply(*client, record);
+  if (!well || popped == ipc::PopResult::kCorrupt || client->channel.peer_gone()) expel(id);
 }
 
 bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {

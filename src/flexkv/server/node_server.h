@@ -68,6 +68,7 @@ class NodeServer final : private node::Outbox {
     Fd process;                     // see open_process
     node::AgentHandle agent = 0;    // one of the two is set
     node::EngineHandle engine = 0;  // a client's
+    std::uint64_t id = 0;           // its number among the peers, for a client
     bool expelled = false;          // broke the protocol: told to go, not yet gone
   };
 
@@ -85,6 +86,7 @@ class NodeServer final : private node::Outbox {
   Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
   void serve(std::uint64_t id, bool socket_event);
   bool apply(Peer& peer, std::span<const std::byte> record);
+  void hear_client_of(node::AgentHandle agent);
   void expel(std::uint64_t id);
   void drop(std::uint64_t id);
   void wake_if_earlier() FLEXKV_REQUIRES(mutex_);

@@ -56,8 +56,8 @@ class FaultyDevice::Stream final : public CopyStream {
     Status status;
     for (const Stalled& step : stalled_) {
       if (!status) break;
-      status = step.gate != nullptr ? step.gate->raise_after(*inner_, step.count)
-                                    : inner_->submit(step.copies, step.part);
+      status =
+          step.gate != nullptr ? step.gate->raise_after(*inner_, step.count) : inner_->submit(step.copies, step.part);
     }
     stalled_.clear();
     const Status done = inner_->synchronize();

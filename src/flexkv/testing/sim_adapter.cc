@@ -68,39 +68,45 @@ void SimEngine::order_load(Request& request, std::uint32_t count) {
   new_loads_.push_back(std::move(order));
 }
 
-void SimEngine::add_fences(std::span<const std::uint32_t> blocks, std::set<proto::JobId>& fences) const {
+void SimEngine::add_readers(std::span<const std::uint32_t> blocks, std::set<proto::JobId>& saves) const {
   for (const std::uint32_t block : blocks) {
-    if (const auto saves = saves_by_block_.find(block); saves != saves_by_block_.end()) {
-      fences.insert(saves->second.begin(), saves->second.end());
+    if (const auto readers = saves_by_block_.find(block); readers != saves_by_block_.end()) {
+      saves.insert(readers->second.begin(), readers->second.end());
     }
   }
 }
 
-void SimEngine::build_orders(Step& step) {
-  for (const proto::JobResult& result : client_->take_ended_jobs()) {
-    const auto ended = blocks_by_save_.extract(result.job);
-    if (ended.empty()) continue;
-    for (const std::uint32_t block : ended.mapped()) {
-      const auto saves = saves_by_block_.find(block);
-      saves->second.erase(result.job);
-      if (saves->second.empty()) saves_by_block_.erase(saves);
-    }
+void SimEngine::forget_save(proto::JobId job) {
+  const auto ended = blocks_by_save_.extract(job);
+  if (ended.empty()) return;
+  for (const std::uint32_t block : ended.mapped()) {
+    const auto saves = saves_by_block_.find(block);
+    saves->second.erase(job);
+    if (saves->second.empty()) saves_by_block_.erase(saves);
   }
-  std::set<proto::JobId> fences;
+}
+
+void SimEngine::build_orders(Step& step) {
+  for (const proto::JobResult& result : client_->take_ended_jobs()) forget_save(result.job);
+  std::set<proto::JobId> overwritten;
   for (auto& load : new_loads_) {
-    add_fences(load->blocks, fences);
+    add_readers(load->blocks, overwritten);
     step.orders->loads.push_back(std::move(load));
   }
   new_loads_.clear();
   for (const Scheduled& work : step.work) {
     if (work.whole_table) {
-      add_fences(std::span(work.blocks).subspan(work.computed / kBlockTokens), fences);
+      add_readers(std::span(work.blocks).subspan(work.computed / kBlockTokens), overwritten);
     } else {
-      add_fences(work.new_blocks, fences);
+      add_readers(work.new_blocks, overwritten);
     }
-    order_save(step, work);
   }
-  step.orders->fences.assign(fences.begin(), fences.end());
+  for (const proto::JobId job : overwritten) {
+    loop_.note("engine: save overwritten", id_, job);
+    client_->cancel(job);
+    forget_save(job);
+  }
+  for (const Scheduled& work : step.work) order_save(step, work);
 }
 
 void SimEngine::order_save(Step& step, const Scheduled& work) {

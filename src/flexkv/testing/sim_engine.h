@@ -108,7 +108,8 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void cancel_some(proto::JobId job);
   void build_orders(Step& step);
   void order_save(Step& step, const Scheduled& work);
-  void add_fences(std::span<const std::uint32_t> blocks, std::set<proto::JobId>& fences) const;
+  void add_readers(std::span<const std::uint32_t> blocks, std::set<proto::JobId>& saves) const;
+  void forget_save(proto::JobId job);
   void track(Request& request);
   std::vector<std::span<const std::byte>> hashes_of(const Request& request, std::uint32_t first) const;
   // sim_forward.cc: the model

@@ -118,6 +118,12 @@ proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient&
 }
 
 void SimNode::report(node::AgentHandle agent, const proto::JobReport& report) {
+  // As NodeServer::hear_client_of().
+  if (const auto client = clients_.find(node_.engine_of(agent)); client != clients_.end()) {
+    const std::shared_ptr<ClientLink> link = client->second;
+    link->to_node->flush();
+    if (link->hung_up) drop(link);
+  }
   loop_.note("node: report", agent, report.job, static_cast<std::uint64_t>(report.status));
   node_.on_report(agent, report, loop_.now());
   after_call();

@@ -37,6 +37,7 @@ struct AgentLink {
 
 struct ClientLink {
   node::EngineHandle handle = 0;
+  bool hung_up = false;  // the client's end is closed; what it sent before may still be on its way
   std::shared_ptr<SimPipe> to_node;
   std::shared_ptr<SimPipe> to_client;
   std::function<void(const proto::JobResult&)> deliver;

@@ -61,7 +61,6 @@ SimPlan::SimPlan(SimLoop& loop) {
   branch_permille = static_cast<unsigned>(loop.between(10, 200));
   embedded_port = loop.chance(400);
   reuse_time = loop.chance(300) ? 3600 * kSecond : 0;
-  fence_patience = loop.delay(5 * kMillisecond);
   forward_time = loop.delay(500 * kMicrosecond) + kMicrosecond;
 
   message_delay = loop.chance(300) ? 0 : loop.delay(loop.chance(300) ? 5 * kMillisecond : 200 * kMicrosecond);

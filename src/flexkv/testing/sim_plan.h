@@ -40,7 +40,6 @@ struct SimPlan {
   unsigned branch_permille = 0;
   bool embedded_port = false;
   Nanos reuse_time = 0;
-  Nanos fence_patience = 0;
   Nanos forward_time = 0;
 
   // drives: none in half of the worlds

@@ -15,6 +15,8 @@ SimPort::~SimPort() {
   lose_connection();
 }
 
+bool SimPort::embedded() const { return world_.plan().embedded_port; }
+
 Nanos SimPort::reuse_time() const { return world_.plan().reuse_time; }
 
 SimNode* SimPort::peer() const { return link_ && world_.epoch() == epoch_ ? world_.node() : nullptr; }
@@ -46,6 +48,7 @@ void SimPort::lose_connection() {
   if (!link_) return;
   world_.loop().note("client: connection lost", link_->handle);
   link_->to_client->close();
+  link_->hung_up = true;
   if (world_.loop().chance(500)) link_->to_node->close();  // else what was posted still arrives
   world_.loop().after(world_.loop().delay(world_.plan().message_delay + kMillisecond),
                       [&world = world_, epoch = epoch_, link = link_] {

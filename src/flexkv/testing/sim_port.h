@@ -21,12 +21,16 @@ class SimPort final : public client::NodePort {
   const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
   proto::LookupReply lookup(proto::LookupRequest request) override;
   bool post(const proto::FromClient& message) override;
+  void hang_up() override {
+    if (!embedded()) lose_connection();
+  }
   std::vector<proto::JobResult> take_ended_jobs() override;
   Nanos reuse_time() const override;
 
   void lose_connection();
 
  private:
+  bool embedded() const;
   void connect_after(Nanos delay);
   void connect();
   void take_results();

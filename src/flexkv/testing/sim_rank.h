@@ -33,7 +33,6 @@ struct StepOrders {
   std::uint64_t number = 0;
   std::vector<std::shared_ptr<const LoadOrder>> loads;
   std::vector<proto::JobId> saves;
-  std::vector<proto::JobId> fences;
 };
 
 // What a worker says at the end of a step.
@@ -84,7 +83,6 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   void lane_done(device::Direction direction);
   void close_when_quiet();
 
-  void fence();
   void start_loads();
   void wait_for(std::vector<proto::JobId> jobs, std::function<void()> then);
   void check_waiters();

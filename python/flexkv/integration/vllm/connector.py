@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Counter
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     CacheHitSource,
-    KVConnectorMetadata,
     KVConnectorTransferResults,
     SupportsHMA,
 )
@@ -44,13 +43,6 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         """A save that is dropped is a miss later on, nothing worse."""
         return False
-
-    @never_raises(lambda: None)
-    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        worker = self._flexkv_connector.worker
-        if worker is not None:
-            worker.hears_before_forward = True
-            worker.before_forward(ours(kv_connector_metadata))
 
     @never_raises(KVConnectorTransferResults)
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:

@@ -29,8 +29,6 @@ class FlexKVMetadata(KVConnectorMetadata):
     loads: list[LoadOrder] = field(default_factory=list)
     # Saves whose blocks are complete after this step's forward.
     saves: list[Job] = field(default_factory=list)
-    # Saves that read blocks which this step is going to overwrite: they must end first.
-    fences: list[Job] = field(default_factory=list)
 
 
 def by_group(jobs: list[Job]) -> dict[int, list[int]]:

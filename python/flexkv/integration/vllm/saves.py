@@ -86,7 +86,7 @@ class RunningSaves:
         return save
 
     def abandon(self) -> list[Job]:
-        """Forgets all saves and returns their jobs: nobody will say when they end, so they have to be ended."""
+        """Forgets all saves and returns their jobs."""
         jobs = list(self._saves)
         self._saves.clear()
         self._by_block.clear()

@@ -4,8 +4,8 @@ microsecond delays decoding, so per step it touches only requests that did somet
 A request has one chain of blocks for each KV cache group (`groups`); most models have one group.
 
 Blocks are saved in the step that completes them. A request's device blocks may be reused as soon as vLLM frees them, so
-saves still running are remembered by block (`saves`), and a step that is going to overwrite such a block is told to
-wait for them.
+saves still running are remembered by block (`saves`), and before a step goes out that is going to overwrite such a
+block, the node is told to keep nothing of them (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -207,43 +207,47 @@ class SchedulerSide:
             # The loads are promised to the engine and must reach the workers, whatever happens to the saves. These are
             # all given up: which of them the step would overwrite is not known.
             logger.exception("FlexKV: ordering saves failed; the engine goes on without them")
-            meta.saves, meta.fences = [], self._saves.abandon()
+            meta.saves = []
+            self._cancel_all_saves()
         return meta
 
     def _order_saves(self, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
-        fences: set[Job] = set()
-        self._settle_saves(fences)
+        overwritten: set[Job] = set()
+        self._settle_saves()
         for load in meta.loads:
-            self._saves.add_readers(load.block_ids, fences)
-        # All fences before the first new save: no step can wait for its own saves, which begin when it has ended.
+            self._saves.add_readers(load.block_ids, overwritten)
         for new in output.scheduled_new_reqs:
-            self._set_tables(new.req_id, new.block_ids, new.num_computed_tokens, fences)
+            self._set_tables(new.req_id, new.block_ids, new.num_computed_tokens, overwritten)
         cached = output.scheduled_cached_reqs
         for request_id, computed, tables in zip(
             cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
         ):
             if request_id in cached.resumed_req_ids:
-                self._set_tables(request_id, tables, computed, fences)
+                self._set_tables(request_id, tables, computed, overwritten)
             elif tables:
-                self._extend_tables(request_id, tables, fences)
-        meta.fences = list(fences)
+                self._extend_tables(request_id, tables, overwritten)
+        # Before the first new save: these read what the step writes.
+        for group, job in overwritten:
+            self._clients[group].cancel(job)
+            if (save := self._saves.end((group, job))) is not None:
+                save.offers.refused(save.first, self._step, from_start=True)
         for new in output.scheduled_new_reqs:
             self._save_completed(new.req_id, new.num_computed_tokens, output, meta)
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             self._save_completed(request_id, computed, output, meta)
 
-    def _set_tables(self, request_id: str, tables: tuple[list[int], ...], computed: int, fences: set[Job]) -> None:
+    def _set_tables(self, request_id: str, tables: tuple[list[int], ...], computed: int, saves: set[Job]) -> None:
         tracked = self._requests.get(request_id)
         for number, group in enumerate(self._groups):
             block_ids = tables[group.index]
-            self._saves.add_readers(block_ids[computed // group.block_tokens :], fences)
+            self._saves.add_readers(block_ids[computed // group.block_tokens :], saves)
             if tracked is not None:
                 tracked.chains[number].block_ids = list(block_ids)
 
-    def _extend_tables(self, request_id: str, tables: tuple[list[int], ...], fences: set[Job]) -> None:
+    def _extend_tables(self, request_id: str, tables: tuple[list[int], ...], saves: set[Job]) -> None:
         tracked = self._requests.get(request_id)
         for number, group in enumerate(self._groups):
-            self._saves.add_readers(tables[group.index], fences)
+            self._saves.add_readers(tables[group.index], saves)
             if tracked is not None:
                 tracked.chains[number].block_ids.extend(tables[group.index])
 
@@ -287,7 +291,7 @@ class SchedulerSide:
         meta.saves.append((group.index, job))
         self._saves.add((group.index, job), Save(offers, first, blocks))
 
-    def _settle_saves(self, fences: set[Job]) -> None:
+    def _settle_saves(self) -> None:
         """Forgets the saves that have ended; what was not kept is offered again later."""
         for number, (group, client) in enumerate(zip(self._groups, self._clients, strict=True)):
             for job, problem in client.take_ended_jobs():
@@ -299,11 +303,14 @@ class SchedulerSide:
                     save.offers.kept()
             generation = client.generation()
             if generation != self._generations[number]:
-                # Nobody will tell how earlier saves ended: the workers end them, before anything is overwritten. And
-                # what was kept may be gone.
+                # Nobody will tell how earlier saves ended, and what was kept may be gone.
                 self._generations[number] = generation
-                fences.update(self._saves.abandon())
+                self._cancel_all_saves()
                 self._offer_again()
+
+    def _cancel_all_saves(self) -> None:
+        for group, job in self._saves.abandon():
+            self._clients[group].cancel(job)
 
     def _offer_again(self) -> None:
         for tracked in self._requests.values():

@@ -87,10 +87,8 @@ class FlexKVConnectorV1Impl:
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         if self.worker is None:
             return
-        # Comes before the forward only in steps that load for themselves; so through this connector saves have to end
-        # within their step (WorkerSide.hears_before_forward).
+        # Comes before the forward in steps that load for themselves, else maybe after it.
         meta = self._metadata(kwargs.get("scheduler_output"))
-        self.worker.before_forward(meta)
         self.worker.start_loads(meta, _layers_will_ask(forward_context))
 
     @never_raises(lambda: None)

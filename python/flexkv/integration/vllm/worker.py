@@ -25,10 +25,6 @@ logger = logging.getLogger("flexkv.vllm")
 # After a failed load nothing is saved until every step that was scheduled without knowing of it has passed: what they
 # compute may rest on blocks that were never filled. vLLM has at most pipeline stages + 1 steps in flight.
 _DISTRUST_STEPS = 16
-# How long a step waits for a save that reads blocks it will overwrite before the save is given up.
-_FENCE_PATIENCE_MS = 200
-# How long a step may last for the sake of its own saves, where they have to end within it.
-_SAVE_PATIENCE_MS = 1000
 
 
 class _Load:
@@ -83,9 +79,6 @@ class WorkerSide:
         self._ended: list[tuple[LoadOrder, bool]] = []
         self._bad_blocks: set[int] = set()
         self._reported: dict[str, Any] = {}
-        # False where the engine calls us only after the forward: then saves must end within their step.
-        self.hears_before_forward = False
-        self._fenced_step = 0
         self._followed = _FollowedLoads()
         self._layers_can_follow = True
 
@@ -117,12 +110,6 @@ class WorkerSide:
         self._followed = _FollowedLoads(dict(zip(self._groups[0].layers_of(kv_caches), agents[0].parts(), strict=True)))
 
     # ---- one step
-
-    def before_forward(self, meta: FlexKVMetadata) -> None:
-        """Ends saves that read what this step overwrites; once a step, however often it is called."""
-        if meta.fences and meta.step != self._fenced_step:
-            self._fenced_step = meta.step
-            self._fence(meta.fences, _FENCE_PATIENCE_MS)
 
     def start_loads(self, meta: FlexKVMetadata, layers_will_ask: bool) -> None:
         """`layers_will_ask`: each layer of this step's forward is going to call before_layer()."""
@@ -174,13 +161,6 @@ class WorkerSide:
                 self._agents[group].cancel(jobs)
             else:
                 self._agents[group].arm_saves(jobs, _engine_stream())
-        if not self.hears_before_forward:
-            self._fence(meta.saves, _SAVE_PATIENCE_MS)
-
-    def _fence(self, jobs: list[Job], patience_ms: int) -> None:
-        if self._agents:
-            for group, ids in by_group(jobs).items():
-                self._agents[group].fence(ids, patience_ms)
 
     def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, bool]]:
         """Loads of parked requests that have ended on this rank since the last call, and whether they succeeded."""

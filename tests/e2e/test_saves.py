@@ -1,4 +1,5 @@
-"""Which saves a step has to wait for, and when refused ones are offered again, without an engine."""
+"""Which saves are canceled before a step overwrites what they read, and when refused ones are offered again, without an
+engine."""
 
 from __future__ import annotations
 
@@ -9,30 +10,29 @@ from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 from flexkv.integration.vllm.scheduler import SchedulerSide
-from flexkv.integration.vllm.worker import WorkerSide
 
 BLOCK = 32
 
 
-def fences(saves: RunningSaves, *block_ids: int) -> set[Job]:
+def readers(saves: RunningSaves, *block_ids: int) -> set[Job]:
     found: set[Job] = set()
     saves.add_readers(list(block_ids), found)
     return found
 
 
-def test_a_block_read_by_two_saves_is_fenced_until_both_have_ended() -> None:
+def test_a_block_read_by_two_saves_is_known_until_both_have_ended() -> None:
     saves = RunningSaves()
     saves.add((0, 1), Save(Offers(), 0, [7]))
     saves.add((0, 2), Save(Offers(), 0, [7, 8]))
     saves.add((1, 2), Save(Offers(), 0, [8, 10]))  # another group's: a block changes hands
-    assert fences(saves, 7, 9) == {(0, 1), (0, 2)}
-    assert fences(saves, 8) == {(0, 2), (1, 2)}
+    assert readers(saves, 7, 9) == {(0, 1), (0, 2)}
+    assert readers(saves, 8) == {(0, 2), (1, 2)}
     saves.end((0, 2))
-    assert fences(saves, 7, 9) == {(0, 1)}
-    assert fences(saves, 8) == {(1, 2)}
+    assert readers(saves, 7, 9) == {(0, 1)}
+    assert readers(saves, 8) == {(1, 2)}
     saves.end((1, 2))
     saves.end((0, 1))
-    assert fences(saves, 7, 8, 9, 10) == set()
+    assert readers(saves, 7, 8, 9, 10) == set()
     assert len(saves) == 0
 
 
@@ -43,6 +43,7 @@ class FakeClient:
         self.ended: list[tuple[int, str]] = []
         self.connection = 1
         self.saves: list[tuple[int, int]] = []  # first block, blocks
+        self.canceled: list[int] = []
 
     def open_sequence(self) -> int:
         return 1
@@ -55,6 +56,9 @@ class FakeClient:
             return 0
         self.saves.append((first, len(blocks)))
         return len(self.saves)
+
+    def cancel(self, job: int) -> None:
+        self.canceled.append(job)
 
     def take_ended_jobs(self) -> list[tuple[int, str]]:
         ended, self.ended = self.ended, []
@@ -82,13 +86,14 @@ class Decoding:
         )
         self.side.get_num_new_matched_tokens(self.request, 0)
 
-    def step(self) -> FlexKVMetadata:
+    def step(self, block: int | None = None) -> FlexKVMetadata:
+        """`block`: the one that the engine gives the request for what it computes now."""
         self.blocks += 1
         self.request.block_hashes.append(b"%d" % self.blocks)
         cached = SimpleNamespace(
             req_ids=["r"],
             resumed_req_ids=set(),
-            new_block_ids=[([self.blocks],)],
+            new_block_ids=[([self.blocks if block is None else block],)],
             num_computed_tokens=[(self.blocks - 1) * BLOCK],
         )
         output: Any = SimpleNamespace(
@@ -131,16 +136,32 @@ def test_a_save_whose_prefix_is_not_kept_is_offered_with_it(monkeypatch: Any) ->
     assert run.client.saves == [(0, 1), (1, 1), (0, 4)]
 
 
-def test_saves_of_a_lost_node_are_ended_once_and_forgotten(monkeypatch: Any) -> None:
+def test_saves_of_a_lost_node_are_canceled_once_and_forgotten(monkeypatch: Any) -> None:
     run = Decoding(monkeypatch)
     run.step()
     run.client.connection = 0
-    assert run.step().fences == [(0, 1)]
-    assert run.step().fences == []
+    run.step()
+    assert run.client.canceled == [1]
+    run.step()
     run.client.connection = 2
     while run.client.saves == [(0, 1)]:
-        assert run.step().fences == []
+        run.step()
+    assert run.client.canceled == [1]
     assert run.client.saves[-1] == (0, run.blocks)  # the new node has none of them
+
+
+def test_a_save_is_canceled_before_the_step_that_overwrites_its_block(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    run.step(block=7)
+    assert run.client.canceled == []
+    run.step(block=1)  # what the first save may still read
+    assert run.client.canceled == [1]
+    assert run.client.saves == [(0, 1), (1, 1)]  # and all is offered anew in a later step, if it is still there
+    run.step()
+    run.step()
+    assert run.client.canceled == [1]
+    assert run.client.saves[2][0] == 0
 
 
 def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
@@ -150,13 +171,3 @@ def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
     assert run.step().saves == []
     run.side.get_num_new_matched_tokens(run.request, 0)  # computes from the start, after a preemption
     assert run.step().saves == [(0, 2)]
-
-
-def test_a_step_waits_for_its_fences_once() -> None:
-    waited: list[list[int]] = []
-    worker = WorkerSide.__new__(WorkerSide)
-    worker._fenced_step = 0
-    worker._agents = [SimpleNamespace(fence=lambda jobs, patience: waited.append(jobs))]
-    for step in (1, 1, 2):
-        worker.before_forward(FlexKVMetadata(step=step, fences=[(0, step)]))
-    assert waited == [[1], [2]]
