@@ -175,17 +175,35 @@ def bench_host(as_json: Json = False) -> None:
 
 
 @bench_app.command(
-    name="replay", epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json"
+    name="replay",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json\n\n"
+    "flexkv bench replay TRACE --host-blocks 10000 --ssd-blocks 30000 --ssd-blocks 100000  [dim]# drives only[/dim]",
 )
 def bench_replay(
     trace: Annotated[
         Path,
         typer.Argument(exists=True, dir_okay=False, help="Lines of JSON with timestamp, input_length and hash_ids."),
     ],
+    host_blocks: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Host memory of the replay with drives, in blocks of 512 tokens. May be repeated."),
+    ] = None,
+    ssd_blocks: Annotated[
+        list[int] | None, typer.Option(min=4, help="The same for the drives. Every pair of both is replayed.")
+    ] = None,
+    drive_gbs: Annotated[float, typer.Option(min=0.001, help="Bandwidth of each of the four drives, in GB/s.")] = 6,
     as_json: Json = False,
 ) -> None:
-    """A trace of requests, as Mooncake publishes them: requests a second, and hits by policy and at best possible."""
-    run_bench.run("replay", as_json, trace)
+    """A trace of requests, as Mooncake publishes them, on virtual time.
+
+    Requests a second; hits by policy and at best possible; with drives: hits by tier, what is missed and why, bytes
+    written with admission and without.
+    """
+    options = [f"--drive-gbs={drive_gbs}"]
+    for name, sizes in (("host-blocks", host_blocks), ("ssd-blocks", ssd_blocks)):
+        if sizes:
+            options.append(f"--{name}={','.join(map(str, sizes))}")
+    run_bench.run("replay", as_json, trace, options)
 
 
 @bench_app.command(

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ _ABOUT_A_RUN = {
 _HOW_IT_WAS_RUN = re.compile(r"/(manual_time|real_time|iterations:\d+|min_time:[\d.]+)(?=/|$)")
 
 
-def run(suite: str, as_json: bool, trace: Path | None = None) -> None:
+def run(suite: str, as_json: bool, argument: Path | None = None, options: Sequence[str] = ()) -> None:
     if not PROGRAM.exists():
         fail(
             f"this installation has no benchmarks ({PROGRAM} is missing): it was built where Google Benchmark is not "
             "installed; install it (Debian: libbenchmark-dev), then `pip install .` again"
         )
-    command = [str(PROGRAM), suite, *([str(trace)] if trace is not None else [])]
+    command = [str(PROGRAM), suite, *([str(argument)] if argument is not None else []), *options]
     report = _execute(command, suite)
     runs = list(_runs(report))
     figures = {row["name"]: row["figures"] for row in runs}
