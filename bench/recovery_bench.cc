@@ -1,10 +1,13 @@
 // Start of a node over full drives: a store of many blocks is made (records as the tier writes them, payload sparse),
 // and opened through the tier and the node until a lookup finds every block. Nothing of it is in the page cache then.
 // Blocks are those of conversations that shared drives turn by turn; `shuffled`: as after long use, when slots are
-// taken in no order. Counters, seconds: raw_read: the records read alone, as the tier reads them; found: until the
-// first block came out, which is reading them with decoding and the table beside it, then the links; emitted: putting
-// parents before children, until the last; of that, inserted: in the node's index; cpu: of all threads; lookup: of all
-// conversations. peak_GB: most memory in use while opening, kept_GB: of it, when open.
+// taken in no order.
+//
+// Counters, seconds: raw_read: the records read alone, one thread per drive, past the page cache. found: until the
+// first block came out: reading with decoding and the table beside it, then the links. emitted: from then on, parents
+// before children; inserted: of that, in the node's index. cpu: of all threads, until open. lookup: of all
+// conversations. peak_GB: most memory in use while opening, without what the benchmark itself had; kept_GB: of it, when
+// open.
 #include <benchmark/benchmark.h>
 #include <fcntl.h>
 #include <sys/mman.h>

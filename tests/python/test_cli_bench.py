@@ -121,6 +121,16 @@ def test_a_program_that_fails(program: Any) -> None:
     assert "134" in result.stderr and "assertion failed: here" in result.stderr
 
 
+def test_recovery_tells_the_program_how_many(program: Any, tmp_path: Path) -> None:
+    program([measured("recovery/in_order/blocks:10000000/drives:2/iterations:1/manual_time")])
+    result = run("recovery", str(tmp_path))
+    assert result.exit_code == 0
+    assert "7 ms (<= 5 s)" in result.stdout
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    assert call == f"recovery {tmp_path} --blocks=10000000 --drives=2 --benchmark_list_tests"
+    assert run("recovery", str(tmp_path / "none")).exit_code == 2
+
+
 def test_wrong_usage(tmp_path: Path) -> None:
     assert run("nonsense").exit_code == 2
     assert run("replay").exit_code == 2
@@ -146,7 +156,7 @@ class TestInstalled:
         assert "replay/capacity:10000/engine_hashes:1" in rows
         # All found in host memory; with admission, a block is written at its second use at the latest.
         for name in ("all_written", "admission"):
-            figures = rows[f"drives/adaptive/{name}/host:2000/ssd:30000"]
+            figures = rows[f"drives/adaptive/{name}/host:2000/ssd:30000/block_tokens:16"]
             assert figures["host_%"] == pytest.approx(100 * 62 * 16 / 1000 * 19 / 20)
             assert figures["written_TB"] == pytest.approx(62 * 2 * 2**20 / 1e12)
 
@@ -161,13 +171,20 @@ class TestInstalled:
             row["name"]: row["figures"]
             for row in json.loads(run("replay", str(trace), *sizes, "--json").stdout)["benchmarks"]
         }
-        figures = rows["drives/lru/all_written/host:2/ssd:8"]
+        figures = rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]
         assert figures["hit_%"] == figures["drive_%"] == pytest.approx(50)
         assert figures["missed:never_seen_%"] == pytest.approx(50)
         assert figures["written_TB"] == figures["read_TB"] == pytest.approx(4 * 32 * 2 * 2**20 / 1e12)
         slow = run("replay", str(trace), *sizes, "--drive-gbs", "0.001", "--json")
         rows = {row["name"]: row["figures"] for row in json.loads(slow.stdout)["benchmarks"]}
-        assert rows["drives/lru/all_written/host:2/ssd:8"]["hit_%"] == 0
+        assert rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]["hit_%"] == 0
+
+    def test_recovery(self, tmp_path: Path) -> None:
+        result = run("recovery", str(tmp_path), "--blocks", "30000", "--drives", "3", "--json")
+        assert result.exit_code == 0, result.output
+        rows = {row["name"]: row["figures"] for row in json.loads(result.stdout)["benchmarks"]}
+        assert set(rows) == {f"recovery/{order}/blocks:30000/drives:3" for order in ("in_order", "shuffled")}
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_trace_that_is_none(self, tmp_path: Path) -> None:
         trace = tmp_path / "trace.jsonl"

@@ -227,6 +227,24 @@ def bench_transfer_(
     bench_transfer.run(device, geometry or [], layout or [], tokens or [], as_json)
 
 
+@bench_app.command(
+    name="recovery", epilog="[bold]Examples[/bold]\n\nflexkv bench recovery /mnt/nvme0 --blocks 10000000 --drives 1"
+)
+def bench_recovery(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="Where the files are made, 65 bytes a block, and removed."
+        ),
+    ],
+    blocks: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="Blocks of the store.")] = 10_000_000,
+    drives: Annotated[int, typer.Option(min=1, max=64, help="Directories of the store, all below DIR.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Start over full drives: from files to an index that finds every block. Payload is not written, only records."""
+    run_bench.run("recovery", as_json, directory, [f"--blocks={blocks}", f"--drives={drives}"])
+
+
 def main() -> None:
     """Entry point of the `flexkv` script."""
     handler = logging.StreamHandler(sys.stderr)
