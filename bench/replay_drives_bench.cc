@@ -142,7 +142,8 @@ class Replay final : public node::Outbox {
       pass_until(now);
       arrive(request, now);
     }
-    while (!requests_.empty()) pass_until(events_next().value());
+    while (const auto next = events_next()) pass_until(*next);
+    FLEXKV_ASSERT(requests_.empty());
     figures_.stats = node_.stats();
     return figures_;
   }

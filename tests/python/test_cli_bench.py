@@ -177,14 +177,16 @@ class TestInstalled:
         assert figures["written_TB"] == figures["read_TB"] == pytest.approx(4 * 32 * 2 * 2**20 / 1e12)
         slow = run("replay", str(trace), *sizes, "--drive-gbs", "0.001", "--json")
         rows = {row["name"]: row["figures"] for row in json.loads(slow.stdout)["benchmarks"]}
-        assert rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]["hit_%"] == 0
+        assert rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]["hit_%"] < figures["hit_%"]
 
     def test_recovery(self, tmp_path: Path) -> None:
-        result = run("recovery", str(tmp_path), "--blocks", "30000", "--drives", "3", "--json")
+        directory = tmp_path / "drive"
+        directory.mkdir()
+        result = run("recovery", str(directory), "--blocks", "30000", "--drives", "3", "--json")
         assert result.exit_code == 0, result.output
         rows = {row["name"]: row["figures"] for row in json.loads(result.stdout)["benchmarks"]}
         assert set(rows) == {f"recovery/{order}/blocks:30000/drives:3" for order in ("in_order", "shuffled")}
-        assert list(tmp_path.iterdir()) == []
+        assert list(directory.iterdir()) == []
 
     def test_a_trace_that_is_none(self, tmp_path: Path) -> None:
         trace = tmp_path / "trace.jsonl"

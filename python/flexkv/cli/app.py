@@ -199,7 +199,7 @@ def bench_replay(
     Requests a second; hits by policy and at best possible; with drives: hits by tier, what is missed and why, bytes
     written with admission and without.
     """
-    options = [f"--drive-gbs={drive_gbs}"]
+    options = [f"--drive-gbs={drive_gbs:g}"]
     for name, sizes in (("host-blocks", host_blocks), ("ssd-blocks", ssd_blocks)):
         if sizes:
             options.append(f"--{name}={','.join(map(str, sizes))}")
