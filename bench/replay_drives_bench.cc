@@ -117,6 +117,7 @@ struct Figures {
   double host_hit_tokens = 0;
   double drive_hit_tokens = 0;
   double failed_load_tokens = 0;
+  double first_token_nanos = 0;  // of all requests together, were there an engine for each
   node::NodeStats stats;
   double hit_tokens() const { return host_hit_tokens + drive_hit_tokens; }
 };
@@ -153,6 +154,8 @@ class Replay final : public node::Outbox {
     std::uint32_t blocks = 0;
     std::uint32_t matched = 0;
     std::uint32_t on_drives = 0;
+    std::uint32_t tokens = 0;
+    Nanos arrived_at = 0;
   };
 
   static node::NodeOptions options(const Setup& setup) {
@@ -210,9 +213,12 @@ class Replay final : public node::Outbox {
     }
     const auto found = node_.lookup(engine_, id, 0, keys_, now);
     figures_.tokens += request.tokens;
+    waiting.tokens = request.tokens;
+    waiting.arrived_at = now;
     waiting.matched = found.matched_blocks;
     waiting.on_drives = found.disk_blocks;
     if (waiting.matched == 0) {
+      figures_.first_token_nanos += kPrefillPerToken * waiting.tokens;
       save(id, now);
     } else {
       proto::TransferRequest load{false, true, id, load_of(id), waiting.blocks, {}, 0, {}};
@@ -247,6 +253,9 @@ class Replay final : public node::Outbox {
       return;
     }
     const Request& request = requests_.at(id);
+    const std::uint32_t loaded = result.status == proto::JobStatus::kDone ? request.matched * block_tokens_ : 0;
+    figures_.first_token_nanos +=
+        static_cast<double>(now - request.arrived_at) + kPrefillPerToken * (request.tokens - loaded);
     if (result.status == proto::JobStatus::kDone) {
       figures_.drive_hit_tokens += request.on_drives * block_tokens_;
       figures_.host_hit_tokens += (request.matched - request.on_drives) * block_tokens_;
@@ -315,6 +324,7 @@ void bm_drives(benchmark::State& state, Results& results, index::PolicyKind poli
   reasons("missed", stats.missed_blocks);
   reasons("unwritten", stats.unwritten_blocks);
   reasons("unfetched", stats.unfetched_blocks);
+  state.counters["first_token_ms"] = figures.first_token_nanos / static_cast<double>(stats.lookups) / kMillisecond;
   state.counters["written_TB"] = terabytes(stats.to_disk.bytes);
   state.counters["read_TB"] = terabytes(stats.from_disk.bytes);
   if (!admission) return;
