@@ -21,6 +21,7 @@ from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
 
 PROGRAM = Path(__file__).parents[1] / "bin" / "flexkv-bench"
 
+_NAME_WIDTH = 32
 _NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 # What Google Benchmark writes about every run; all else that is a number are figures of the benchmark itself.
 _ABOUT_A_RUN = {
@@ -124,9 +125,10 @@ def _show(runs: list[dict[str, Any]], figures: Figures) -> None:
     for rows in kinds.values():
         columns = list(dict.fromkeys(figure for row in rows for figure in row["figures"]))
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("benchmark", overflow="fold")
+        # Where a terminal is too narrow, headers are folded rather than cut, and names last.
+        table.add_column("benchmark", overflow="fold", min_width=min(_NAME_WIDTH, max(len(row["name"]) for row in rows)))
         for column in columns:
-            table.add_column("time" if column == "time_ns" else column, justify="right")
+            table.add_column("time" if column == "time_ns" else column, justify="right", overflow="fold")
         for row in rows:
             # Text, not str: a message may hold what Rich would take for markup.
             name = Text.assemble(row["name"], (f"  {row['error']}" if row["error"] else "", "red"))
