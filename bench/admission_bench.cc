@@ -51,7 +51,7 @@ class TwoTiers {
       : capacity_{host_blocks, ssd_blocks},
         rule_(rule),
         index_({.tier_count = 2, .policy = {}, .ghost_count_max = host_blocks + ssd_blocks}),
-        filter_({rule.enabled, 2 * std::size_t{host_blocks + ssd_blocks}, rule.lost_hits_max}) {}
+        filter_({rule.enabled, 2 * std::size_t{host_blocks + ssd_blocks}, rule.lost_hits_max, kTraceBlockTokens}) {}
 
   void request(std::span<const key::BlockKey> keys, Nanos now) {
     const auto found = index_.match(keys, true, now);

@@ -1,8 +1,10 @@
 // flexkv-bench: runs one suite. `flexkv bench` is the command for people; it calls this one and shows what comes out.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
+#include <string_view>
 
 #include "bench/suites.h"
 
@@ -14,22 +16,43 @@ constexpr int kWrongUsage = 2;
 struct Suite {
   const char* name;
   const char* argument;  // what stands behind the name on the command line; nullptr: nothing
-  Status (*add)(const std::string& argument);
+  std::vector<std::string> options;
+  Status (*add)(const std::string& argument, const Options& options);
 };
 
-constexpr Suite kSuites[] = {
-    {"index", nullptr, [](const std::string&) { return register_index(), Status{}; }},
-    {"keys", nullptr, [](const std::string&) { return register_keys(), Status{}; }},
-    {"host", nullptr, [](const std::string&) { return register_host(), Status{}; }},
-    {"replay", "TRACE", register_replay},
+const Suite kSuites[] = {
+    {"index", nullptr, {}, [](const std::string&, const Options&) { return register_index(), Status{}; }},
+    {"keys", nullptr, {}, [](const std::string&, const Options&) { return register_keys(), Status{}; }},
+    {"host", nullptr, {}, [](const std::string&, const Options&) { return register_host(), Status{}; }},
+    {"replay", "TRACE", {"host-blocks", "ssd-blocks", "drive-gbs"}, register_replay},
+    {"recovery", "DIR", {"blocks", "drives"}, register_recovery},
 };
 
 int wrong_usage() {
   std::fputs("usage, with options of Google Benchmark behind:\n", stderr);
   for (const Suite& suite : kSuites) {
-    std::fprintf(stderr, "  flexkv-bench %s %s\n", suite.name, suite.argument == nullptr ? "" : suite.argument);
+    std::fprintf(stderr, "  flexkv-bench %s %s", suite.name, suite.argument == nullptr ? "" : suite.argument);
+    for (const std::string& option : suite.options) std::fprintf(stderr, " [--%s=...]", option.c_str());
+    std::fputc('\n', stderr);
   }
   return kWrongUsage;
+}
+
+// Takes the suite's options out of the arguments from `first` on.
+Options take_options(const Suite& suite, int first, int& argc, char** argv) {
+  Options options;
+  const auto taken = [&](const char* argument) {
+    for (const std::string& name : suite.options) {
+      const std::string prefix = "--" + name + "=";
+      if (!std::string_view(argument).starts_with(prefix)) continue;
+      options.set(name, argument + prefix.size());
+      return true;
+    }
+    return false;
+  };
+  argc = static_cast<int>(std::remove_if(argv + first, argv + argc, taken) - argv);
+  argv[argc] = nullptr;
+  return options;
 }
 
 int run(int argc, char** argv) {
@@ -38,7 +61,9 @@ int run(int argc, char** argv) {
     if (suite.name != name) continue;
     const int used = suite.argument == nullptr ? 1 : 2;
     if (argc <= used) return wrong_usage();
-    if (const Status added = suite.add(argv[used]); !added) {
+    const std::string argument = suite.argument == nullptr ? "" : argv[used];
+    const Options options = take_options(suite, used + 1, argc, argv);
+    if (const Status added = suite.add(argument, options); !added) {
       std::fprintf(stderr, "%s\n", added.error().message.c_str());
       return kWrongUsage;
     }

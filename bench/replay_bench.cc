@@ -2,7 +2,7 @@
 // moved, one thread. Arguments: capacity in 512-token blocks; keys from tokens (0), or engine-made block hashes (1).
 // Counters: requests a second, hit ratio of tokens, p50 and p99 in microseconds of get (keys and lookup) and put (save,
 // its evictions, the commit, close).
-// `policy`: what the policies keep of it, beside the offline optimum.
+// `policy`: what the policies keep of it, beside the offline optimum. `drives`: replay_drives_bench.cc.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -198,10 +198,26 @@ constexpr NamedPolicy kPolicies[] = {{"adaptive_4_ghosts", index::PolicyKind::kA
 
 }  // namespace
 
-Status register_replay(const std::string& trace_path) {
+Status register_replay(const std::string& trace_path, const Options& options) {
   auto requests = read_trace(trace_path);
   if (!requests) return requests.error();
   const auto trace = std::make_shared<const Trace>(std::move(requests).value());
+  const auto hosts = options.counts("host-blocks", {10'000});
+  const auto ssds = options.counts("ssd-blocks", {100'000});
+  const auto drive_gbs = options.positive("drive-gbs", 6);
+  if (!hosts) return hosts.error();
+  if (!ssds) return ssds.error();
+  if (!drive_gbs) return drive_gbs.error();
+  DriveReplay drives{{{2'000, 30'000}, {10'000, 30'000}, {10'000, 100'000}, {10'000, 200'000}, {50'000, 200'000}},
+                     drive_gbs.value()};
+  const bool only_drives = options.has("host-blocks") || options.has("ssd-blocks");
+  if (only_drives) {
+    drives.sizes.clear();
+    for (const auto host : hosts.value()) {
+      for (const auto ssd : ssds.value()) drives.sizes.emplace_back(host, ssd);
+    }
+  }
+  if (auto added = register_replay_drives(trace, drives); !added || only_drives) return added;
   benchmark::RegisterBenchmark("replay", [=](auto& state) { bm_replay(state, *trace); })
       ->ArgNames({"capacity", "engine_hashes"})
       ->ArgsProduct({{1'000, 10'000, 50'000, 190'000}, {0, 1}})

@@ -1,16 +1,42 @@
 // The suites of flexkv-bench. Each call registers one with Google Benchmark; what each measures stands in its file.
 #pragma once
 
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bench/workloads.h"
 #include "flexkv/base/result.h"
 
 namespace flexkv::bench {
 
+// Given as --name=value; lists have commas between their numbers.
+class Options {
+ public:
+  void set(const std::string& name, const std::string& value) { values_[name] = value; }
+  bool has(const std::string& name) const { return values_.contains(name); }
+  // Numbers from 1 to 2^32 - 1.
+  Result<std::vector<std::uint32_t>> counts(const std::string& name, std::vector<std::uint32_t> otherwise) const;
+  Result<double> positive(const std::string& name, double otherwise) const;
+
+ private:
+  std::map<std::string, std::string> values_;
+};
+
 void register_index();
 void register_keys();
-Status register_replay(const std::string& trace_path);  // fails, and names the line, if that is not a trace
+// Fails, and names the line, if that is not a trace. Options: those of DriveReplay; with sizes, only drives are
+// replayed.
+Status register_replay(const std::string& trace_path, const Options& options);
+struct DriveReplay {
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> sizes;  // host memory and SSD, in blocks of 512 tokens
+  double drive_gbs = 0;                                        // of each of four drives, GB/s
+};
+Status register_replay_drives(std::shared_ptr<const std::vector<TraceRequest>> trace, const DriveReplay& options);
+// Makes its files below the directory, and removes them. Options: blocks, drives (both may be lists).
+Status register_recovery(const std::string& directory, const Options& options);
 void register_host();
 void register_round_trips();  // part of the suite `host`
 

@@ -90,7 +90,20 @@ def test_replay_gives_the_trace_to_the_program(program: Any, tmp_path: Path) -> 
     result = run("replay", str(trace))
     assert result.exit_code == 0
     assert "policy/optimum/capacity:10000" in result.stdout
-    assert (tmp_path / "calls").read_text().splitlines()[0] == f"replay {trace} --benchmark_list_tests"
+    assert (tmp_path / "calls").read_text().splitlines()[0] == f"replay {trace} --drive-gbs=6 --benchmark_list_tests"
+
+
+def test_replay_with_drives_of_other_sizes(program: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(REQUEST)
+    program([measured("drives/adaptive/admission/host:10/ssd:20/iterations:1", **{"saved_%": 20.0, "lost_hits_%": 1.0})])
+    sizes = ("--host-blocks", "10", "--host-blocks", "11", "--ssd-blocks", "20", "--drive-gbs", "2.5")
+    result = run("replay", str(trace), *sizes)
+    assert result.exit_code == 0
+    assert "20 (>= 70)" in result.stdout and "1 (<= 3)" in result.stdout
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    assert call == f"replay {trace} --drive-gbs=2.5 --host-blocks=10,11 --ssd-blocks=20 --benchmark_list_tests"
+    assert run("replay", str(trace), "--ssd-blocks", "0").exit_code == 2
 
 
 def test_a_benchmark_that_failed(program: Any) -> None:
@@ -106,6 +119,16 @@ def test_a_program_that_fails(program: Any) -> None:
     result = run("keys")
     assert result.exit_code == 1
     assert "134" in result.stderr and "assertion failed: here" in result.stderr
+
+
+def test_recovery_tells_the_program_how_many(program: Any, tmp_path: Path) -> None:
+    program([measured("recovery/in_order/blocks:10000000/drives:2/iterations:1/manual_time")])
+    result = run("recovery", str(tmp_path))
+    assert result.exit_code == 0
+    assert "7 ms (<= 5 s)" in result.stdout
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    assert call == f"recovery {tmp_path} --blocks=10000000 --drives=2 --benchmark_list_tests"
+    assert run("recovery", str(tmp_path / "none")).exit_code == 2
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
@@ -131,6 +154,39 @@ class TestInstalled:
         assert rows["policy/lru/capacity:10000"]["hit_%"] == pytest.approx(95)
         assert rows["policy/optimum/capacity:10000"]["hit_%"] == pytest.approx(95)
         assert "replay/capacity:10000/engine_hashes:1" in rows
+        # All found in host memory; with admission, a block is written at its second use at the latest.
+        for name in ("all_written", "admission"):
+            figures = rows[f"drives/adaptive/{name}/host:2000/ssd:30000/block_tokens:16"]
+            assert figures["host_%"] == pytest.approx(100 * 62 * 16 / 1000 * 19 / 20)
+            assert figures["written_TB"] == pytest.approx(62 * 2 * 2**20 / 1e12)
+
+    def test_replay_finds_on_drives_what_host_memory_cannot_hold(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.jsonl"
+        requests = [
+            {"timestamp": 10_000 * i, "input_length": 512, "hash_ids": [i % 4]} for i in range(8)
+        ]  # a cycle of four blocks
+        trace.write_text("".join(json.dumps(request) + "\n" for request in requests))
+        sizes = ("--host-blocks", "2", "--ssd-blocks", "8")
+        rows = {
+            row["name"]: row["figures"]
+            for row in json.loads(run("replay", str(trace), *sizes, "--json").stdout)["benchmarks"]
+        }
+        figures = rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]
+        assert figures["hit_%"] == figures["drive_%"] == pytest.approx(50)
+        assert figures["missed:never_seen_%"] == pytest.approx(50)
+        assert figures["written_TB"] == figures["read_TB"] == pytest.approx(4 * 32 * 2 * 2**20 / 1e12)
+        slow = run("replay", str(trace), *sizes, "--drive-gbs", "0.001", "--json")
+        rows = {row["name"]: row["figures"] for row in json.loads(slow.stdout)["benchmarks"]}
+        assert rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]["hit_%"] < figures["hit_%"]
+
+    def test_recovery(self, tmp_path: Path) -> None:
+        directory = tmp_path / "drive"
+        directory.mkdir()
+        result = run("recovery", str(directory), "--blocks", "30000", "--drives", "3", "--json")
+        assert result.exit_code == 0, result.output
+        rows = {row["name"]: row["figures"] for row in json.loads(result.stdout)["benchmarks"]}
+        assert set(rows) == {f"recovery/{order}/blocks:30000/drives:3" for order in ("in_order", "shuffled")}
+        assert list(directory.iterdir()) == []
 
     def test_a_trace_that_is_none(self, tmp_path: Path) -> None:
         trace = tmp_path / "trace.jsonl"

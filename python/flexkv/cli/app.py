@@ -175,17 +175,35 @@ def bench_host(as_json: Json = False) -> None:
 
 
 @bench_app.command(
-    name="replay", epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json"
+    name="replay",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json\n\n"
+    "flexkv bench replay TRACE --host-blocks 10000 --ssd-blocks 30000 --ssd-blocks 100000  [dim]# drives only[/dim]",
 )
 def bench_replay(
     trace: Annotated[
         Path,
         typer.Argument(exists=True, dir_okay=False, help="Lines of JSON with timestamp, input_length and hash_ids."),
     ],
+    host_blocks: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Host memory of the replay with drives, in blocks of 512 tokens. May be repeated."),
+    ] = None,
+    ssd_blocks: Annotated[
+        list[int] | None, typer.Option(min=4, help="The same for the drives. Every pair of both is replayed.")
+    ] = None,
+    drive_gbs: Annotated[float, typer.Option(min=0.001, help="Bandwidth of each of the four drives, in GB/s.")] = 6,
     as_json: Json = False,
 ) -> None:
-    """A trace of requests, as Mooncake publishes them: requests a second, and hits by policy and at best possible."""
-    run_bench.run("replay", as_json, trace)
+    """A trace of requests, as Mooncake publishes them, on virtual time.
+
+    Requests a second; hits by policy and at best possible; with drives: hits by tier, what is missed and why, bytes
+    written with admission and without.
+    """
+    options = [f"--drive-gbs={drive_gbs:g}"]
+    for name, sizes in (("host-blocks", host_blocks), ("ssd-blocks", ssd_blocks)):
+        if sizes:
+            options.append(f"--{name}={','.join(map(str, sizes))}")
+    run_bench.run("replay", as_json, trace, options)
 
 
 @bench_app.command(
@@ -207,6 +225,24 @@ def bench_transfer_(
     """KV blocks between device and host memory, beside plain copies in the same run: rates, latency, what it costs the
     GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size."""
     bench_transfer.run(device, geometry or [], layout or [], tokens or [], as_json)
+
+
+@bench_app.command(
+    name="recovery", epilog="[bold]Examples[/bold]\n\nflexkv bench recovery /mnt/nvme0 --blocks 10000000 --drives 1"
+)
+def bench_recovery(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="Where the files are made, 65 bytes a block, and removed."
+        ),
+    ],
+    blocks: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="Blocks of the store.")] = 10_000_000,
+    drives: Annotated[int, typer.Option(min=1, max=64, help="Directories of the store, all below DIR.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Start over full drives: from files to an index that finds every block. Payload is not written, only records."""
+    run_bench.run("recovery", as_json, directory, [f"--blocks={blocks}", f"--drives={drives}"])
 
 
 def main() -> None:

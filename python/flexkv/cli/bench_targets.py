@@ -62,6 +62,10 @@ _TARGETS = [
     (r"replay/.*", "get_p99_us", _at_most(200)),
     (r"replay/.*", "put_p99_us", _at_most(200)),
     ("policy/adaptive_.*_ghosts?/capacity:10000", "hit_%", _against(1, "policy/lru/capacity:10000", "hit_%", True)),
+    # Issue 4: 70 % fewer bytes written to drives for at most 3 % fewer hits.
+    (r"drives/adaptive/admission/.*", "saved_%", _at_least(70)),
+    (r"drives/adaptive/admission/.*", "lost_hits_%", _at_most(3)),
+    (r"recovery/.*/blocks:10000000/.*", "time_ns", _at_most(5e9)),
     (r"order/embedded/tokens:131072", "p50_us", _at_most(100)),
     (r"order_again/embedded/tokens:131072", "p50_us", _at_most(40)),
 ]

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
 
 PROGRAM = Path(__file__).parents[1] / "bin" / "flexkv-bench"
 
+_NAME_WIDTH = 32
 _NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 # What Google Benchmark writes about every run; all else that is a number are figures of the benchmark itself.
 _ABOUT_A_RUN = {
@@ -30,13 +31,13 @@ _ABOUT_A_RUN = {
 _HOW_IT_WAS_RUN = re.compile(r"/(manual_time|real_time|iterations:\d+|min_time:[\d.]+)(?=/|$)")
 
 
-def run(suite: str, as_json: bool, trace: Path | None = None) -> None:
+def run(suite: str, as_json: bool, argument: Path | None = None, options: Sequence[str] = ()) -> None:
     if not PROGRAM.exists():
         fail(
             f"this installation has no benchmarks ({PROGRAM} is missing): it was built where Google Benchmark is not "
             "installed; install it (Debian: libbenchmark-dev), then `pip install .` again"
         )
-    command = [str(PROGRAM), suite, *([str(trace)] if trace is not None else [])]
+    command = [str(PROGRAM), suite, *([str(argument)] if argument is not None else []), *options]
     report = _execute(command, suite)
     runs = list(_runs(report))
     figures = {row["name"]: row["figures"] for row in runs}
@@ -124,9 +125,10 @@ def _show(runs: list[dict[str, Any]], figures: Figures) -> None:
     for rows in kinds.values():
         columns = list(dict.fromkeys(figure for row in rows for figure in row["figures"]))
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("benchmark", overflow="fold")
+        # Where a terminal is too narrow, headers are folded rather than cut, and names last.
+        table.add_column("benchmark", overflow="fold", min_width=min(_NAME_WIDTH, max(len(row["name"]) for row in rows)))
         for column in columns:
-            table.add_column("time" if column == "time_ns" else column, justify="right")
+            table.add_column("time" if column == "time_ns" else column, justify="right", overflow="fold")
         for row in rows:
             # Text, not str: a message may hold what Rich would take for markup.
             name = Text.assemble(row["name"], (f"  {row['error']}" if row["error"] else "", "red"))

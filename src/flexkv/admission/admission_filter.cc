@@ -14,12 +14,16 @@ constexpr double kFrequencyFrom = 0.75;
 constexpr unsigned kUsesAtFrequency = 3;
 constexpr unsigned kUsesAtFullPressure = 10;
 constexpr double kLikelihoodAtSecondTouch = 1.5;  // what the threshold rises by until only second touches get in
-constexpr double kStep = 0.0005;                  // of the threshold, per hit or lost hit: follows thousands of blocks
-constexpr float kReusedMin = 16;                  // before that nothing is known of which blocks come back
-constexpr float kPriorBlocks = 256;               // as if so many average blocks had been seen in every context
-constexpr double kThresholdMax = 4;               // so that it is soon back when the load changes
-constexpr float kFreshMax = 1 << 15;              // what was seen before so many new blocks counts half
-constexpr unsigned kPopularFrom = 8;              // uses: a prefix that many share, not one conversation
+// These count blocks of 512 tokens.
+constexpr std::uint32_t kUnitTokens = 512;
+constexpr double kStep = 0.0005;      // of the threshold, per hit or lost hit: follows thousands of blocks
+constexpr float kReusedMin = 16;      // before that nothing is known of which blocks come back
+constexpr float kPriorBlocks = 256;   // as if so many average blocks had been seen in every context
+constexpr float kFreshMax = 1 << 15;  // what was seen before so many new blocks counts half
+constexpr float kScaleMax = 256;      // so that a float counts kFreshMax of smaller blocks exactly
+
+constexpr double kThresholdMax = 4;   // so that it is soon back when the load changes
+constexpr unsigned kPopularFrom = 8;  // uses: a prefix that many share, not one conversation
 constexpr std::uint8_t kUsesMax = 255;
 
 }  // namespace
@@ -38,7 +42,10 @@ const char* to_string(Refusal refusal) {
   return "?";
 }
 
-AdmissionFilter::AdmissionFilter(const Options& options) : options_(options) {
+AdmissionFilter::AdmissionFilter(const Options& options)
+    : options_(options),
+      scale_(std::min(static_cast<float>(kUnitTokens) / static_cast<float>(std::max(options.block_tokens, 1U)),
+                      kScaleMax)) {
   if (!options_.enabled) return;
   constexpr std::size_t kPerBucket = std::tuple_size_v<decltype(Bucket::entries)>;
   buckets_.resize(std::bit_ceil(std::max<std::size_t>(options_.remembered_blocks / kPerBucket, 1)));
@@ -89,10 +96,11 @@ double AdmissionFilter::likelihood(std::uint16_t context) const {
   // Begins at the average: few blocks, mostly of one prompt, prove little.
   const float average = all_.reused / all_.fresh;
   const Outcome& outcome = outcomes_[context];
-  return static_cast<double>((outcome.reused + kPriorBlocks * average) / (outcome.fresh + kPriorBlocks) / average);
+  const float prior = kPriorBlocks * scale_;
+  return static_cast<double>((outcome.reused + prior * average) / (outcome.fresh + prior) / average);
 }
 
-bool AdmissionFilter::knows_enough() const { return all_.reused >= kReusedMin; }
+bool AdmissionFilter::knows_enough() const { return all_.reused >= kReusedMin * scale_; }
 
 void AdmissionFilter::on_hit(std::span<const key::BlockKey> keys) {
   if (!options_.enabled) return;
@@ -107,7 +115,8 @@ void AdmissionFilter::on_hit(std::span<const key::BlockKey> keys) {
   }
   stats_.hits += keys.size();
   if (!knows_enough()) return;
-  threshold_ = std::min(threshold_ + kStep * options_.lost_hits_max * static_cast<double>(keys.size()), kThresholdMax);
+  const double step = kStep / static_cast<double>(scale_) * options_.lost_hits_max;
+  threshold_ = std::min(threshold_ + step * static_cast<double>(keys.size()), kThresholdMax);
 }
 
 void AdmissionFilter::on_save(std::span<const key::BlockKey> keys, const Origin& origin) {
@@ -123,13 +132,13 @@ void AdmissionFilter::on_save(std::span<const key::BlockKey> keys, const Origin&
       use_again(entry);
       if (entry.refused) {
         ++stats_.lost_hits;
-        threshold_ -= kStep * (1 - options_.lost_hits_max);
+        threshold_ -= kStep / static_cast<double>(scale_) * (1 - options_.lost_hits_max);
       }
     } else {
       entry.uses = 1;
       entry.context = context_of(depth, length, popularity);
       for (Outcome* outcome : {&outcomes_[entry.context], &all_}) {
-        if (++outcome->fresh > kFreshMax) outcome->fresh /= 2, outcome->reused /= 2;
+        if (++outcome->fresh > kFreshMax * scale_) outcome->fresh /= 2, outcome->reused /= 2;
       }
     }
     ++depth;

@@ -42,6 +42,8 @@ class AdmissionFilter {
     // Keys to remember: about twice the blocks of host memory and SSD together. A power of two of 64-byte buckets.
     std::size_t remembered_blocks = 1U << 17;
     double lost_hits_max = 0.03;  // share of hits that refusing may cost without pressure, 0..1
+    // Of a block. What is learned is learned from tokens: with small blocks as fast as with large ones.
+    std::uint32_t block_tokens = 512;
   };
   struct Verdict {
     std::size_t count = 0;         // leading keys worth writing
@@ -106,6 +108,7 @@ class AdmissionFilter {
   Refusal judge(unsigned uses, double likely, double pressure) const;
 
   const Options options_;
+  const float scale_;            // blocks in which 512 tokens are counted
   std::vector<Bucket> buckets_;  // size is a power of two
   std::vector<Outcome> outcomes_;
   Outcome all_;

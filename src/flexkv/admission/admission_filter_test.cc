@@ -122,6 +122,39 @@ TEST(AdmissionFilter, HoldsLostHitsBelowTheShareAskedFor) {
   }));
 }
 
+// Engines call 16 tokens a block, or more: the same prompts have to be judged alike.
+TEST(AdmissionFilter, LearnsAsMuchFromATokenWhateverTheBlocks) {
+  constexpr std::uint32_t kParts = 32;
+  AdmissionFilter large({.remembered_blocks = 1 << 20, .block_tokens = 512});
+  AdmissionFilter small({.remembered_blocks = 1 << 20, .block_tokens = 512 / kParts});
+  const auto serve = [](AdmissionFilter& filter, const Keys& keys, bool again) {
+    filter.on_save(keys, prompt_of(keys.size()));
+    const std::size_t kept = filter.admit(keys, 0).count;
+    if (again) filter.on_hit(std::span(keys).first(kept));
+    const auto at = static_cast<std::uint32_t>(kept);
+    if (again) {
+      filter.on_save(std::span(keys).subspan(kept), {at, static_cast<std::uint32_t>(keys.size()), at, nullptr});
+    }
+  };
+  Prng prng(1);
+  double threshold_max = 0;
+  for (int round = 0; round < 2000; ++round) {
+    const std::size_t blocks = 1 + prng.below(60);
+    const bool again = prng.chance(blocks < 20 ? 60 : 5);
+    serve(large, fresh_keys(prng, blocks), again);
+    serve(small, fresh_keys(prng, blocks * kParts), again);
+    threshold_max = std::max(threshold_max, large.threshold());
+    ASSERT_NEAR(small.threshold(), large.threshold(), 0.15) << "round " << round;
+  }
+  EXPECT_GT(threshold_max, 0.2);
+  const auto admitted = [](const AdmissionFilter& filter) {
+    const auto& stats = filter.stats();
+    return static_cast<double>(stats.admitted) / static_cast<double>(stats.admitted + stats.refused_unlikely);
+  };
+  EXPECT_LT(admitted(large), 0.95);
+  EXPECT_NEAR(admitted(small), admitted(large), 0.05);
+}
+
 TEST(AdmissionFilter, MemoryIsBoundedAndForgettingIsSafe) {
   AdmissionFilter filter({.remembered_blocks = 1024});
   const std::size_t bytes = filter.memory_bytes();

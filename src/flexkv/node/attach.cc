@@ -187,7 +187,7 @@ Node::Space* Node::open_space(const Engine& engine) {
   space->model = engine.model;
   space->rank_offset = std::move(rank_offset);
   space->block_bytes = block_bytes;
-  if (disk_ != nullptr) open_disk(*space);
+  if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
   spaces_.push_back(std::move(space));
   return spaces_.back().get();
 }

@@ -288,7 +288,7 @@ class Node {
 
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
-  void open_disk(Space& space);
+  void open_disk(Space& space, std::uint32_t block_tokens);
   void note_hits(Space& space, const Sequence& sequence);
   void note_saved(Job& job);
   void write_behind(Space& space, index::PinId pin);

@@ -28,14 +28,15 @@ ModelName Node::model_name(const std::array<std::byte, 32>& fingerprint) {
   return name;
 }
 
-void Node::open_disk(Space& space) {
+void Node::open_disk(Space& space, std::uint32_t block_tokens) {
   space.number = disk_->next_space++;
   space.disk_slots.emplace(disk_->port.drive_count());
   space.disk_state = Space::DiskState::kOpening;
   if (options_.disk_admission) {
     const std::uint64_t blocks = (options_.pool_bytes + options_.disk_bytes) / space.slots.slot_bytes();
     space.admission.emplace(admission::AdmissionFilter::Options{
-        .remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax)});
+        .remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax),
+        .block_tokens = block_tokens});
   }
   const ModelName model = model_name(space.fingerprint);
   SpaceName name;
