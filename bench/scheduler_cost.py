@@ -2,7 +2,8 @@
 
 The real scheduler side, embedded node and rank agent, with vLLM's own Request, hashes and output classes; KV memory is a
 small tensor, so copying is not what is measured. usage: scheduler_cost.py MODEL_DIR (any model folder, weights not needed)
-Prints microseconds: the first call, then the median and the largest of 200 repeated ones.
+Prints microseconds: the first call, then the median and the largest of those that followed: 200 repeated ones, or one
+for each of 10 further prompts where a prompt allows only one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 TOKENS = 100_000
 BLOCK = 16
 REPEATS = 200
+PROMPTS = 11
 
 
 def main() -> None:
@@ -67,10 +69,10 @@ def main() -> None:
     init_none_hash(sha256)
     hasher = get_request_block_hasher(BLOCK, sha256)
 
-    def request(name: str) -> Any:
+    def request(name: str, prompt: int) -> Any:
         return Request(
             request_id=name,
-            prompt_token_ids=[(i * 7919) % 500 + 4 for i in range(TOKENS)],
+            prompt_token_ids=[(i * 7919 + prompt) % 500 + 4 for i in range(TOKENS)],
             sampling_params=SamplingParams(max_tokens=16),
             pooling_params=None,
             block_hasher=hasher,
@@ -89,46 +91,51 @@ def main() -> None:
                 num_computed_tokens=list(cached.values()),
             ),
             num_scheduled_tokens=scheduled,
+            total_num_scheduled_tokens=sum(scheduled.values()),
         )
 
-    rows: list[tuple[str, list[float]]] = []
+    rows: dict[str, list[float]] = {}
 
-    def timed(name: str, call: Any, repeats: int = REPEATS) -> Any:
-        taken = []
+    def timed(name: str, call: Any, repeats: int = 0) -> Any:
         for _ in range(repeats + 1):
             begin = time.perf_counter_ns()
             result = call()
-            taken.append((time.perf_counter_ns() - begin) / 1000)
-        rows.append((name, taken))
+            rows.setdefault(name, []).append((time.perf_counter_ns() - begin) / 1000)
         return result
 
-    # The first request saves its prompt, so that the second one finds it.
-    first = request("first")
-    timed("lookup, nothing kept", lambda: scheduler.get_num_new_matched_tokens(first, 0))
-    scheduler.update_state_after_alloc(first, kv_blocks, 0)
-    new = SimpleNamespace(req_id="first", num_computed_tokens=0, block_ids=(table,))
-    meta = timed("build_connector_meta, saves 6,250 blocks", lambda: scheduler.build_connector_meta(
-        step([new], {}, {"first": TOKENS})), 0)
-    saves = [job for _, job in meta.saves]
-    agent.arm_saves(saves, 0)
-    agent.fence(saves, 60_000)
+    for prompt in range(PROMPTS):
+        repeats = REPEATS if prompt == PROMPTS - 1 else 0
+        # The first request saves its prompt, so that the second one finds it.
+        first, second = request(f"first-{prompt}", prompt), request(f"second-{prompt}", prompt)
+        timed("lookup, nothing kept", lambda: scheduler.get_num_new_matched_tokens(first, 0), repeats)
+        scheduler.update_state_after_alloc(first, kv_blocks, 0)
+        new = SimpleNamespace(req_id=first.request_id, num_computed_tokens=0, block_ids=(table,))
+        output = step([new], {}, {first.request_id: TOKENS})
+        meta = timed("build_connector_meta, saves 6,250 blocks", lambda: scheduler.build_connector_meta(output))
+        saves = [job for _, job in meta.saves]
+        agent.arm_saves(saves, 0)
+        agent.fence(saves, 60_000)
+        time.sleep(0.05)  # until the node has heard of it
 
-    second = request("second")
-    found = timed("lookup, all kept", lambda: scheduler.get_num_new_matched_tokens(second, 0))
-    assert found[0] >= TOKENS - BLOCK, found
-    timed("update_state_after_alloc, orders a load of 6,249 blocks",
-          lambda: scheduler.update_state_after_alloc(second, kv_blocks, found[0]), 0)
-    meta = timed("build_connector_meta, with that load", lambda: scheduler.build_connector_meta(step([], {}, {})), 0)
-    loads = [job for order in meta.loads for _, job in order.jobs]
-    agent.arm_loads(loads, 0)
-    assert agent.wait_loads(loads) == []
-    timed("build_connector_meta, one decoding request",
-          lambda: scheduler.build_connector_meta(step([], {"first": TOKENS}, {"first": 1})))
-    timed("build_connector_meta, empty step", lambda: scheduler.build_connector_meta(step([], {}, {})))
-    timed("request_finished", lambda: scheduler.request_finished(second), 0)
+        found = timed("lookup, all kept", lambda: scheduler.get_num_new_matched_tokens(second, 0), repeats)
+        assert found[0] >= TOKENS - BLOCK, found
+        timed(
+            "update_state_after_alloc, orders a load of 6,249 blocks",
+            lambda: scheduler.update_state_after_alloc(second, kv_blocks, found[0]),
+        )
+        empty = step([], {}, {})
+        meta = timed("build_connector_meta, with that load", lambda: scheduler.build_connector_meta(empty))
+        loads = [job for order in meta.loads for _, job in order.jobs]
+        agent.arm_loads(loads, 0)
+        assert agent.wait_loads(loads) == []
+        decoding = step([], {first.request_id: TOKENS}, {first.request_id: 1})
+        timed("build_connector_meta, one decoding request", lambda: scheduler.build_connector_meta(decoding), repeats)
+        timed("build_connector_meta, empty step", lambda: scheduler.build_connector_meta(empty), repeats)
+        timed("request_finished", lambda: scheduler.request_finished(second))
+        scheduler.request_finished(first)
 
     print(f"{'microseconds':58} {'first':>9} {'median':>9} {'largest':>9}")
-    for name, taken in rows:
+    for name, taken in rows.items():
         rest = taken[1:]
         again = f"{statistics.median(rest):9.1f} {max(rest):9.1f}" if rest else ""
         print(f"{name:58} {taken[0]:9.1f} {again}")

@@ -186,7 +186,7 @@ class SchedulerSide:
             for position, block_ids in group.runs(chain.block_ids[first:end], first):
                 parts.append((group, client, chain, position, block_ids))
         # Listed before it is ordered: whatever goes wrong from here, the workers report on it and nobody waits for ever.
-        block_ids = list(itertools.chain.from_iterable(part[-1] for part in parts))
+        block_ids = parts[0][-1] if len(parts) == 1 else list(itertools.chain.from_iterable(part[-1] for part in parts))
         order = LoadOrder(request.request_id, not tracked.load_async, block_ids)
         self._loads.append(order)
         tracked.loaded_in_life = request.num_preemptions
