@@ -2,14 +2,16 @@
 // Blocking system calls; for start-up and for the command line. Thread-compatible.
 //
 // In a directory lie `node.lock` (held with flock while a node uses the directory; names its pid), `node.secret` (32
-// random bytes; keys are made with it, so blocks are found again only with the same one) and, per space, a `.blocks`
-// and a `.records` file.
+// random bytes; keys are made with it, so blocks are found again only with the same one), `node.writes` (how much the
+// drive was written to) and, per space, a `.blocks` and a `.records` file.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,10 @@ class Directory {
   Result<FoundSpaces> list() const;
   // Removes the files of every space and returns the bytes that this frees.
   Result<std::uint64_t> clear() const;
+  // A small file beside those of spaces. kNotFound: there is none. Longer than `bytes_max`: cut off there.
+  Result<std::vector<std::byte>> read(const std::string& name, std::size_t bytes_max) const;
+  // Atomically; on stable storage on return.
+  Status replace(const std::string& name, std::span<const std::byte> bytes) const;
   // kNotFound: there is none, or not a whole one.
   Result<Secret> read_secret() const;
   // Replaces the one that is there. On stable storage on return.
@@ -57,8 +63,9 @@ class Directory {
 struct Home {
   struct Place {
     std::string path;
-    std::vector<Directory> directory;  // one, or none: `why_not`
+    std::shared_ptr<const Directory> directory;  // null: `why_not`
     std::string why_not;
+    bool fresh = false;  // no node has used it before
     FoundSpaces found;
   };
   std::vector<Place> places;

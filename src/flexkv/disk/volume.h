@@ -182,6 +182,7 @@ class Volume final : public file::DriveSink {
   const std::string directory_;
   const std::uint64_t share_bytes_;
   const Environment environment_;
+  const std::shared_ptr<WriteMeter> meter_;  // null: all is granted
   std::unique_ptr<Workers> lane_;
   std::unique_ptr<file::Drive> drive_;  // null: the volume is off for good
 

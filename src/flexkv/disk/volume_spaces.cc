@@ -226,6 +226,7 @@ void Volume::write_header(SpaceFiles& files) {
     files.header_now.swap(files.header_waiting);
     epoch = files.epoch;
   }
+  if (meter_ != nullptr) meter_->charge(kHeaderBytes);
   const HeaderPage page = encode_header({files.codec.space(), files.codec.slot_bytes(), epoch});
   run(files, file::Op::kWrite, files.records, 0, std::make_shared<std::vector<std::byte>>(page.begin(), page.end()), 0,
       [this, &files, epoch](Outcome outcome, int error_number) {

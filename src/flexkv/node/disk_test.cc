@@ -18,6 +18,7 @@ class FakeDrives : public DiskPort {
   DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
   DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
   bool can_read(unsigned drive) const override { return drive != off; }
+  double write_pressure() const override { return pressure; }
 
   DiskAdmission take(std::vector<DiskTransfer>& list, const DiskTransfer& transfer) {
     if (admission == DiskAdmission::kQueued) list.push_back(transfer);
@@ -31,6 +32,7 @@ class FakeDrives : public DiskPort {
   std::vector<DiskTransfer> reads;
   DiskAdmission admission = DiskAdmission::kQueued;
   unsigned off = 99;
+  double pressure = 0;
 };
 
 class NodeDiskTest : public NodeTest {
