@@ -159,7 +159,7 @@ def test_status_of_a_node_with_drives(node: Any) -> None:
         "SSD: reading what the drives hold of [red]llama",
         "SSD: 120,000 blocks found in 1.25 s, discarded: orphan 40, damaged 3; /mnt/b: old blocks are not used",
         "SSD: reads measured at 3.50 GB/s",
-        "SSD: 5 TiB written in all, 256 GiB a day now of 1 TiB allowed, 1,234 days of life left",
+        "SSD: 5 TiB written in all, 256 GiB in the last 24 hours of 1 TiB allowed, pressure 0.12, 3.4 years of life left",
         "SSD: blocks offered: refused first touch 900, admitted 100",
     ):
         assert expected in output, expected
