@@ -24,9 +24,21 @@ struct alignas(4096) Page {
   std::byte bytes[4096];
 };
 
+struct Meter final : disk::WriteMeter {
+  Answer take(std::uint64_t bytes) override {
+    asked.push_back(bytes);
+    return answer;
+  }
+  void charge(std::uint64_t bytes) override { charged += bytes; }
+  Answer answer = Answer::kGranted;
+  std::vector<std::uint64_t> asked;
+  std::uint64_t charged = 0;
+};
+
 struct World final : disk::TierSink {
-  explicit World(std::shared_ptr<SimMedium> medium) {
+  explicit World(std::shared_ptr<SimMedium> medium, std::shared_ptr<disk::WriteMeter> meter = nullptr) {
     disk::VolumeSpec spec;
+    spec.meter = std::move(meter);
     spec.directory = "sim";
     spec.open_drive = [this, medium](file::DriveSink& sink) -> Result<std::unique_ptr<file::Drive>> {
       auto made = std::make_unique<SimDrive>(SimDriveOptions{}, medium, sink);
@@ -105,6 +117,37 @@ TEST(DiskTier, FindsBlocksAfterAKillAndNoneAfterAReset) {
   }
   World world(medium);
   EXPECT_EQ(world.recovered, 0U);
+}
+
+TEST(DiskTier, AsksTheMeterForAllThatIsWritten) {
+  const auto medium = std::make_shared<SimMedium>();
+  const auto meter = std::make_shared<Meter>();
+  World world(medium, meter);
+  EXPECT_EQ(meter->charged, 4096U);  // the header
+  Page page{};
+  const auto write = [&](disk::OpId id) {
+    const auto admission = world.tier->write({id, SpaceHandle{1}, 0, {1, 1}, disk::kNoParent, page.bytes});
+    world.settle();
+    return admission;
+  };
+  EXPECT_EQ(write(1), disk::Admission::kQueued);
+  EXPECT_EQ(meter->asked, std::vector<std::uint64_t>{sizeof(Page) + 4096});  // and the page of its record
+  meter->answer = Meter::Answer::kLater;
+  EXPECT_EQ(write(2), disk::Admission::kLater);
+  meter->answer = Meter::Answer::kRefused;
+  EXPECT_EQ(write(3), disk::Admission::kBudget);
+  EXPECT_EQ(world.drive->stats().write.bytes, sizeof(Page) + 64 + 4096);  // no more than that has been written
+  // A record of a block that is damaged is erased only as far as the budget goes.
+  meter->asked.clear();
+  EXPECT_EQ(world.read(4, 0, {1, 2}, page), disk::Outcome::kChecksum);
+  EXPECT_EQ(meter->asked, std::vector<std::uint64_t>{4096});
+  EXPECT_EQ(world.read(5, 0, {1, 1}, page), disk::Outcome::kDone);
+  meter->answer = Meter::Answer::kGranted;
+  EXPECT_EQ(world.read(6, 0, {1, 2}, page), disk::Outcome::kChecksum);
+  EXPECT_EQ(world.read(7, 0, {1, 1}, page), disk::Outcome::kChecksum);
+  world.tier->reset_space(SpaceHandle{1});
+  world.settle();
+  EXPECT_EQ(meter->charged, 2 * 4096U);
 }
 
 }  // namespace
