@@ -351,10 +351,12 @@ TEST_F(NodeDiskTest, AdmissionTightensWithThePressureOfTheBudget) {
   EXPECT_EQ(unwritten(Reason::kBudgetLow), 2U);
   EXPECT_EQ(unwritten(Reason::kUnlikely), 0U);
   ASSERT_EQ(lookup(e, 2, keys).matched_blocks, 2U);
+  node->close_sequence(e, 2);
   EXPECT_EQ(disk.writes.size(), 2U);
   disk.pressure = 1;
   keep(e, 3, 3, keys_of(2, 2));
   ASSERT_EQ(lookup(e, 4, keys_of(2, 2)).matched_blocks, 2U);
+  node->close_sequence(e, 4);
   EXPECT_EQ(disk.writes.size(), 2U);
   disk.pressure = 0;
   keep(e, 5, 5, keys_of(3, 2));
