@@ -47,7 +47,7 @@ class RealThreads : public ::testing::Test {
     options.name = "node";
     options.mode = "test";
     options.node.disk_admission = false;  // all that is saved is expected there
-    if (disk_bytes > 0) options.disk = {{dir_ + "/ssd-a", dir_ + "/ssd-b"}, disk_bytes, false};
+    if (disk_bytes > 0) options.disk = {.directories = {dir_ + "/ssd-a", dir_ + "/ssd-b"}, .bytes = disk_bytes};
     auto started = server::NodeServer::start(options);
     EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().message);
     return std::move(started).value();

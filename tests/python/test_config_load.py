@@ -372,6 +372,7 @@ def test_node_options_are_plain_values() -> None:
     options = load(environ={}, extra={"cpu_cache_gb": "auto", "runtime_dir": "/run/x"}).node_options()
     assert all(type(value) in (bool, int, float, str, list) for value in options.values())
     assert options["ssd_bytes"] == 0
+    assert options["ssd_make_parents"] is True  # of the default directory
     assert options["runtime_dir"] == "/run/x"
     assert options["node_name"] == f"embedded-{os.getpid()}"
     assert options["slru_protected_hits"] == 2
@@ -391,6 +392,7 @@ def test_ssd_node_options() -> None:
     assert {key: value for key, value in options.items() if key.startswith("ssd_")} == {
         "ssd_bytes": 100 * GIB,
         "ssd_directories": ["/a", "/b"],
+        "ssd_make_parents": False,
         "ssd_strict": True,
         "ssd_admission": False,
         "ssd_dwpd": 0.8,

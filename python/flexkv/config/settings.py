@@ -145,7 +145,8 @@ class Settings:
     ssd_cache_dir: tuple[str, ...] = setting(
         directories(),
         default_ssd_dirs,
-        "Directories of the SSD tier, one per drive, for one node at a time. Made (0700) if missing; those above not.",
+        "Directories of the SSD tier, one per drive, for one node at a time. Made (0700) if missing; those above only of "
+        "the default.",
         topic="SSD tier",
         default_text="/var/cache/flexkv for root; else $XDG_CACHE_HOME/flexkv (~/.cache/flexkv)",
     )

@@ -23,6 +23,8 @@ def ssd_options(settings: Settings) -> dict[str, bool | int | float | str | list
     return {
         "ssd_bytes": int(settings.ssd_cache_bytes),
         "ssd_directories": list(settings.ssd_cache_dir),
+        # Not of one that was given: a drive that is not mounted there must be noticed.
+        "ssd_make_parents": settings.origin("ssd_cache_dir") == "default",
         "ssd_strict": settings.ssd_strict,
         "ssd_admission": settings.ssd_admission,
         "ssd_dwpd": settings.ssd_dwpd,

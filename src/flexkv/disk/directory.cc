@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -72,7 +73,14 @@ Status check_owner(int fd, const std::string& path) {
 
 }  // namespace
 
-Result<Directory> Directory::open(const std::string& path) {
+Result<Directory> Directory::open(const std::string& path, bool make_parents) {
+  for (std::size_t end = path.find('/', 1); make_parents && end != std::string::npos; end = path.find('/', end + 1)) {
+    const std::string parent = path.substr(0, end);
+    // One that is there may say so with another error where it cannot be written.
+    if (::mkdir(parent.c_str(), 0700) != 0 && errno != EEXIST && ::access(parent.c_str(), F_OK) != 0) {
+      return errno_error("create " + parent, errno);
+    }
+  }
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("create " + path, errno);
   Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.valid()) return errno_error("open " + path, errno);
@@ -166,13 +174,13 @@ Result<Secret> Directory::read_secret() const {
 
 Status Directory::write_secret(const Secret& secret) const { return replace(kSecretName, std::as_bytes(std::span(secret))); }
 
-Result<Home> Home::open(const std::vector<std::string>& paths) {
+Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents) {
   Home home;
   std::optional<Secret> secret;
   for (const std::string& path : paths) {
     Place& place = home.places.emplace_back();
     place.path = path;
-    auto directory = Directory::open(path);
+    auto directory = Directory::open(path, make_parents);
     if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
     if (!directory) {
       place.why_not = directory.error().message;

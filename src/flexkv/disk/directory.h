@@ -29,11 +29,12 @@ struct FoundSpace {
 };
 using FoundSpaces = std::map<SpaceId, FoundSpace>;
 
-// One directory, locked. Created (0700, not its parents) if it does not exist.
+// One directory, locked. Created (0700) if it does not exist, its parents only if that is asked for: where a drive
+// should be mounted and is not, nothing must be written instead.
 // Errors: kPeer: another process has it; others: it cannot be used.
 class Directory {
  public:
-  static Result<Directory> open(const std::string& path);
+  static Result<Directory> open(const std::string& path, bool make_parents = false);
 
   const std::string& path() const { return path_; }
   Result<FoundSpaces> list() const;
@@ -72,7 +73,7 @@ struct Home {
   Secret secret;  // the same in every place; random, and gone with the process, if there is no usable place
 
   // An error only when another process has one of the directories.
-  static Result<Home> open(const std::vector<std::string>& paths);
+  static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false);
 };
 
 // What both of these open, they lock: a node that uses the directory makes them fail (kPeer).

@@ -276,6 +276,22 @@ TEST(DiskBridge, BlocksAreRefusedForTheBudgetAlsoAfterARestart) {
   EXPECT_EQ(again.bridge->status().drives[0].budget->why, "");
 }
 
+TEST(DiskBridge, MakesWhatIsMissingAboveADirectoryOnlyIfItMay) {
+  const TempDir dir;
+  DiskOptions options = options_for(dir.path / "x" / "y" / "d");
+  {
+    auto bridge = DiskBridge::open(options, {}, [](const auto&) {}).value();
+    EXPECT_FALSE(fs::exists(dir.path / "x"));
+    EXPECT_NE(bridge->status().drives[0].volume.health.why.find("create "), std::string::npos);
+  }
+  options.make_parents = true;
+  Drives drives(options);
+  EXPECT_EQ(drives.fill(0, 1), 1U);
+  for (const char* made : {"x", "x/y", "x/y/d"}) {
+    EXPECT_EQ(fs::status(dir.path / made).permissions(), fs::perms::owner_all) << made;
+  }
+}
+
 TEST(DiskBridge, DirectoriesOnOneDriveShareItsBudget) {
   const TempDir dir;
   DiskOptions options = options_for(dir.path / "a");
