@@ -66,8 +66,9 @@ void Opening::choose_epoch() {
   if (usable.empty()) return finish();
   for (const unsigned i : usable) {
     // No lock: nobody else changes it now.
-    const bool keep = parts_[i].found.fault == HeaderFault::kNone;
-    volumes_[i]->adopt(space_, epoch_, keep, [self = shared_from_this(), i](Volume::Adopted adopted) {
+    const Volume::Found& found = parts_[i].found;
+    const std::uint64_t written = found.fault == HeaderFault::kNone ? found.header.epoch : 0;
+    volumes_[i]->adopt(space_, epoch_, written, [self = shared_from_this(), i](Volume::Adopted adopted) {
       self->on_adopted(i, std::move(adopted));
     });
   }
