@@ -182,11 +182,13 @@ void Opening::finish() {
     recovery_.reset();
   }
   opened.discarded.damaged += unread_;
+  result.all_read = unread_ == 0;
   for (unsigned i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
     const std::string& directory = volumes_[i]->directory();
     const std::string& why_not = part.adopted.why_not;
     opened.slots.push_back(why_not.empty() ? part.adopted.slots_max : 0);
+    result.all_read = result.all_read && why_not.empty();
     if (!why_not.empty()) log_warning("SSD cache: " + directory + " is not used for a model: " + why_not);
     std::string dropped = part.adopted.dropped;
     if (part.found.any_file && part.found.why_not.empty()) {
