@@ -38,8 +38,7 @@ class RealThreads : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
-  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20,
-                                                 std::uint64_t disk_bytes = 0,
+  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20, std::uint64_t disk_bytes = 0,
                                                  const admission::Endurance& endurance = {}) const {
     server::NodeServerOptions options;
     options.node.pool_bytes = pool_bytes;

@@ -154,8 +154,8 @@ Status Directory::replace(const std::string& name, std::span<const std::byte> by
   if (!fd.valid()) return errno_error("create " + path, errno);
   const ssize_t written = ::pwrite(fd.get(), bytes.data(), bytes.size(), 0);
   if (written >= 0 && written != std::ssize(bytes)) return errno_error("write " + path, ENOSPC);
-  if (written < 0 || ::fsync(fd.get()) != 0 ||
-      ::renameat(fd_.get(), fresh.c_str(), fd_.get(), name.c_str()) != 0 || ::fsync(fd_.get()) != 0) {
+  if (written < 0 || ::fsync(fd.get()) != 0 || ::renameat(fd_.get(), fresh.c_str(), fd_.get(), name.c_str()) != 0 ||
+      ::fsync(fd_.get()) != 0) {
     return errno_error("write " + path, errno);
   }
   return {};
@@ -172,7 +172,9 @@ Result<Secret> Directory::read_secret() const {
   return secret;
 }
 
-Status Directory::write_secret(const Secret& secret) const { return replace(kSecretName, std::as_bytes(std::span(secret))); }
+Status Directory::write_secret(const Secret& secret) const {
+  return replace(kSecretName, std::as_bytes(std::span(secret)));
+}
 
 Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents) {
   Home home;

@@ -243,7 +243,8 @@ bool LaneDrive::Lane::close(Nanos patience) {
 
 Result<std::unique_ptr<Drive>> LaneDrive::open(const DriveOptions& options, std::unique_ptr<IoEngine> engine,
                                                DriveSink& sink) {
-  auto files = DriveFiles::open(options.directory, {options.keep_free_bytes, options.direct, options.reserve_by_writing});
+  auto files =
+      DriveFiles::open(options.directory, {options.keep_free_bytes, options.direct, options.reserve_by_writing});
   if (!files) return files.error();
   // Nameless from here on, so that it goes away with the process, however that ends.
   auto probe = files.value()->open_file(kProbeName, true);

@@ -119,9 +119,8 @@ void DiskBridge::open_budgets(const DiskOptions& options) {
     }
     one.endurance.dwpd /= shares.at(devices[i]);
     one.endurance.tbw /= shares.at(devices[i]);
-    budget = std::make_shared<DriveBudget>(place.directory, one, [this] {
-      apply_([](node::Node& node) { node.on_disk_ready(monotonic_now()); });
-    });
+    budget = std::make_shared<DriveBudget>(
+        place.directory, one, [this] { apply_([](node::Node& node) { node.on_disk_ready(monotonic_now()); }); });
   }
 }
 

@@ -92,7 +92,7 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   const std::span<std::byte> pool_;
   const Apply apply_;
   std::vector<std::atomic<bool>> readable_;
-  std::vector<std::shared_ptr<DriveBudget>> budgets_;  // one per drive; null: it cannot be used
+  std::vector<std::shared_ptr<DriveBudget>> budgets_;      // one per drive; null: it cannot be used
   std::map<node::SpaceNumber, std::uint64_t> slot_bytes_;  // of open spaces; guarded by the node's lock
   mutable std::mutex mutex_;
   std::vector<SpaceStatus> opened_;  // guarded by mutex_

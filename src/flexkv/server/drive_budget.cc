@@ -59,7 +59,8 @@ struct DriveBudget::Shared {
     }
     if (status.ok() && was_failed) log_info("SSD cache: " + directory->path() + ": what is written is recorded again");
     if (!status.ok() && !was_failed) {
-      log_warning("SSD cache: " + directory->path() + " cannot record what is written to it: " + status.error().message);
+      log_warning("SSD cache: " + directory->path() +
+                  " cannot record what is written to it: " + status.error().message);
     }
     return status.ok();
   }
@@ -110,7 +111,7 @@ void DriveBudget::Shared::loop(std::unique_lock<std::mutex>& lock) {
     }
     working = due();
     // Also when it failed: then a take() is refused, and nobody waits for ever.
-    if (working || !std::exchange(waited_for, false)) continue;
+    if (!std::exchange(waited_for, false)) continue;
     calling = true;
     lock.unlock();
     if (ready) ready();
@@ -203,8 +204,7 @@ void DriveBudget::close(Nanos patience) {
   shared_->change.notify_all();
   // What `ready` needs may go away with whoever closes.
   shared_->change.wait(lock, [&] { return !shared_->calling; });
-  const bool over =
-      shared_->change.wait_for(lock, std::chrono::nanoseconds(patience), [&] { return shared_->over; });
+  const bool over = shared_->change.wait_for(lock, std::chrono::nanoseconds(patience), [&] { return shared_->over; });
   lock.unlock();
   if (over) {
     thread_.join();

@@ -70,31 +70,28 @@ json render(const node::DiskFlowStats& flow, const std::array<std::uint64_t, pro
 json days(double left) { return std::isfinite(left) ? json(left) : json(nullptr); }
 
 json render(const admission::WriteBudget::Report& report, double pressure) {
-  return {{"written_bytes", report.written_bytes},
-          {"last_day_bytes", report.last_day_bytes},
-          {"daily_bytes", report.daily_bytes},
-          {"bytes_per_day", report.bytes_per_day},
-          {"days_left", days(report.days_left)},
-          {"pressure", pressure}};
+  return {{"written_bytes", report.written_bytes}, {"last_day_bytes", report.last_day_bytes},
+          {"daily_bytes", report.daily_bytes},     {"bytes_per_day", report.bytes_per_day},
+          {"days_left", days(report.days_left)},   {"pressure", pressure}};
 }
 
 json render(const DiskBridge::DriveStatus& status) {
   const disk::VolumeStats& drive = status.volume;
   json out = {{"directory", drive.directory},
-          {"reads", drive.health.reads},
-          {"writes", drive.health.writes},
-          {"why", drive.health.why},
-          {"bytes", drive.share_bytes},
-          {"used_bytes", drive.used_bytes},
-          {"queued", drive.queued},
-          {"blocks_written", drive.blocks_written},
-          {"blocks_read", drive.blocks_read},
-          {"bytes_written", drive.block_bytes_written + drive.record_bytes_written},
-          {"bytes_read", drive.block_bytes_read},
-          {"checksum_failures", drive.checksum_failures},
-          {"failed_reads", drive.failed_reads},
-          {"failed_writes", drive.failed_writes},
-          {"quarantined_slots", drive.quarantined_slots}};
+              {"reads", drive.health.reads},
+              {"writes", drive.health.writes},
+              {"why", drive.health.why},
+              {"bytes", drive.share_bytes},
+              {"used_bytes", drive.used_bytes},
+              {"queued", drive.queued},
+              {"blocks_written", drive.blocks_written},
+              {"blocks_read", drive.blocks_read},
+              {"bytes_written", drive.block_bytes_written + drive.record_bytes_written},
+              {"bytes_read", drive.block_bytes_read},
+              {"checksum_failures", drive.checksum_failures},
+              {"failed_reads", drive.failed_reads},
+              {"failed_writes", drive.failed_writes},
+              {"quarantined_slots", drive.quarantined_slots}};
   if (status.budget) out["endurance"] = render(status.budget->report, status.budget->pressure);
   return out;
 }
