@@ -96,7 +96,9 @@ def _endurance(endurance: Mapping[str, Any], of: str = "") -> str:
     days = number(endurance, "days_left")
     if days is None:
         return text
-    return f"{text}, {days / 365:,.1f} years of life left" if days >= 730 else f"{text}, {days:,.0f} days of life left"
+    years = days / 365
+    left = f"{days:,.0f} days" if years < 2 else f"{years:.1f} years" if years < 100 else "more than 100 years"
+    return f"{text}, {left} of life left"
 
 
 def _sum(rows: list[Mapping[str, Any]], *keys: str) -> float | None:
