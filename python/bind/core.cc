@@ -80,7 +80,13 @@ server::NodeServerOptions server_options(const nb::dict& options) {
   out.huge_pages = option<bool>(options, "huge_pages", true);
   out.disk.bytes = option<std::uint64_t>(options, "ssd_bytes", 0);
   out.disk.directories = option<std::vector<std::string>>(options, "ssd_directories", {});
+  out.disk.make_parents = option<bool>(options, "ssd_make_parents", false);
   out.disk.strict = option<bool>(options, "ssd_strict", false);
+  out.disk.direct = option<bool>(options, "ssd_direct_io", true);
+  out.disk.endurance.dwpd = option<double>(options, "ssd_dwpd", 0.0);
+  out.disk.endurance.capacity_bytes = option<std::uint64_t>(options, "ssd_capacity_bytes", 0);
+  out.disk.endurance.tbw = option<double>(options, "ssd_tbw", 0.0);
+  out.disk.endurance.years = option<double>(options, "ssd_years", 5.0);
   return out;
 }
 

@@ -25,10 +25,12 @@ _COUNTERS = {
     "failed_writes": "Writes that failed",
 }
 _ENDURANCE = {
-    "written_bytes": "Bytes ever written under the endurance budget",
+    "written_bytes": "Bytes ever written to the drive",
+    "last_day_bytes": "Bytes written in the last 24 hours of running",
     "daily_bytes": "Bytes that may be written in a day; 0: no limit",
     "bytes_per_day": "Bytes written in a day at the present rate",
-    "days_left": "Days until the drives have been written as often as they may be",
+    "days_left": "Days until the drive has been written as often as it may be",
+    "pressure": "How far the budget is used up: 0 not at all, 1 nothing may be written",
 }
 
 
@@ -63,10 +65,13 @@ def disk_families(status: Mapping[str, Any]) -> Iterator[Metric]:
     if is_number(disk.get("read_bytes_per_s")):
         doc = "Bytes that drives read in a second, as measured"
         families.append(GaugeMetricFamily("flexkv_disk_read_bytes_per_second", doc, value=disk["read_bytes_per_s"]))
-    endurance = mapping(disk, "endurance")
     for key, doc in _ENDURANCE.items():
-        if is_number(endurance.get(key)):
-            families.append(GaugeMetricFamily(f"flexkv_disk_endurance_{key}", doc, value=endurance[key]))
+        gauge = GaugeMetricFamily(f"flexkv_disk_endurance_{key}", doc, labels=["directory"])
+        for drive in drives:
+            value = mapping(drive, "endurance").get(key)
+            if is_number(value):
+                gauge.add_metric([str(drive.get("directory", ""))], value)
+        families.append(gauge)
     admission = CounterMetricFamily("flexkv_disk_admission_blocks", "Blocks offered to drives", labels=["decision"])
     for decision, count in mapping(disk, "admission").items():
         if is_number(count):

@@ -73,7 +73,7 @@ class DiskSim final : public disk::TierSink {
     std::map<std::uint32_t, Expected> expected;                  // by slot: what must be found
     std::map<std::uint64_t, std::set<unsigned>> durable_resets;  // drives that have the generation written down
     std::vector<std::uint64_t> blocks_bytes;                     // by drive, as last seen
-    bool sequences_in_doubt = false;  // records were not read once, so that a later write may have a lower sequence
+    bool in_doubt = false;  // what comes back after damage, or with a drive, may hide blocks
     // ---- of one opening
     disk::SpaceHandle handle{};
     enum class State { kClosed, kOpening, kOpen } state = State::kClosed;

@@ -177,10 +177,9 @@ void DiskSim::on_opened(disk::SpaceHandle space, const disk::Opened& opened) {
   check(opened.slots.size() == drive_count(), "a drive has no limit");
   for (unsigned i = 0; i < drive_count(); ++i) {
     if (opened.slots[i] > 0) continue;
-    model.sequences_in_doubt = true;
+    model.in_doubt = true;  // it may come back with a reset that the others do not know of
     forget(model, i, 0);
   }
-  if (faulty_ || hung_) model.sequences_in_doubt = true;
   for (const auto& [slot, key] : model.found) {
     check(slot / drive_count() < opened.slots.at(slot % drive_count()), "a block is recovered that has no slot");
   }
@@ -213,7 +212,7 @@ void DiskSim::check_expected(Model& model) {
     const bool there = found != model.found.end() && found->second == entry.key;
     if (there) kept[slot] = {entry.key, model.generation};
     if (!whole) continue;
-    check(there || faulty_ || hung_ || model.sequences_in_doubt,
+    check(there || faulty_ || hung_ || model.in_doubt,
           "a block that was written is not found: slot " + std::to_string(slot));
     if (there) ++totals_.expected;
   }
@@ -282,7 +281,7 @@ void DiskSim::damage_file(Model& model, unsigned number, unsigned drive) {
       if (prng_.chance(70)) std::ranges::copy(old.payload, payload(old.index).begin());
       if (prng_.chance(70)) std::ranges::copy(old.record, record(old.index).begin());
       // A younger block may be a copy of this one, and hidden by what came back.
-      model.sequences_in_doubt = true;
+      model.in_doubt = true;
       return forget(model, drive, old.index, old.index + 1);
     }
     case 6:

@@ -1,6 +1,7 @@
 // The SSD tier over a simulated drive: what was written is found after a kill, and not after a reset.
 #include <gtest/gtest.h>
 
+#include <cerrno>
 #include <cstring>
 #include <deque>
 
@@ -24,9 +25,22 @@ struct alignas(4096) Page {
   std::byte bytes[4096];
 };
 
+struct Meter final : disk::WriteMeter {
+  Answer take(std::uint64_t bytes) override {
+    asked.push_back(bytes);
+    return answer;
+  }
+  void charge(std::uint64_t bytes) override { charged += bytes; }
+  Answer answer = Answer::kGranted;
+  std::vector<std::uint64_t> asked;
+  std::uint64_t charged = 0;
+};
+
 struct World final : disk::TierSink {
-  explicit World(std::shared_ptr<SimMedium> medium) {
+  explicit World(std::shared_ptr<SimMedium> medium, std::shared_ptr<disk::WriteMeter> meter = nullptr,
+                 std::function<void(SimDrive&)> before = {}, std::function<void(SimDrive&)> after_header = {}) {
     disk::VolumeSpec spec;
+    spec.meter = std::move(meter);
     spec.directory = "sim";
     spec.open_drive = [this, medium](file::DriveSink& sink) -> Result<std::unique_ptr<file::Drive>> {
       auto made = std::make_unique<SimDrive>(SimDriveOptions{}, medium, sink);
@@ -38,16 +52,23 @@ struct World final : disk::TierSink {
     options.now = [this] { return drive == nullptr ? Nanos{1} : drive->now(); };
     tier = std::make_unique<disk::DiskTier>(options, std::span(&spec, 1), *this,
                                             [this](auto&&...) { return std::make_unique<HandWorkers>(jobs); });
+    if (before) before(*drive);
     tier->open_space(SpaceHandle{1}, {7}, sizeof(Page));
+    run_jobs();
+    (void)drive->run_until_idle();
+    if (after_header) after_header(*drive);
     settle();
+  }
+  void run_jobs() {
+    while (!jobs.empty()) {
+      auto job = std::move(jobs.front());
+      jobs.pop_front();
+      job();
+    }
   }
   void settle() {
     do {
-      while (!jobs.empty()) {
-        auto job = std::move(jobs.front());
-        jobs.pop_front();
-        job();
-      }
+      run_jobs();
       (void)drive->run_until_idle();
     } while (!jobs.empty());
   }
@@ -56,10 +77,18 @@ struct World final : disk::TierSink {
   }
   void on_overdue(disk::OpId) override {}
   void on_recovered(SpaceHandle, std::span<const disk::Chain> chains) override {
-    for (const auto& chain : chains) recovered += chain.keys.size();
+    for (const auto& chain : chains) {
+      recovered += chain.keys.size();
+      slots.insert(slots.end(), chain.slots.begin(), chain.slots.end());
+    }
   }
   void on_opened(SpaceHandle, const disk::Opened& what) override { opened = what; }
   void on_health(unsigned, const disk::Health&) override {}
+  void write(disk::OpId id, std::uint32_t slot, key::BlockKey key, Page& page) {
+    EXPECT_EQ(tier->write({id, SpaceHandle{1}, slot, key, disk::kNoParent, page.bytes}), disk::Admission::kQueued);
+    settle();
+    EXPECT_EQ(done.at(id), disk::Outcome::kDone);
+  }
   disk::Outcome read(disk::OpId id, std::uint32_t slot, key::BlockKey key, Page& page) {
     EXPECT_EQ(tier->read({id, SpaceHandle{1}, slot, key, page.bytes}), disk::Admission::kQueued);
     settle();
@@ -70,6 +99,7 @@ struct World final : disk::TierSink {
   SimDrive* drive = nullptr;
   std::map<disk::OpId, disk::Outcome> done;
   std::size_t recovered = 0;
+  std::vector<std::uint32_t> slots;  // of those
   disk::Opened opened;
   std::unique_ptr<disk::DiskTier> tier;
 };
@@ -105,6 +135,81 @@ TEST(DiskTier, FindsBlocksAfterAKillAndNoneAfterAReset) {
   }
   World world(medium);
   EXPECT_EQ(world.recovered, 0U);
+}
+
+TEST(DiskTier, AHeaderThatCannotBeWrittenCostsNoBlocks) {
+  const auto medium = std::make_shared<SimMedium>();
+  Page page{};
+  {
+    World world(medium);
+    world.write(1, 0, {1, 1}, page);
+    world.drive->kill();
+  }
+  const auto fails = [](std::uint32_t count) {
+    return [count](SimDrive& drive) { drive.fail_next(file::Op::kWrite, EIO, count); };
+  };
+  {
+    World world(medium, nullptr, fails(1));  // is tried again
+    EXPECT_EQ(world.recovered, 1U);
+    EXPECT_GT(world.opened.slots.at(0), 0U);
+  }
+  {
+    World world(medium, nullptr, fails(100));
+    EXPECT_EQ(world.opened.slots.at(0), 0U);  // off for the space
+    world.settle();
+  }
+  World world(medium);
+  EXPECT_EQ(world.recovered, 1U);
+}
+
+TEST(DiskTier, ABlockIsYoungerThanCopiesWhoseRecordsCouldNotBeRead) {
+  const auto medium = std::make_shared<SimMedium>();
+  Page page{};
+  {
+    World world(medium);
+    for (std::uint32_t slot = 0; slot < 3; ++slot) world.write(slot, slot, {1, 1}, page);
+    world.drive->kill();
+  }
+  {
+    World world(medium, nullptr, {}, [](SimDrive& drive) { drive.fail_next(file::Op::kRead, EIO); });
+    ASSERT_EQ(world.recovered, 0U);
+    ASSERT_GT(world.opened.discarded.damaged, 0U);
+    world.write(9, 5, {1, 1}, page);
+    world.drive->kill();
+  }
+  World world(medium);
+  EXPECT_EQ(world.slots, std::vector<std::uint32_t>{5});
+}
+
+TEST(DiskTier, AsksTheMeterForAllThatIsWritten) {
+  const auto medium = std::make_shared<SimMedium>();
+  const auto meter = std::make_shared<Meter>();
+  World world(medium, meter);
+  EXPECT_EQ(meter->charged, 4096U);  // the header
+  Page page{};
+  const auto write = [&](disk::OpId id) {
+    const auto admission = world.tier->write({id, SpaceHandle{1}, 0, {1, 1}, disk::kNoParent, page.bytes});
+    world.settle();
+    return admission;
+  };
+  EXPECT_EQ(write(1), disk::Admission::kQueued);
+  EXPECT_EQ(meter->asked, std::vector<std::uint64_t>{sizeof(Page) + 4096});  // and the page of its record
+  meter->answer = Meter::Answer::kLater;
+  EXPECT_EQ(write(2), disk::Admission::kLater);
+  meter->answer = Meter::Answer::kRefused;
+  EXPECT_EQ(write(3), disk::Admission::kBudget);
+  EXPECT_EQ(world.drive->stats().write.bytes, sizeof(Page) + 64 + 4096);  // no more than that has been written
+  // A record of a block that is damaged is erased only as far as the budget goes.
+  meter->asked.clear();
+  EXPECT_EQ(world.read(4, 0, {1, 2}, page), disk::Outcome::kChecksum);
+  EXPECT_EQ(meter->asked, std::vector<std::uint64_t>{4096});
+  EXPECT_EQ(world.read(5, 0, {1, 1}, page), disk::Outcome::kDone);
+  meter->answer = Meter::Answer::kGranted;
+  EXPECT_EQ(world.read(6, 0, {1, 2}, page), disk::Outcome::kChecksum);
+  EXPECT_EQ(world.read(7, 0, {1, 1}, page), disk::Outcome::kChecksum);
+  world.tier->reset_space(SpaceHandle{1});
+  world.settle();
+  EXPECT_EQ(meter->charged, 2 * 4096U);
 }
 
 }  // namespace

@@ -38,8 +38,8 @@ class RealThreads : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
-  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20,
-                                                 std::uint64_t disk_bytes = 0) const {
+  std::shared_ptr<server::NodeServer> start_node(std::uint64_t pool_bytes = 1U << 20, std::uint64_t disk_bytes = 0,
+                                                 const admission::Endurance& endurance = {}) const {
     server::NodeServerOptions options;
     options.node.pool_bytes = pool_bytes;
     options.huge_pages = false;
@@ -47,7 +47,9 @@ class RealThreads : public ::testing::Test {
     options.name = "node";
     options.mode = "test";
     options.node.disk_admission = false;  // all that is saved is expected there
-    if (disk_bytes > 0) options.disk = {{dir_ + "/ssd-a", dir_ + "/ssd-b"}, disk_bytes, false};
+    if (disk_bytes > 0) options.disk.directories = {dir_ + "/ssd-a", dir_ + "/ssd-b"};
+    options.disk.bytes = disk_bytes;
+    options.disk.endurance = endurance;
     auto started = server::NodeServer::start(options);
     EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().message);
     return std::move(started).value();
@@ -351,6 +353,38 @@ TEST_F(RealThreads, BlocksThatHostMemoryCannotHoldComeFromDrivesAlsoAfterARestar
   node = start_node(kPool, 64U << 20);
   ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached && engine.agent(1).counters().attached; }));
   EXPECT_EQ(engine.load(prompt(1)), 0U) << "a reset counts after a restart, too";
+}
+
+TEST_F(RealThreads, WritingEndsWithTheBudgetAlsoOverARestartAndTheStatusTellsIt) {
+  constexpr admission::Endurance kEndurance{.dwpd = 1, .capacity_bytes = 8 << 20};
+  auto node = start_node(4U << 20, 64U << 20, kEndurance);
+  Engine engine(dir_, "engine", 1);
+  engine.connect(dir_);
+  const auto fill = [&](std::uint64_t first) {
+    for (std::uint64_t seed = first; seed < first + 12; ++seed) {
+      save_and_load(engine, seed);
+      ASSERT_TRUE(eventually([&] { return status(*node).at("queues").at("disk_writes") == 0; }));
+    }
+  };
+  fill(1);
+  auto now = status(*node);
+  EXPECT_GT(now.at("transfers").at("to_disk").at("blocks"), 2 * kBlocks);
+  EXPECT_GT(now.at("transfers").at("to_disk").at("failed_blocks").at("budget"), 2 * kBlocks);
+  auto endurance = now.at("disk").at("endurance");
+  EXPECT_EQ(endurance.at("daily_bytes"), 8 << 20);
+  EXPECT_GT(endurance.at("pressure"), 0.5);
+  EXPECT_GT(endurance.at("days_left"), 0);
+  EXPECT_LE(endurance.at("written_bytes"), 1 << 20);  // 7/64 of 8 MiB, and what a second fills in
+  EXPECT_EQ(endurance.at("written_bytes"), endurance.at("last_day_bytes"));
+  EXPECT_EQ(now.at("disk").at("drives").at(0).at("endurance").at("daily_bytes"), 4 << 20);
+  node.reset();
+  const std::uint64_t before = endurance.at("written_bytes");
+  node = start_node(4U << 20, 64U << 20, kEndurance);
+  ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached; }));
+  fill(100);
+  endurance = status(*node).at("disk").at("endurance");
+  EXPECT_GE(endurance.at("written_bytes"), before);
+  EXPECT_LE(endurance.at("written_bytes"), 1 << 20);
 }
 
 TEST_F(RealThreads, ACheckOfTheDrivesFindsEveryBlockAndTheOneThatWasChanged) {

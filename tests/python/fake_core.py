@@ -66,6 +66,14 @@ DISK: dict[str, Any] = {
             "failed_reads": 2,
             "failed_writes": 3,
             "quarantined_slots": 0,
+            "endurance": {
+                "written_bytes": 3 << 40,
+                "last_day_bytes": 1 << 37,
+                "daily_bytes": 1 << 39,
+                "bytes_per_day": 1 << 37,
+                "days_left": 600.5,
+                "pressure": 0.25,
+            },
         },
         {"directory": "/mnt/b", "reads": True, "writes": False, "why": "no space", "bytes": 1 << 40, "used_bytes": 0},
         {"directory": "/mnt/c", "reads": False, "writes": False, "why": "an I/O hangs for 2000 ms"},
@@ -82,7 +90,14 @@ DISK: dict[str, Any] = {
     "evicted_blocks": 5,
     "prefetched_blocks": 6,
     "read_bytes_per_s": 3.5e9,
-    "endurance": {"written_bytes": 5 << 40, "daily_bytes": 1 << 40, "bytes_per_day": 1 << 38, "days_left": 1234.5},
+    "endurance": {
+        "written_bytes": 5 << 40,
+        "last_day_bytes": 1 << 38,
+        "daily_bytes": 1 << 40,
+        "bytes_per_day": 1 << 38,
+        "days_left": 1234.5,
+        "pressure": 0.125,
+    },
     "admission": {"admitted": 100, "refused_first_touch": 900, "refused_budget": 0},
 }
 WITH_DISK: dict[str, Any] = STATUS | {

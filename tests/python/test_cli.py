@@ -8,6 +8,7 @@ from typing import Any
 import fake_core
 import pytest
 from flexkv.cli.app import app
+from flexkv.cli.drive_tables import drive_lines
 from flexkv.cli.status_tables import node_view
 from flexkv.config.reference import reference_page
 from typer.testing import CliRunner, Result
@@ -159,7 +160,7 @@ def test_status_of_a_node_with_drives(node: Any) -> None:
         "SSD: reading what the drives hold of [red]llama",
         "SSD: 120,000 blocks found in 1.25 s, discarded: orphan 40, damaged 3; /mnt/b: old blocks are not used",
         "SSD: reads measured at 3.50 GB/s",
-        "SSD: 5 TiB written in all, 256 GiB a day now of 1 TiB allowed, 1,234 days of life left",
+        "SSD: 5 TiB written in all, 256 GiB in the last 24 hours of 1 TiB allowed, pressure 0.12, 3.4 years of life left",
         "SSD: blocks offered: refused first touch 900, admitted 100",
     ):
         assert expected in output, expected
@@ -182,6 +183,28 @@ def test_the_socket_of_a_killed_node_is_no_error(core: types.ModuleType) -> None
     assert killed.socket is not None
     killed.socket.close()
     assert run("status").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [
+        (12.3, ", 12 days of life left"),
+        (729, ", 729 days of life left"),
+        (800, ", 2.2 years of life left"),
+        (1e9, ", more than 100 years of life left"),
+        (None, "pressure 0.12"),
+    ],
+)
+def test_life_left(days: float | None, text: str) -> None:
+    disk = {"drives": [fake_core.DISK["drives"][0]], "endurance": fake_core.DISK["endurance"] | {"days_left": days}}
+    assert [str(line) for line in drive_lines({"disk": disk})][0].endswith(text)
+
+
+def test_life_of_each_of_several_drives() -> None:
+    drive = fake_core.DISK["drives"][0]
+    lines = drive_lines({"disk": fake_core.DISK | {"drives": [drive, drive | {"directory": "/mnt/b"}]}})
+    expected = "/mnt/b: 3 TiB written in all, 128 GiB in the last 24 hours of 512 GiB allowed"
+    assert sum(expected in str(line) for line in lines) == 1
 
 
 @pytest.mark.parametrize("answer", ["[]", "nonsense"])

@@ -145,6 +145,41 @@ def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert f"SSD cache 2 TiB in /a, /b, {tmp_path}/here, pid" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--ssd-dwpd", "0.3"], {"ssd_dwpd": 0.3, "ssd_tbw": 0.0, "ssd_years": 5.0, "ssd_direct_io": True}),
+        (
+            ["--ssd-tbw", "7000", "--ssd-years", "4", "--no-ssd-direct-io"],
+            {"ssd_dwpd": 0.0, "ssd_tbw": 7000.0, "ssd_years": 4.0, "ssd_direct_io": False},
+        ),
+    ],
+)
+def test_serve_with_a_budget(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: dict[str, object]
+) -> None:
+    seen = {}
+
+    class Node(fake_core.Node):
+        def __init__(self, options: dict[str, object]) -> None:
+            seen.update(options)
+            super().__init__(options)
+
+        def wait(self, stop_fd: int) -> None:
+            pass
+
+    monkeypatch.setattr(fake_core, "Node", Node)
+    result = CliRunner().invoke(app, ["serve", "--ssd-cache", "2T", "--cpu-cache", "1", *arguments])
+    assert result.exit_code == 0, result.output
+    assert {key: seen[key] for key in expected} == expected
+
+
+def test_serve_refuses_budgets_that_contradict_each_other() -> None:
+    result = CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dwpd", "1", "--ssd-tbw", "5"])
+    assert result.exit_code == 1
+    assert "ssd_tbw: wrong value 5 from command line; allowed: 0 beside ssd_dwpd" in result.output.replace("\n", " ")
+
+
 def test_a_directory_without_a_size_is_refused() -> None:
     assert CliRunner().invoke(app, ["serve", "--ssd-dir", "/a"]).exit_code == 2
     assert serve_node.Options().ssd_dirs == []

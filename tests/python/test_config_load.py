@@ -174,6 +174,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("ssd_cache_dir", ["/a", 5]),
         ("ssd_cache_dir", ";".join(f"/{number}" for number in range(65))),
         ("ssd_strict", "maybe"),
+        ("ssd_dwpd", "-1"),
+        ("ssd_dwpd", "nan"),
+        ("ssd_tbw", "1T"),
+        ("ssd_years", "many"),
+        ("ssd_capacity_gb", "inf"),
+        ("ssd_direct_io", "sometimes"),
         ("ssd_load_policy", "never"),
     ],
 )
@@ -216,6 +222,14 @@ def test_values_that_contradict_each_other() -> None:
     ("extra", "expected"),
     [
         ({"ssd_cache_gb": 1, "ssd_cache_dir": ";"}, "ssd_cache_dir: wrong value '' from kv_connector_extra_config; "),
+        (
+            {"ssd_dwpd": 1, "ssd_tbw": 600, "ssd_years": 5},
+            "ssd_tbw: wrong value 600 from kv_connector_extra_config; allowed: 0 beside ssd_dwpd, which is 1 (kv_conn",
+        ),
+        ({"ssd_tbw": 600}, "ssd_years: wrong value 0 from default; allowed: more than 0 with ssd_tbw, which is 600 ("),
+        ({"ssd_years": 3}, "ssd_years: wrong value 3 from kv_connector_extra_config; allowed: 0 without ssd_dwpd or"),
+        ({"ssd_capacity_gb": 960}, "ssd_capacity_gb: wrong value 960 from kv_connector_extra_config; allowed: 0 wit"),
+        ({"ssd_tbw": 9, "ssd_years": 1, "ssd_capacity_gb": 9}, "ssd_capacity_gb: wrong value 9 from kv_connector_e"),
     ],
 )
 def test_ssd_values_that_contradict_each_other(extra: dict[str, object], expected: str) -> None:
@@ -358,6 +372,7 @@ def test_node_options_are_plain_values() -> None:
     options = load(environ={}, extra={"cpu_cache_gb": "auto", "runtime_dir": "/run/x"}).node_options()
     assert all(type(value) in (bool, int, float, str, list) for value in options.values())
     assert options["ssd_bytes"] == 0
+    assert options["ssd_make_parents"] is True  # of the default directory
     assert options["runtime_dir"] == "/run/x"
     assert options["node_name"] == f"embedded-{os.getpid()}"
     assert options["slru_protected_hits"] == 2
@@ -369,13 +384,22 @@ def test_ssd_node_options() -> None:
         "FLEXKV_SSD_CACHE_DIR": "/a;/b",
         "FLEXKV_SSD_STRICT": "1",
         "FLEXKV_SSD_ADMISSION": "off",
+        "FLEXKV_SSD_DWPD": "0.8",
+        "FLEXKV_SSD_CAPACITY_GB": "3840",
+        "FLEXKV_SSD_DIRECT_IO": "off",
     }
     options = load(environ=environ).node_options()
     assert {key: value for key, value in options.items() if key.startswith("ssd_")} == {
         "ssd_bytes": 100 * GIB,
         "ssd_directories": ["/a", "/b"],
+        "ssd_make_parents": False,
         "ssd_strict": True,
         "ssd_admission": False,
+        "ssd_dwpd": 0.8,
+        "ssd_capacity_bytes": 3_840_000_000_000,
+        "ssd_tbw": 0.0,
+        "ssd_years": 5.0,
+        "ssd_direct_io": False,
     }
 
 

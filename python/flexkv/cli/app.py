@@ -52,6 +52,7 @@ def version(as_json: Json = False) -> None:
     "flexkv serve --cpu-cache 64\n\n"
     "flexkv serve --cpu-cache auto --name prod  [dim]# for engines with FLEXKV_NODE=prod[/dim]\n\n"
     "flexkv serve --cpu-cache 64 --ssd-cache 2T --ssd-dir /mnt/nvme0/flexkv --ssd-dir /mnt/nvme1/flexkv\n\n"
+    "flexkv serve --cpu-cache 64 --ssd-cache 2T --ssd-dwpd 1  [dim]# so that the drives last[/dim]\n\n"
     "FLEXKV_ENABLE_METRICS=1 flexkv serve -c /etc/flexkv.yml"
 )
 def serve(
@@ -68,6 +69,18 @@ def serve(
     ssd_dir: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="Directory on a drive; once for each, or separated by `;`.")
     ] = None,
+    ssd_dwpd: Annotated[
+        str | None, typer.Option(metavar="N", help="Write at most N times each drive's capacity in a day.")
+    ] = None,
+    ssd_tbw: Annotated[
+        str | None, typer.Option(metavar="N", help="Write at most N terabytes to each drive in --ssd-years.")
+    ] = None,
+    ssd_years: Annotated[
+        str | None, typer.Option(metavar="N", help="Years that each drive is to last, for --ssd-tbw.")
+    ] = None,
+    ssd_direct_io: Annotated[
+        bool | None, typer.Option(help="Read and write past the page cache. (default: yes)", show_default=False)
+    ] = None,
     config: ConfigFile = None,
     foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
 ) -> None:
@@ -75,7 +88,10 @@ def serve(
 
     It stays in the foreground: use systemd, a container or `&` to put it in the background."""
     del foreground  # the only mode; the name is accepted because unit files like to say it
-    serve_node.run(serve_node.Options(name, cpu_cache, ssd_cache, ssd_dir or []), config)
+    given = serve_node.Options(
+        name, cpu_cache, ssd_cache, ssd_dir or [], ssd_dwpd, ssd_tbw, ssd_years, ssd_direct_io
+    )
+    serve_node.run(given, config)
 
 
 @app.command(

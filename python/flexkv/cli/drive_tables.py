@@ -54,6 +54,9 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
     endurance = mapping(disk, "endurance")
     if endurance:
         lines.append(_endurance(endurance))
+    drives = [drive for drive in entries(disk, "drives") if mapping(drive, "endurance")]
+    if len(drives) > 1 and number(endurance, "daily_bytes"):
+        lines += [_endurance(drive["endurance"], f"{drive.get('directory', cells.DASH)}: ") for drive in drives]
     admission = cells.reasons(mapping(disk, "admission"))
     if admission:
         lines.append(f"SSD: blocks offered: {admission}")
@@ -81,15 +84,21 @@ def _opened(space: Mapping[str, Any]) -> str:
     return "; ".join([text, *map(str, dropped)] if isinstance(dropped, list) else [text])
 
 
-def _endurance(endurance: Mapping[str, Any]) -> str:
+def _endurance(endurance: Mapping[str, Any], of: str = "") -> str:
     def size(key: str) -> str:
         return cells.size(number(endurance, key))
 
-    text = f"SSD: {size('written_bytes')} written in all, {size('bytes_per_day')} a day now"
-    if number(endurance, "daily_bytes"):
-        text += f" of {size('daily_bytes')} allowed"
+    text = f"SSD: {of}{size('written_bytes')} written in all, {size('last_day_bytes')} in the last 24 hours"
+    if not number(endurance, "daily_bytes"):
+        return text
+    pressure = number(endurance, "pressure")
+    text += f" of {size('daily_bytes')} allowed, pressure {cells.DASH if pressure is None else f'{pressure:.2f}'}"
     days = number(endurance, "days_left")
-    return text if days is None else f"{text}, {days:,.0f} days of life left"
+    if days is None:
+        return text
+    years = days / 365
+    left = f"{days:,.0f} days" if years < 2 else f"{years:.1f} years" if years < 100 else "more than 100 years"
+    return f"{text}, {left} of life left"
 
 
 def _sum(rows: list[Mapping[str, Any]], *keys: str) -> float | None:

@@ -31,6 +31,10 @@ class Options:
     cpu_cache: str | None = None
     ssd_cache: str | None = None
     ssd_dirs: list[str] = field(default_factory=list)
+    ssd_dwpd: str | None = None
+    ssd_tbw: str | None = None
+    ssd_years: str | None = None
+    ssd_direct_io: bool | None = None
 
 
 def run(given: Options, config: Path | None) -> None:
@@ -52,8 +56,16 @@ def run(given: Options, config: Path | None) -> None:
 def _settings(given: Options, config: Path | None) -> Settings:
     if given.name == "embedded":
         raise typer.BadParameter("'embedded' means a node inside an engine; choose another name", param_hint="--name")
-    texts = {"cpu_cache_gb": given.cpu_cache, "ssd_cache_gb": given.ssd_cache, "node": given.name}
-    options: dict[str, object] = {key: value for key, value in texts.items() if value is not None}
+    values: dict[str, object] = {
+        "cpu_cache_gb": given.cpu_cache,
+        "ssd_cache_gb": given.ssd_cache,
+        "ssd_dwpd": given.ssd_dwpd,
+        "ssd_tbw": given.ssd_tbw,
+        "ssd_years": given.ssd_years,
+        "ssd_direct_io": given.ssd_direct_io,
+        "node": given.name,
+    }
+    options = {key: value for key, value in values.items() if value is not None}
     if given.ssd_dirs:
         options["ssd_cache_dir"] = split_directories(given.ssd_dirs)
     settings = load(file=config, extra=options, extra_origin="command line")

@@ -145,7 +145,8 @@ class Settings:
     ssd_cache_dir: tuple[str, ...] = setting(
         directories(),
         default_ssd_dirs,
-        "Directories of the SSD tier, one per drive, for one node at a time. Made (0700) if missing; those above not.",
+        "Directories of the SSD tier, one per drive, for one node at a time. Made (0700) if missing; those above only of "
+        "the default.",
         topic="SSD tier",
         default_text="/var/cache/flexkv for root; else $XDG_CACHE_HOME/flexkv (~/.cache/flexkv)",
     )
@@ -161,6 +162,41 @@ class Settings:
         True,
         "Write only blocks that are likely enough to be used again, as far as that costs at most 3 % of all hits. Off: "
         "write every block.",
+        topic="SSD tier",
+    )
+    ssd_dwpd: float = setting(
+        number(0, 1000),
+        0.0,
+        "Endurance of each drive: so many times its capacity may be written in a day (drive writes per day). Never "
+        "crossed in any 24 hours. 0: no such limit.",
+        topic="SSD tier",
+    )
+    ssd_capacity_gb: float = setting(
+        number(0, 1e9),
+        0.0,
+        "Capacity of each drive in units of 1,000,000,000 bytes, as on its label; for ssd_dwpd. 0: the size of the "
+        "file system.",
+        topic="SSD tier",
+    )
+    ssd_tbw: float = setting(
+        number(0, 1e9),
+        0.0,
+        "Endurance of each drive: so many times 10^12 bytes (terabytes) may be written in ssd_years, an equal part of "
+        "them on each day. 0: no such limit.",
+        topic="SSD tier",
+    )
+    ssd_years: float = setting(
+        number(0, 1000),
+        0.0,
+        "Years that each drive is to last: needed for ssd_tbw. With ssd_dwpd the years that it holds for, which tell "
+        "the days of life left; then 0 stands for 5.",
+        topic="SSD tier",
+    )
+    ssd_direct_io: bool = setting(
+        switch(),
+        True,
+        "Read and write blocks past the page cache where the file system can. Off: through it; for memory file systems "
+        "and some network file systems.",
         topic="SSD tier",
     )
     ssd_load_policy: str = setting(

@@ -26,11 +26,6 @@ _PLANNED = (
         Status.PLANNED,
         "SSD tier",
         """
-        ssd_direct_io: off, to read and write through the page cache
-        ssd_dwpd: endurance of each drive in drive writes per day
-        ssd_capacity_gb: capacity of each drive, for ssd_dwpd
-        ssd_tbw: endurance of each drive in terabytes written over its life
-        ssd_years: years that a drive is to last
         enable_gds: reads from SSD straight into GPU memory
         enable_nixl: the NIXL library for those reads
         nixl_backend_plugin: the NIXL plugin to use

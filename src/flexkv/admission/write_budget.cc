@@ -1,7 +1,6 @@
 #include "flexkv/admission/write_budget.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -16,11 +15,16 @@ namespace {
 __extension__ using Wide = unsigned __int128;
 
 constexpr double kDaysPerYear = 365;
-constexpr std::uint64_t kBurstShare = 8;       // of the daily bytes, the bucket holds one part
-constexpr std::uint64_t kChunksPerBurst = 64;  // a steady writer makes 448 records a day
-constexpr std::uint64_t kUnlimitedRecordBytes = std::uint64_t{4} << 30;  // between records where nothing is limited
-constexpr double kRateFromDays = 1.0 / 24;                               // less time than that makes no rate
-constexpr std::uint64_t kMagic = 0x0001'4257'4B46ULL;                    // "FKWB", version 1
+constexpr std::uint64_t kShares = 64;          // of the daily bytes
+constexpr std::uint64_t kBurstShares = 7;      // what the bucket holds
+constexpr std::uint64_t kFillShares = 56;      // what it gets in a day; the last one is for charge()
+constexpr std::uint64_t kChunksPerBurst = 64;  // a steady writer makes 512 records a day
+constexpr std::uint64_t kChunkMin = 64 << 10;  // many times what its record takes
+// Between records where nothing is limited: so many bytes, or so much time.
+constexpr std::uint64_t kUnlimitedRecordBytes = std::uint64_t{4} << 30;
+constexpr Nanos kUnlimitedRecordTime = 10 * kSecond;
+constexpr Nanos kHour = 3600 * kSecond;
+constexpr std::uint64_t kMagic = 0x0002'4257'4B46ULL;  // "FKWB", version 2
 
 std::uint64_t to_bytes(double bytes) {
   constexpr double kMax = 9e18;
@@ -28,10 +32,13 @@ std::uint64_t to_bytes(double bytes) {
 }
 
 std::uint64_t checksum(const WriteBudget::Record& record) {
-  std::array<std::uint8_t, key::kShaBlockBytes> block{};
-  std::memcpy(block.data(), record.data(), record.size() - sizeof(std::uint64_t));
   auto state = key::sha256_initial_state();
-  key::sha256_compress(state, block);
+  const std::size_t end = record.size() - sizeof(std::uint64_t);
+  for (std::size_t at = 0; at < end; at += key::kShaBlockBytes) {
+    std::array<std::uint8_t, key::kShaBlockBytes> block{};
+    std::memcpy(block.data(), record.data() + at, std::min(end - at, block.size()));
+    key::sha256_compress(state, block);
+  }
   return key::to_block_key(state).high;
 }
 
@@ -39,7 +46,7 @@ std::uint64_t checksum(const WriteBudget::Record& record) {
 
 WriteBudget::WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_max, const std::optional<State>& saved,
                          Nanos now)
-    : now_(now) {
+    : now_(now), recorded_at_(now) {
   const double days = endurance.years * kDaysPerYear;
   double daily = std::numeric_limits<double>::infinity();
   if (endurance.dwpd > 0 && endurance.capacity_bytes > 0) {
@@ -48,8 +55,9 @@ WriteBudget::WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_m
   if (endurance.tbw > 0 && days > 0) daily = std::min(daily, endurance.tbw * 1e12 / days);
   if (std::isfinite(daily)) {
     daily_ = to_bytes(daily);
-    burst_ = daily_ / kBurstShare;
-    chunk_ = std::max({burst_ / kChunksPerBurst, write_bytes_max, std::uint64_t{1}});
+    burst_ = daily_ / kShares * kBurstShares;
+    fill_ = daily_ / kShares * kFillShares;
+    chunk_ = std::max({burst_ / kChunksPerBurst, write_bytes_max, kChunkMin});
     life_bytes_ = daily * days;
   }
   level_ = burst_;
@@ -58,8 +66,9 @@ WriteBudget::WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_m
     level_ = std::min(saved->level, burst_);
     written_ = saved->written;
     observed_ = static_cast<Nanos>(saved->observed_seconds) * kSecond;
-    recent_ = saved->recent;
+    hours_ = saved->hours;
   }
+  hour_ = static_cast<std::uint64_t>(observed_ / kHour);
   recorded_written_ = written_;
 }
 
@@ -68,9 +77,14 @@ void WriteBudget::advance(Nanos now) {
   const Nanos elapsed = now - now_;
   now_ = now;
   observed_ += elapsed;
-  recent_ *= std::exp(-static_cast<double>(elapsed) / static_cast<double>(kDay));
+  const auto hour = static_cast<std::uint64_t>(observed_ / kHour);
+  if (hour - hour_ >= kHours) hours_ = {};
+  while (hour_ < hour) {
+    ++hour_;
+    this_hour() = 0;
+  }
   const std::uint64_t room = burst_ - level_ - pending_ - reserved_;
-  const auto filled = static_cast<Wide>(elapsed) * (daily_ - burst_) + fill_carry_;
+  const auto filled = static_cast<Wide>(elapsed) * fill_ + fill_carry_;
   const auto bytes = filled / kDay;
   if (bytes >= room) {
     level_ += room;
@@ -81,13 +95,33 @@ void WriteBudget::advance(Nanos now) {
   }
 }
 
-bool WriteBudget::take(std::uint64_t bytes, Nanos now) {
-  advance(now);
-  if (closed_ || (limited() && bytes > reserved_)) return false;
-  if (limited()) reserved_ -= bytes;
+void WriteBudget::count(std::uint64_t bytes) {
   written_ += bytes;
-  recent_ += static_cast<double>(bytes);
-  return true;
+  this_hour() += bytes;
+}
+
+// So that the next write finds what it needs.
+std::uint64_t WriteBudget::to_reserve() const {
+  return std::max(chunk_, wanted_ > reserved_ ? wanted_ - reserved_ : std::uint64_t{0});
+}
+
+WriteBudget::Answer WriteBudget::take(std::uint64_t bytes, Nanos now) {
+  advance(now);
+  if (closed_) return Answer::kRefused;
+  if (limited() && bytes > reserved_) {
+    if (bytes > burst_) return Answer::kRefused;
+    wanted_ = std::max(wanted_, bytes);
+    return recording_ || level_ >= to_reserve() ? Answer::kLater : Answer::kRefused;
+  }
+  if (limited()) reserved_ -= bytes;
+  count(bytes);
+  return Answer::kGranted;
+}
+
+void WriteBudget::charge(std::uint64_t bytes, Nanos now) {
+  advance(now);
+  reserved_ -= std::min(bytes, reserved_);
+  count(bytes);
 }
 
 double WriteBudget::pressure(Nanos now) {
@@ -98,18 +132,28 @@ double WriteBudget::pressure(Nanos now) {
 }
 
 WriteBudget::State WriteBudget::state() const {
-  return {sequence_, level_, written_ + pending_ + reserved_, static_cast<std::uint64_t>(observed_ / kSecond), recent_};
+  State state{sequence_, level_, written_ + pending_ + reserved_, static_cast<std::uint64_t>(observed_ / kSecond),
+              hours_};
+  state.hours[hour_ % kHours] += pending_ + reserved_;
+  return state;
 }
 
 std::optional<WriteBudget::State> WriteBudget::next_record(Nanos now) {
   if (recording_ || closed_) return std::nullopt;
   advance(now);
-  if (limited() ? reserved_ >= chunk_ || level_ < chunk_ : written_ - recorded_written_ < kUnlimitedRecordBytes) {
-    return std::nullopt;
+  if (limited()) {
+    // Half a chunk: a record is charged itself, and must not be a reason for the next one.
+    if (reserved_ >= std::max(chunk_ / 2, wanted_) || level_ < to_reserve()) return std::nullopt;
+    pending_ = to_reserve();
+    level_ -= pending_;
+  } else {
+    const std::uint64_t fresh = written_ - recorded_written_;
+    if (fresh == 0 || (fresh < kUnlimitedRecordBytes && now_ - recorded_at_ < kUnlimitedRecordTime)) {
+      return std::nullopt;
+    }
   }
-  level_ -= chunk_;
-  pending_ = chunk_;
   recorded_written_ = written_;
+  recorded_at_ = now_;
   recording_ = true;
   ++sequence_;
   return state();
@@ -119,6 +163,7 @@ void WriteBudget::recorded() {
   FLEXKV_ASSERT(recording_);
   reserved_ += pending_;
   pending_ = 0;
+  wanted_ = 0;
   recording_ = false;
 }
 
@@ -134,9 +179,15 @@ WriteBudget::State WriteBudget::close(Nanos now) {
 
 WriteBudget::Report WriteBudget::report(Nanos now) {
   advance(now);
-  Report report{written_, daily_, 0, std::numeric_limits<double>::infinity()};
-  const double observed_days = static_cast<double>(observed_) / static_cast<double>(kDay);
-  report.bytes_per_day = recent_ / (1 - std::exp(-std::max(observed_days, kRateFromDays)));
+  Report report{written_, 0, daily_, 0, std::numeric_limits<double>::infinity()};
+  // Of the oldest hour, the part that is less than a day ago.
+  const double into_hour = static_cast<double>(observed_ % kHour) / static_cast<double>(kHour);
+  const std::uint64_t oldest = hours_[(hour_ + 1) % kHours];
+  for (const std::uint64_t bytes : hours_) report.last_day_bytes += bytes;
+  report.last_day_bytes -= static_cast<std::uint64_t>(static_cast<double>(oldest) * into_hour);
+  const Nanos observed = std::clamp(observed_, kHour, kDay);  // less time than an hour makes no rate
+  report.bytes_per_day =
+      static_cast<double>(report.last_day_bytes) * (static_cast<double>(kDay) / static_cast<double>(observed));
   if (limited() && report.bytes_per_day > 0) {
     report.days_left = std::max(0.0, life_bytes_ - static_cast<double>(written_)) / report.bytes_per_day;
   }
@@ -145,12 +196,12 @@ WriteBudget::Report WriteBudget::report(Nanos now) {
 
 WriteBudget::Record WriteBudget::encode(const State& state) {
   Record record{};
-  const std::uint64_t words[] = {kMagic,        state.sequence,         state.level,
-                                 state.written, state.observed_seconds, std::bit_cast<std::uint64_t>(state.recent)};
-  static_assert(sizeof(words) + sizeof(std::uint64_t) == kRecordBytes);
+  const std::uint64_t words[] = {kMagic, state.sequence, state.level, state.written, state.observed_seconds};
+  static_assert(sizeof(words) + sizeof(state.hours) + sizeof(std::uint64_t) == kRecordBytes);
   std::memcpy(record.data(), words, sizeof(words));
+  std::memcpy(record.data() + sizeof(words), state.hours.data(), sizeof(state.hours));
   const std::uint64_t sum = checksum(record);
-  std::memcpy(record.data() + sizeof(words), &sum, sizeof(sum));
+  std::memcpy(record.data() + kRecordBytes - sizeof(sum), &sum, sizeof(sum));
   return record;
 }
 
@@ -166,12 +217,11 @@ Result<WriteBudget::State> WriteBudget::decode(std::span<const std::byte> bytes)
   std::memcpy(words.data(), record.data(), kRecordBytes);
   if (words[0] != kMagic) return Error{ErrorCode::kCorruption, std::string(kWhat) + "unknown format"};
   if (words.back() != checksum(record)) return Error{ErrorCode::kCorruption, std::string(kWhat) + "wrong checksum"};
-  const auto recent = std::bit_cast<double>(words[5]);
   constexpr std::uint64_t kSecondsMax = std::numeric_limits<Nanos>::max() / 2 / kSecond;
-  if (!(recent >= 0 && std::isfinite(recent)) || words[4] > kSecondsMax) {
-    return Error{ErrorCode::kCorruption, std::string(kWhat) + "impossible figures"};
-  }
-  return State{words[1], words[2], words[3], words[4], recent};
+  if (words[4] > kSecondsMax) return Error{ErrorCode::kCorruption, std::string(kWhat) + "impossible figures"};
+  State state{words[1], words[2], words[3], words[4], {}};
+  std::copy_n(words.begin() + 5, kHours, state.hours.begin());
+  return state;
 }
 
 }  // namespace flexkv::admission

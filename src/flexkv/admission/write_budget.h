@@ -1,19 +1,20 @@
 // How many bytes may be written to a drive, so that it lives as long as it should.
 //
-// GUARANTEE: the bytes granted by take() in any 24 hours of real time are at most daily_bytes(), over any number of
-// restarts and crashes, whatever the wall clock does: it is not used. A token bucket: it holds up to 1/8 of the daily
-// bytes and fills with the other 7/8 evenly over 24 hours, so a steady writer gets 7/8 of the budget. It fills only by
-// monotonic time while a WriteBudget lives; time off gives nothing, so a forward jump of a clock can give nothing
-// either.
+// GUARANTEE: the bytes granted by take() in any 24 hours of real time are at most daily_bytes() less 1/64, over any
+// number of restarts and crashes, whatever the wall clock does: it is not used. That 64th is for charge(), which grants
+// always: small writes that correctness needs. A token bucket: it holds up to 7/64 of the daily bytes and fills with
+// 7/8 evenly over 24 hours, so a steady writer gets 7/8 of the budget. It fills only by monotonic time while a
+// WriteBudget lives; time off gives nothing, so a forward jump of a clock can give nothing either.
 //
 // Crash-safe by reserving ahead: take() spends only what a durable record already calls spent. A crash loses at most
-// two chunks (1/256 of the daily bytes), never overspends. The I/O is the caller's:
+// two chunks (each 1/64 of the bucket, or a larger write), never overspends. The I/O is the caller's:
 //   start:     WriteBudget(limits, decode(file), now); no file, so a new drive: a full bucket; unreadable: State{}
-//   any time:  if (auto state = budget.next_record(now)) { write encode(*state) and fdatasync; budget.recorded(); }
-//   a write:   if (budget.take(bytes, now)) write; else refuse it, reason: budget
-//   clean end: once no write is to follow, write and sync encode(budget.close(now)): nothing is lost
+//   any time:  if (auto state = budget.next_record(now)) { make encode(*state) durable; budget.recorded(); }
+//   a write:   kGranted: write; kLater: make a record, then ask again; kRefused: do not write, reason: budget
+//   clean end: once no write is to follow, make encode(budget.close(now)) durable: nothing is lost
 // The record must replace the old one atomically (two alternating places, or rename), the newer sequence wins.
 // If the record cannot be written, stop calling recorded(): writing ends with the reserve.
+// Without a limit everything is granted and a crash loses the count of what was granted since the last record.
 //
 // Pure logic, thread-compatible. One per drive, or one for drives that share their writes evenly.
 #pragma once
@@ -41,25 +42,35 @@ struct Endurance {
 
 class WriteBudget {
  public:
+  static constexpr std::size_t kHours = 25;  // a day, and the hour under way
   // What survives a restart.
   struct State {
     std::uint64_t sequence = 0;          // of records
     std::uint64_t level = 0;             // bytes left that are not reserved
     std::uint64_t written = 0;           // bytes ever granted, and those reserved
     std::uint64_t observed_seconds = 0;  // of running, in all
-    double recent = 0;                   // bytes granted, each counting less with its age: by e a day
+    // Of `written`, what fell into each hour of running; that of hour h lies at h % kHours.
+    std::array<std::uint64_t, kHours> hours{};
   };
-  static constexpr std::size_t kRecordBytes = 56;
+  static constexpr std::size_t kRecordBytes = 248;
   using Record = std::array<std::byte, kRecordBytes>;
 
-  // `saved`: std::nullopt on a drive never used before. `write_bytes_max`: the largest single write.
+  enum class Answer : std::uint8_t {
+    kGranted,
+    kLater,    // as soon as another record is durable
+    kRefused,  // the bucket is empty
+  };
+
+  // `saved`: std::nullopt on a drive never used before. `write_bytes_max`: of a single write, as far as it is known.
   WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_max, const std::optional<State>& saved, Nanos now);
 
   bool limited() const { return daily_ != 0; }
   std::uint64_t daily_bytes() const { return daily_; }  // 0: no limit
 
-  // Grants `bytes` to be written now, or refuses. Granted bytes count as written whether they are or not.
-  bool take(std::uint64_t bytes, Nanos now);
+  // Grants `bytes` to be written now, or does not. Granted bytes count as written whether they are or not.
+  Answer take(std::uint64_t bytes, Nanos now);
+  // Bytes that are written in any case. They use up the reserve as far as it goes.
+  void charge(std::uint64_t bytes, Nanos now);
   // 0: at least half of the bucket is left (or nothing is limited); 1: it is empty.
   double pressure(Nanos now);
 
@@ -71,9 +82,10 @@ class WriteBudget {
   State close(Nanos now);
 
   struct Report {
-    std::uint64_t written_bytes = 0;  // ever
-    std::uint64_t daily_bytes = 0;    // 0: no limit
-    double bytes_per_day = 0;         // at the present rate: over about the last day of running
+    std::uint64_t written_bytes = 0;   // ever
+    std::uint64_t last_day_bytes = 0;  // of them, in the last 24 hours of running; what is reserved included
+    std::uint64_t daily_bytes = 0;     // 0: no limit
+    double bytes_per_day = 0;          // at the rate of the last day of running
     double days_left = 0;  // until the drive has been written as often as it may be; infinity: no end in sight
   };
   Report report(Nanos now);
@@ -83,10 +95,14 @@ class WriteBudget {
 
  private:
   void advance(Nanos now);
+  void count(std::uint64_t bytes);
+  std::uint64_t to_reserve() const;
+  std::uint64_t& this_hour() { return hours_[hour_ % kHours]; }
   State state() const;
 
   std::uint64_t daily_ = 0;
   std::uint64_t burst_ = 0;  // what the bucket holds at most
+  std::uint64_t fill_ = 0;   // in a day
   std::uint64_t chunk_ = 0;
   double life_bytes_ = 0;  // 0: not known
 
@@ -97,9 +113,12 @@ class WriteBudget {
   std::uint64_t written_ = 0;
   std::uint64_t recorded_written_ = 0;  // at the latest record
   std::uint64_t fill_carry_ = 0;        // parts of a byte
-  double recent_ = 0;
+  std::uint64_t wanted_ = 0;            // the largest write that the reserve was too small for
+  std::array<std::uint64_t, kHours> hours_{};
+  std::uint64_t hour_ = 0;
   Nanos observed_ = 0;
   Nanos now_;
+  Nanos recorded_at_;
   bool recording_ = false;
   bool closed_ = false;
 };

@@ -12,6 +12,7 @@ namespace flexkv::admission {
 namespace {
 
 using State = WriteBudget::State;
+using Answer = WriteBudget::Answer;
 
 constexpr std::uint64_t kTera = 1'000'000'000'000;
 constexpr std::uint64_t kBlock = 4'000'000;
@@ -48,7 +49,7 @@ TEST(WriteBudget, IsNeverCrossedInAny24Hours) {
         const std::uint64_t bytes = prng.chance(80) ? kBlock : 1 + prng.below(kBlock);
         const auto spend = [&] {
           std::uint64_t granted = 0;
-          while (!idle && budget.take(bytes, clock)) granted += bytes;
+          while (!idle && budget.take(bytes, clock) == Answer::kGranted) granted += bytes;
           if (granted > 0) window.emplace_back(real, granted), in_window += granted;
         };
         spend();
@@ -64,7 +65,7 @@ TEST(WriteBudget, IsNeverCrossedInAny24Hours) {
           in_window -= window.front().second;
           window.pop_front();
         }
-        RC_ASSERT(in_window <= budget.daily_bytes());
+        RC_ASSERT(in_window <= budget.daily_bytes() / 64 * 63);
       }
       if (on_its_way && prng.chance(50)) durable = decoded(*on_its_way);  // durable, but nobody was told
       if (prng.chance(40)) durable = decoded(budget.close(clock));
@@ -80,7 +81,7 @@ TEST(WriteBudget, GivesASteadyWriterSevenEighths) {
   std::uint64_t written = 0;
   for (Nanos now = 0; now < 2 * kDay; now += 10 * kSecond) {
     reserve(budget, now);
-    while (budget.take(kBlock, now)) written += now >= kDay ? kBlock : 0;
+    while (budget.take(kBlock, now) == Answer::kGranted) written += now >= kDay ? kBlock : 0;
   }
   EXPECT_NEAR(static_cast<double>(written), 0.875e12, 0.01e12);
   EXPECT_GT(budget.pressure(2 * kDay), 0.9);
@@ -89,27 +90,27 @@ TEST(WriteBudget, GivesASteadyWriterSevenEighths) {
 TEST(WriteBudget, GrantsNothingBeforeARecordIsDurable) {
   WriteBudget budget(kOneWriteADay, kBlock, std::nullopt, 0);
   EXPECT_EQ(budget.pressure(0), 0);
-  EXPECT_FALSE(budget.take(kBlock, 0));
+  EXPECT_EQ(budget.take(kBlock, 0), Answer::kLater);
   ASSERT_TRUE(budget.next_record(0));
-  EXPECT_FALSE(budget.take(kBlock, 0));
+  EXPECT_EQ(budget.take(kBlock, 0), Answer::kLater);
   EXPECT_FALSE(budget.next_record(0));  // one is under way
   budget.recorded();
-  EXPECT_TRUE(budget.take(kBlock, 0));
+  EXPECT_EQ(budget.take(kBlock, 0), Answer::kGranted);
 }
 
 TEST(WriteBudget, ACleanEndLosesNothingACrashAtMostTwoChunks) {
   WriteBudget budget(kOneWriteADay, kBlock, std::nullopt, 0);
-  const std::uint64_t full = kTera / 8;
+  const std::uint64_t full = kTera / 64 * 7;
   const auto record = budget.next_record(0);
   ASSERT_TRUE(record);
   budget.recorded();
-  ASSERT_TRUE(budget.take(kBlock, 0));
+  ASSERT_EQ(budget.take(kBlock, 0), Answer::kGranted);
   EXPECT_GE(record->level + kTera / 256, full);
   const State closed = budget.close(0);
   EXPECT_EQ(closed.level, full - kBlock);
   EXPECT_EQ(closed.written, kBlock);
   EXPECT_GT(closed.sequence, record->sequence);
-  EXPECT_FALSE(budget.take(1, 0));
+  EXPECT_EQ(budget.take(1, 0), Answer::kRefused);
   EXPECT_FALSE(budget.next_record(kDay));
 }
 
@@ -121,7 +122,7 @@ TEST(WriteBudget, TheLowerOfTwoLimitsCounts) {
 TEST(WriteBudget, WithoutALimitEverythingIsGrantedAndCounted) {
   WriteBudget budget({}, kBlock, std::nullopt, 0);
   EXPECT_FALSE(budget.limited());
-  for (int i = 0; i < 2000; ++i) ASSERT_TRUE(budget.take(kBlock, 0));
+  for (int i = 0; i < 2000; ++i) ASSERT_EQ(budget.take(kBlock, 0), Answer::kGranted);
   EXPECT_EQ(budget.pressure(0), 0);
   const auto record = budget.next_record(0);
   ASSERT_TRUE(record);
@@ -129,12 +130,62 @@ TEST(WriteBudget, WithoutALimitEverythingIsGrantedAndCounted) {
   EXPECT_TRUE(std::isinf(budget.report(0).days_left));
 }
 
+TEST(WriteBudget, AWriteLargerThanAChunkIsReservedWhenItIsAskedFor) {
+  WriteBudget budget(kOneWriteADay, kBlock, std::nullopt, 0);
+  constexpr std::uint64_t kLarge = kTera / 100;
+  reserve(budget, 0);
+  EXPECT_EQ(budget.take(kLarge, 0), Answer::kLater);
+  reserve(budget, 0);
+  EXPECT_EQ(budget.take(kLarge, 0), Answer::kGranted);
+  EXPECT_EQ(budget.take(kTera, 0), Answer::kRefused);  // never
+  reserve(budget, 0);
+  EXPECT_EQ(budget.take(kBlock, 0), Answer::kGranted);  // and it stands in nobody's way
+}
+
+TEST(WriteBudget, WhatMustBeWrittenIsCountedAlsoWhenNothingIsLeft) {
+  WriteBudget budget(kOneWriteADay, kBlock, State{}, 0);
+  EXPECT_EQ(budget.take(4096, 0), Answer::kRefused);
+  budget.charge(4096, 0);
+  EXPECT_EQ(budget.report(0).written_bytes, 4096u);
+  WriteBudget full(kOneWriteADay, kBlock, std::nullopt, 0);
+  reserve(full, 0);
+  full.charge(kBlock, 0);
+  EXPECT_EQ(full.close(0).level, kTera / 64 * 7 - kBlock);
+}
+
+TEST(WriteBudget, WithoutALimitARecordIsDueAfterSomeSecondsOfWriting) {
+  WriteBudget budget({}, kBlock, std::nullopt, 0);
+  EXPECT_FALSE(budget.next_record(kDay));  // nothing written
+  ASSERT_EQ(budget.take(kBlock, kDay), Answer::kGranted);
+  ASSERT_TRUE(budget.next_record(kDay));
+  budget.recorded();
+  ASSERT_EQ(budget.take(kBlock, kDay + kSecond), Answer::kGranted);
+  EXPECT_FALSE(budget.next_record(kDay + kSecond));
+  EXPECT_TRUE(budget.next_record(kDay + 11 * kSecond));
+}
+
+TEST(WriteBudget, TheLastDayIsOfRunningAndSurvivesARestart) {
+  constexpr Nanos kHour = 3600 * kSecond;
+  std::optional<State> saved;
+  {
+    WriteBudget budget({}, kBlock, saved, 0);
+    for (int hour = 0; hour < 30; ++hour) ASSERT_EQ(budget.take(kBlock, hour * kHour), Answer::kGranted);
+    EXPECT_EQ(budget.report(29 * kHour).last_day_bytes, 25 * kBlock);
+    EXPECT_EQ(budget.report(29 * kHour + kHour / 2).last_day_bytes, 24 * kBlock + kBlock / 2);
+    saved = decoded(budget.close(30 * kHour - kSecond));
+  }
+  WriteBudget again({}, kBlock, saved, 77);
+  EXPECT_NEAR(static_cast<double>(again.report(77).last_day_bytes), 24.0 * kBlock, 0.001 * kBlock);
+  EXPECT_EQ(again.report(77 + 10 * kHour).last_day_bytes / kBlock, 14u);
+  EXPECT_EQ(again.report(77 + 100 * kHour).last_day_bytes, 0u);
+}
+
 TEST(WriteBudget, ReportsTheRateAndTheDaysLeft) {
   WriteBudget budget({.tbw = 100, .years = 1}, kBlock, std::nullopt, 0);
   Nanos now = 0;
   for (; now < 5 * kDay; now += 60 * kSecond) {
     reserve(budget, now);
-    ASSERT_TRUE(budget.take(100'000'000, now));  // 0.144 TB a day
+    ASSERT_EQ(budget.take(100'000'000, now), Answer::kGranted);  // 0.144 TB a day
   }
   const auto report = budget.report(now);
   EXPECT_EQ(report.written_bytes, std::uint64_t{7200} * 100'000'000);
@@ -143,13 +194,15 @@ TEST(WriteBudget, ReportsTheRateAndTheDaysLeft) {
 }
 
 TEST(WriteBudget, DamagedRecordsAreRefused) {
-  const auto good = WriteBudget::encode({7, 1, 2, 3, 4.5});
+  State some{7, 1, 2, 3, {}};
+  some.hours[24] = 5;
+  const auto good = WriteBudget::encode(some);
   const State back = WriteBudget::decode(good).value();
   EXPECT_EQ(back.sequence, 7u);
   EXPECT_EQ(back.level, 1u);
   EXPECT_EQ(back.written, 2u);
   EXPECT_EQ(back.observed_seconds, 3u);
-  EXPECT_EQ(back.recent, 4.5);
+  EXPECT_EQ(back.hours, some.hours);
   for (std::size_t bit = 0; bit < good.size() * 8; ++bit) {
     auto bad = good;
     bad[bit / 8] ^= std::byte{1} << (bit % 8);

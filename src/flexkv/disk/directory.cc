@@ -5,10 +5,12 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -20,7 +22,6 @@ namespace {
 
 constexpr const char* kLockName = "node.lock";
 constexpr const char* kSecretName = "node.secret";
-constexpr const char* kNewSecretName = "node.secret.new";
 
 std::string lock_owner(int fd) {
   std::array<char, 32> text{};
@@ -72,7 +73,14 @@ Status check_owner(int fd, const std::string& path) {
 
 }  // namespace
 
-Result<Directory> Directory::open(const std::string& path) {
+Result<Directory> Directory::open(const std::string& path, bool make_parents) {
+  for (std::size_t end = path.find('/', 1); make_parents && end != std::string::npos; end = path.find('/', end + 1)) {
+    const std::string parent = path.substr(0, end);
+    // One that is there may say so with another error where it cannot be written.
+    if (::mkdir(parent.c_str(), 0700) != 0 && errno != EEXIST && ::access(parent.c_str(), F_OK) != 0) {
+      return errno_error("create " + parent, errno);
+    }
+  }
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("create " + path, errno);
   Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.valid()) return errno_error("open " + path, errno);
@@ -124,41 +132,57 @@ Result<std::uint64_t> Directory::clear() const {
   return bytes;
 }
 
-Result<Secret> Directory::read_secret() const {
-  const std::string path = path_ + "/" + kSecretName;
-  const Fd fd(::openat(fd_.get(), kSecretName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+Result<std::vector<std::byte>> Directory::read(const std::string& name, std::size_t bytes_max) const {
+  const std::string path = path_ + "/" + name;
+  const Fd fd(::openat(fd_.get(), name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   if (!fd.valid() && errno == ENOENT) return Error{ErrorCode::kNotFound, "there is no " + path};
   if (!fd.valid()) return errno_error("open " + path, errno);
-  std::array<std::uint8_t, sizeof(Secret) + 1> bytes{};
+  std::vector<std::byte> bytes(bytes_max);
   const ssize_t size = ::pread(fd.get(), bytes.data(), bytes.size(), 0);
   if (size < 0) return errno_error("read " + path, errno);
-  if (size != std::ssize(Secret{})) return Error{ErrorCode::kNotFound, path + " is not 32 bytes long"};
-  // Whoever read it could tell keys: not worth losing the cache, but no more of that.
+  // Whoever may read the secret could tell keys: not worth losing the cache, but no more of that.
   if (::fchmod(fd.get(), 0600) != 0) return errno_error("chmod " + path, errno);
-  Secret secret{};
-  std::copy_n(bytes.begin(), secret.size(), secret.begin());
-  return secret;
+  bytes.resize(static_cast<std::size_t>(size));
+  return bytes;
 }
 
-Status Directory::write_secret(const Secret& secret) const {
-  const std::string path = path_ + "/" + kNewSecretName;
-  if (::unlinkat(fd_.get(), kNewSecretName, 0) != 0 && errno != ENOENT) return errno_error("remove " + path, errno);
-  const Fd fd(::openat(fd_.get(), kNewSecretName, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+Status Directory::replace(const std::string& name, std::span<const std::byte> bytes) const {
+  const std::string fresh = name + ".new";
+  const std::string path = path_ + "/" + fresh;
+  if (::unlinkat(fd_.get(), fresh.c_str(), 0) != 0 && errno != ENOENT) return errno_error("remove " + path, errno);
+  const Fd fd(::openat(fd_.get(), fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return errno_error("create " + path, errno);
-  if (::pwrite(fd.get(), secret.data(), secret.size(), 0) != std::ssize(secret) || ::fsync(fd.get()) != 0 ||
-      ::renameat(fd_.get(), kNewSecretName, fd_.get(), kSecretName) != 0 || ::fsync(fd_.get()) != 0) {
+  const ssize_t written = ::pwrite(fd.get(), bytes.data(), bytes.size(), 0);
+  if (written >= 0 && written != std::ssize(bytes)) return errno_error("write " + path, ENOSPC);
+  if (written < 0 || ::fsync(fd.get()) != 0 || ::renameat(fd_.get(), fresh.c_str(), fd_.get(), name.c_str()) != 0 ||
+      ::fsync(fd_.get()) != 0) {
     return errno_error("write " + path, errno);
   }
   return {};
 }
 
-Result<Home> Home::open(const std::vector<std::string>& paths) {
+Result<Secret> Directory::read_secret() const {
+  auto bytes = read(kSecretName, sizeof(Secret) + 1);
+  if (!bytes) return bytes.error();
+  Secret secret{};
+  if (bytes.value().size() != secret.size()) {
+    return Error{ErrorCode::kNotFound, path_ + "/" + kSecretName + " is not 32 bytes long"};
+  }
+  std::memcpy(secret.data(), bytes.value().data(), secret.size());
+  return secret;
+}
+
+Status Directory::write_secret(const Secret& secret) const {
+  return replace(kSecretName, std::as_bytes(std::span(secret)));
+}
+
+Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents) {
   Home home;
   std::optional<Secret> secret;
   for (const std::string& path : paths) {
     Place& place = home.places.emplace_back();
     place.path = path;
-    auto directory = Directory::open(path);
+    auto directory = Directory::open(path, make_parents);
     if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
     if (!directory) {
       place.why_not = directory.error().message;
@@ -172,7 +196,8 @@ Result<Home> Home::open(const std::vector<std::string>& paths) {
     }
     if (stored && !secret) secret = stored.value();
     place.found = std::move(found).value();
-    place.directory.push_back(std::move(directory).value());
+    place.fresh = place.found.empty() && !stored;
+    place.directory = std::make_shared<const Directory>(std::move(directory).value());
   }
   if (!secret) {
     auto made = random_secret();
@@ -181,13 +206,13 @@ Result<Home> Home::open(const std::vector<std::string>& paths) {
   }
   home.secret = *secret;
   for (Place& place : home.places) {
-    if (place.directory.empty()) continue;
-    const auto stored = place.directory[0].read_secret();
+    if (place.directory == nullptr) continue;
+    const auto stored = place.directory->read_secret();
     if (stored.ok() && stored.value() == home.secret) continue;
     if (stored.ok()) log_warning("SSD cache: " + place.path + " belonged to another node: its blocks are of no use");
-    if (auto written = place.directory[0].write_secret(home.secret); !written) {
+    if (auto written = place.directory->write_secret(home.secret); !written) {
       place.why_not = written.error().message;
-      place.directory.clear();
+      place.directory = nullptr;
     }
   }
   return home;

@@ -2,14 +2,16 @@
 // Blocking system calls; for start-up and for the command line. Thread-compatible.
 //
 // In a directory lie `node.lock` (held with flock while a node uses the directory; names its pid), `node.secret` (32
-// random bytes; keys are made with it, so blocks are found again only with the same one) and, per space, a `.blocks`
-// and a `.records` file.
+// random bytes; keys are made with it, so blocks are found again only with the same one), `node.writes` (how much the
+// drive was written to) and, per space, a `.blocks` and a `.records` file.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,16 +29,21 @@ struct FoundSpace {
 };
 using FoundSpaces = std::map<SpaceId, FoundSpace>;
 
-// One directory, locked. Created (0700, not its parents) if it does not exist.
+// One directory, locked. Created (0700) if it does not exist, its parents only if that is asked for: where a drive
+// should be mounted and is not, nothing must be written instead.
 // Errors: kPeer: another process has it; others: it cannot be used.
 class Directory {
  public:
-  static Result<Directory> open(const std::string& path);
+  static Result<Directory> open(const std::string& path, bool make_parents = false);
 
   const std::string& path() const { return path_; }
   Result<FoundSpaces> list() const;
   // Removes the files of every space and returns the bytes that this frees.
   Result<std::uint64_t> clear() const;
+  // A small file beside those of spaces. kNotFound: there is none. Longer than `bytes_max`: cut off there.
+  Result<std::vector<std::byte>> read(const std::string& name, std::size_t bytes_max) const;
+  // Atomically; on stable storage on return.
+  Status replace(const std::string& name, std::span<const std::byte> bytes) const;
   // kNotFound: there is none, or not a whole one.
   Result<Secret> read_secret() const;
   // Replaces the one that is there. On stable storage on return.
@@ -57,15 +64,16 @@ class Directory {
 struct Home {
   struct Place {
     std::string path;
-    std::vector<Directory> directory;  // one, or none: `why_not`
+    std::shared_ptr<const Directory> directory;  // null: `why_not`
     std::string why_not;
+    bool fresh = false;  // no node has used it before
     FoundSpaces found;
   };
   std::vector<Place> places;
   Secret secret;  // the same in every place; random, and gone with the process, if there is no usable place
 
   // An error only when another process has one of the directories.
-  static Result<Home> open(const std::vector<std::string>& paths);
+  static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false);
 };
 
 // What both of these open, they lock: a node that uses the directory makes them fail (kPeer).

@@ -66,8 +66,9 @@ void Opening::choose_epoch() {
   if (usable.empty()) return finish();
   for (const unsigned i : usable) {
     // No lock: nobody else changes it now.
-    const bool keep = parts_[i].found.fault == HeaderFault::kNone;
-    volumes_[i]->adopt(space_, epoch_, keep, [self = shared_from_this(), i](Volume::Adopted adopted) {
+    const Volume::Found& found = parts_[i].found;
+    const std::uint64_t written = found.fault == HeaderFault::kNone ? found.header.epoch : 0;
+    volumes_[i]->adopt(space_, epoch_, written, [self = shared_from_this(), i](Volume::Adopted adopted) {
       self->on_adopted(i, std::move(adopted));
     });
   }
@@ -181,11 +182,13 @@ void Opening::finish() {
     recovery_.reset();
   }
   opened.discarded.damaged += unread_;
+  result.all_read = unread_ == 0;
   for (unsigned i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
     const std::string& directory = volumes_[i]->directory();
     const std::string& why_not = part.adopted.why_not;
     opened.slots.push_back(why_not.empty() ? part.adopted.slots_max : 0);
+    result.all_read = result.all_read && why_not.empty();
     if (!why_not.empty()) log_warning("SSD cache: " + directory + " is not used for a model: " + why_not);
     std::string dropped = part.adopted.dropped;
     if (part.found.any_file && part.found.why_not.empty()) {

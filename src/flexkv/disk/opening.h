@@ -20,6 +20,7 @@ class Opening : public std::enable_shared_from_this<Opening> {
     Opened opened;
     std::uint64_t epoch = 0;
     std::uint64_t sequence_max = 0;
+    bool all_read = true;  // false: there may be records of higher sequences
   };
   // `done` is called once, on any thread. The volumes are left as they are: those with slots to be finished or closed.
   Opening(SpaceHandle space, const SpaceCodec& codec, std::span<const std::shared_ptr<Volume>> volumes,

@@ -87,7 +87,9 @@ void DiskTier::opened(SpaceHandle space, Opening::Result result) {
     Space& entry = spaces_.at(space);
     entry.opening = nullptr;
     entry.epoch = result.epoch;
-    entry.sequence = result.sequence_max;
+    // Later than what could not be read now and comes back with the next start, written in this very second perhaps.
+    const std::uint64_t seconds = options_.wall_seconds() + (result.all_read ? std::uint64_t{0} : 1);
+    entry.sequence = std::max(result.sequence_max, seconds << 32);
     for (unsigned i = 0; i < volumes_.size(); ++i) {
       result.opened.slots[i] > 0 ? volumes_[i]->finish_open(space) : volumes_[i]->close_space(space);
     }

@@ -49,6 +49,20 @@ enum class Admission : std::uint8_t {
   kBusy,         // the drive's queue is full
   kUnavailable,  // the drive is off, or does not take writes
   kQuarantined,  // a slot that failed more than once; writes only
+  kLater,        // the drive's meter will grant it soon, and says when; writes only
+  kBudget,       // the drive's meter refuses it; writes only
+};
+
+constexpr std::uint64_t kPageBytes = 4096;  // what a drive is given at least, also for a record
+
+// How much a drive is written to. Asked for every byte of blocks, records and headers. What a file system writes for
+// itself is not known here. Thread-safe; called under locks: must not block, nor call anybody but who persists it.
+class WriteMeter {
+ public:
+  enum class Answer : std::uint8_t { kGranted, kLater, kRefused };
+  virtual ~WriteMeter() = default;
+  virtual Answer take(std::uint64_t bytes) = 0;
+  virtual void charge(std::uint64_t bytes) = 0;  // they are written in any case: an epoch
 };
 
 enum class Outcome : std::uint8_t {
@@ -116,6 +130,7 @@ struct VolumeSpec {
   std::string why_not;    // not empty: it cannot be used
   FoundSpaces found;
   std::function<Result<std::unique_ptr<file::Drive>>(file::DriveSink&)> open_drive;
+  std::shared_ptr<WriteMeter> meter{};  // null: all is granted
 };
 
 struct VolumeStats {

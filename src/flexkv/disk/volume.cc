@@ -64,6 +64,7 @@ Volume::Volume(unsigned number, const VolumeSpec& spec, std::uint64_t share_byte
       directory_(spec.directory),
       share_bytes_(share_bytes),
       environment_(environment),
+      meter_(spec.meter),
       lane_(std::move(lane)),
       idle_(spec.found),
       used_bytes_(kOverheadBytes) {

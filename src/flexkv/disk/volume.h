@@ -63,8 +63,9 @@ class Volume final : public file::DriveSink {
     std::uint32_t slots_on_file = 0;
     std::uint32_t record_count = 0;
   };
-  // Makes the files fit and puts the epoch into their header. `keep`: they are of this space, the epoch may be another.
-  void adopt(SpaceHandle space, std::uint64_t epoch, bool keep, std::function<void(Adopted)> then);
+  // Makes the files fit and puts the epoch into their header.
+  // `written_epoch`: that of the header there, 0 if it does not count.
+  void adopt(SpaceHandle space, std::uint64_t epoch, std::uint64_t written_epoch, std::function<void(Adopted)> then);
   void read_records(SpaceHandle space, std::uint32_t first, std::uint32_t count, Nanos deadline,
                     std::function<void(Outcome, int, Buffer)> then);
   void finish_open(SpaceHandle space);
@@ -159,6 +160,7 @@ class Volume final : public file::DriveSink {
   // On the lane, but for the first three.
   bool want_header(SpaceFiles& files, Ended ended);
   void write_header(SpaceFiles& files);
+  void write_first_header(SpaceFiles& files, unsigned tries, Adopted adopted, std::function<void(Adopted)> then);
   void end_header(SpaceFiles& files, std::uint64_t epoch, Outcome outcome, int error);
   void give_up_headers(SpaceFiles& files, Actions& actions);
   void prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then);
@@ -182,6 +184,7 @@ class Volume final : public file::DriveSink {
   const std::string directory_;
   const std::uint64_t share_bytes_;
   const Environment environment_;
+  const std::shared_ptr<WriteMeter> meter_;  // null: all is granted
   std::unique_ptr<Workers> lane_;
   std::unique_ptr<file::Drive> drive_;  // null: the volume is off for good
 

@@ -12,6 +12,20 @@ namespace {
 // A slot is given up when it fails again after it was written anew: what a crash left there is no reason yet.
 constexpr std::uint32_t kFailuresMax = 2;
 
+// For a block and its record. What is granted and then not written counts as written.
+Admission ask_meter(WriteMeter* meter, std::uint64_t block_bytes) {
+  if (meter == nullptr) return Admission::kQueued;
+  switch (meter->take(block_bytes + kPageBytes)) {
+    case WriteMeter::Answer::kGranted:
+      return Admission::kQueued;
+    case WriteMeter::Answer::kLater:
+      return Admission::kLater;
+    case WriteMeter::Answer::kRefused:
+      break;
+  }
+  return Admission::kBudget;
+}
+
 }  // namespace
 
 // Payloads written one after another whose records go to the drive together. While they do, the next ones gather.
@@ -32,6 +46,7 @@ Admission Volume::write(const WriteOp& op, std::uint32_t index, std::uint64_t se
     SpaceFiles* files = find(op.space, State::kOpen);
     if (files != nullptr && available_ && files->synced_epoch != files->epoch && want_header(*files, {})) stale = files;
     admission = files == nullptr ? Admission::kUnavailable : admit_write(*files, index);
+    if (admission == Admission::kQueued) admission = ask_meter(meter_.get(), op.bytes.size());
     if (admission == Admission::kQueued) {
       FLEXKV_ASSERT(op.id < kOpIdEnd && op.bytes.size() == files->codec.slot_bytes() && index < files->slots_max);
       auto created = std::make_unique<Transfer>();
@@ -204,8 +219,8 @@ void Volume::verify(Transfer& transfer) {
       note_bad_slot(files, transfer.index);
     }
     good = good && current;  // a reset counts for reads under way, too
-    // So that the next start does not find it again.
-    if (!good && current && !closing_) {
+    // So that the next start does not find it again; without budget it will, and see what it is again.
+    if (!good && current && !closing_ && ask_meter(meter_.get(), 0) == Admission::kQueued) {
       files.commit_waiting.push_back({transfer.index, {}, std::nullopt});
       actions.commit.push_back(files.handle);
       ++files.in_flight;

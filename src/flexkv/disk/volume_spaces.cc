@@ -12,6 +12,8 @@ namespace {
 
 // By which the read of a header must have begun.
 constexpr Nanos kHeaderPatience = 10 * kSecond;
+// Of writing one while a space opens: without it the drive is off for the space until it is opened again.
+constexpr unsigned kHeaderTries = 3;
 
 std::string failure(const std::string& what, Outcome outcome, int error_number) {
   return what + ": " + (error_number != 0 ? std::strerror(error_number) : outcome_name(outcome));
@@ -98,8 +100,9 @@ Status Volume::open_files(SpaceFiles& files) {
   return blocks_bytes.ok() ? records_bytes.error() : blocks_bytes.error();
 }
 
-void Volume::adopt(SpaceHandle space, std::uint64_t epoch, bool keep, std::function<void(Adopted)> then) {
-  lane_->post([this, space, epoch, keep, then = std::move(then)] {
+void Volume::adopt(SpaceHandle space, std::uint64_t epoch, std::uint64_t written_epoch,
+                   std::function<void(Adopted)> then) {
+  lane_->post([this, space, epoch, written_epoch, then = std::move(then)] {
     SpaceFiles* files = nullptr;
     {
       std::lock_guard lock(mutex_);
@@ -107,25 +110,39 @@ void Volume::adopt(SpaceHandle space, std::uint64_t epoch, bool keep, std::funct
       FLEXKV_ASSERT(files != nullptr);
       ++files->in_flight;
     }
-    Adopted adopted = settle(*files, keep);
-    bool begins = false;
+    Adopted adopted = settle(*files, written_epoch != 0);
+    const bool usable = adopted.why_not.empty();
+    if (usable) {
+      std::lock_guard lock(mutex_);
+      files->epoch = epoch;
+      // Then the blocks there are good, and stay when no header can be written now.
+      if (written_epoch == epoch) files->synced_epoch = epoch;
+    }
+    // Also when it is there already: it may not be on stable storage.
+    usable ? write_first_header(*files, kHeaderTries, std::move(adopted), then) : then(adopted);
     Actions actions;
     {
       std::lock_guard lock(mutex_);
-      if (adopted.why_not.empty()) {
-        files->epoch = epoch;
-        // Also when it is there already: it may not be on stable storage.
-        begins = want_header(*files, [adopted, then](Outcome outcome, int error_number) mutable {
-          if (outcome != Outcome::kDone) adopted.why_not = failure("cannot write a header", outcome, error_number);
-          then(adopted);
-        });
-        FLEXKV_ASSERT(begins);
-      }
       drop_flight(*files, 1, actions);
     }
     act(actions);
-    begins ? write_header(*files) : then(adopted);
   });
+}
+
+void Volume::write_first_header(SpaceFiles& files, unsigned tries, Adopted adopted, std::function<void(Adopted)> then) {
+  {
+    std::lock_guard lock(mutex_);
+    const bool begins =
+        want_header(files, [this, &files, tries, adopted, then](Outcome outcome, int error_number) mutable {
+          if (outcome == Outcome::kFailed && tries > 1) {
+            return write_first_header(files, tries - 1, std::move(adopted), std::move(then));
+          }
+          if (outcome != Outcome::kDone) adopted.why_not = failure("cannot write a header", outcome, error_number);
+          then(adopted);
+        });
+    FLEXKV_ASSERT(begins);
+  }
+  write_header(files);
 }
 
 // Makes the files ready for use: of this space, with a header's room, no larger than they may be.
@@ -226,6 +243,7 @@ void Volume::write_header(SpaceFiles& files) {
     files.header_now.swap(files.header_waiting);
     epoch = files.epoch;
   }
+  if (meter_ != nullptr) meter_->charge(kHeaderBytes);
   const HeaderPage page = encode_header({files.codec.space(), files.codec.slot_bytes(), epoch});
   run(files, file::Op::kWrite, files.records, 0, std::make_shared<std::vector<std::byte>>(page.begin(), page.end()), 0,
       [this, &files, epoch](Outcome outcome, int error_number) {

@@ -60,8 +60,7 @@ auto retry_interrupted(Call call) {
 
 }  // namespace
 
-Result<std::unique_ptr<DriveFiles>> DriveFiles::open(const std::string& directory,
-                                                     std::optional<std::uint64_t> keep_free_bytes) {
+Result<std::unique_ptr<DriveFiles>> DriveFiles::open(const std::string& directory, const Options& options) {
   std::error_code failed;
   const std::filesystem::path parent = std::filesystem::path(directory).parent_path();
   if (!parent.empty()) std::filesystem::create_directories(parent, failed);
@@ -70,9 +69,9 @@ Result<std::unique_ptr<DriveFiles>> DriveFiles::open(const std::string& director
   if (!fd.valid()) return errno_error("cannot open " + directory, errno);
   struct statvfs space {};
   if (::fstatvfs(fd.get(), &space) != 0) return errno_error("cannot ask for the space of " + directory, errno);
-  std::unique_ptr<DriveFiles> files(new DriveFiles(directory, std::move(fd)));
+  std::unique_ptr<DriveFiles> files(new DriveFiles(directory, std::move(fd), options));
   const std::uint64_t percent = std::uint64_t{space.f_blocks} * space.f_frsize / 100;
-  files->keep_free_bytes_ = keep_free_bytes.value_or(std::min<std::uint64_t>(percent, 1ULL << 30));
+  files->keep_free_bytes_ = options.keep_free_bytes.value_or(std::min<std::uint64_t>(percent, 1ULL << 30));
   files->description_ = directory + " (" + file_system_name(files->directory_fd_.get()) + ")";
   return files;
 }
@@ -116,7 +115,7 @@ Result<FileId> DriveFiles::open_file(const std::string& name, bool direct) {
   auto file = std::make_shared<OpenFile>();
   file->direct = direct;
   file->fd = std::move(opened).value();
-  if (direct && ::fcntl(file->fd.get(), F_SETFL, O_DIRECT) == 0) {
+  if (direct && options_.direct && ::fcntl(file->fd.get(), F_SETFL, O_DIRECT) == 0) {
     file->bypasses_cache = transfers_directly(file->fd.get());
   }
   if (!file->bypasses_cache) (void)::fcntl(file->fd.get(), F_SETFL, 0);
@@ -185,8 +184,13 @@ Status DriveFiles::allocate(FileId file, std::uint64_t offset, std::uint64_t byt
   Status status;
   if (retry_interrupted(reserve) != 0) {
     const int failed = errno;
-    status = failed == EOPNOTSUPP || failed == ENOSYS ? grow_by_writing(fd, end)
-                                                      : Status(error("cannot reserve space in", "", failed));
+    if (failed != EOPNOTSUPP && failed != ENOSYS) {
+      status = error("cannot reserve space in", "", failed);
+    } else if (options_.reserve_by_writing) {
+      status = grow_by_writing(fd, end);
+    } else if (end > static_cast<std::uint64_t>(info.st_size) && ::ftruncate(fd, static_cast<off_t>(end)) != 0) {
+      status = error("cannot make room in", "", errno);
+    }
   }
   // So that the file has its length after a power cut, too.
   if (status && ::fsync(fd) != 0) status = errno_error("cannot sync a file in " + directory_, errno);

@@ -25,10 +25,14 @@ struct OpenFile {
 
 class DriveFiles {
  public:
-  // Creates the directory (0700) when it is missing. `keep_free_bytes`: left to others by allocate(); default 1 % of
-  // the file system, at most 1 GiB.
-  static Result<std::unique_ptr<DriveFiles>> open(const std::string& directory,
-                                                  std::optional<std::uint64_t> keep_free_bytes);
+  // As in DriveOptions.
+  struct Options {
+    std::optional<std::uint64_t> keep_free_bytes{};
+    bool direct = true;
+    bool reserve_by_writing = true;
+  };
+  // Creates the directory (0700) when it is missing.
+  static Result<std::unique_ptr<DriveFiles>> open(const std::string& directory, const Options& options);
 
   Result<FileId> open_file(const std::string& name, bool direct);
   // Null: not open.
@@ -47,7 +51,8 @@ class DriveFiles {
   const std::string& describe() const { return description_; }
 
  private:
-  DriveFiles(std::string directory, Fd fd) : directory_(std::move(directory)), directory_fd_(std::move(fd)) {}
+  DriveFiles(std::string directory, Fd fd, const Options& options)
+      : directory_(std::move(directory)), directory_fd_(std::move(fd)), options_(options) {}
 
   Error error(const std::string& what, const std::string& name, int error_number) const;
   Result<Fd> open_fd(const std::string& name, int flags) const;
@@ -55,6 +60,7 @@ class DriveFiles {
 
   const std::string directory_;
   const Fd directory_fd_;
+  const Options options_;
   std::string description_;
   std::uint64_t keep_free_bytes_ = 0;
 

@@ -32,6 +32,7 @@ class LaneDrive::Lane {
   Lane(const DriveOptions& options, std::unique_ptr<DriveFiles> drive_files, FileId probe,
        std::unique_ptr<IoEngine> engine, DriveSink& sink)
       : files(std::move(drive_files)),
+        direct_(options.direct),
         bypasses_cache_(files->find(probe)->bypasses_cache),
         engine_(std::move(engine)),
         queue_(options.limits, probe, probe_page_.bytes.data()),
@@ -57,6 +58,7 @@ class LaneDrive::Lane {
   void register_next(std::unique_lock<std::mutex>& lock);
   void forget_closed();
 
+  const bool direct_;  // asked for
   const bool bypasses_cache_;
   const std::unique_ptr<IoEngine> engine_;
   Page probe_page_;
@@ -211,7 +213,9 @@ DriveStats LaneDrive::Lane::stats() const {
 
 std::string LaneDrive::Lane::describe() const {
   std::string text = files->describe() + ": " + engine_->describe();
-  text += bypasses_cache_ ? ", direct" : ", through the page cache: the file system takes no O_DIRECT";
+  text += bypasses_cache_ ? ", direct"
+          : direct_       ? ", through the page cache: the file system takes no O_DIRECT"
+                          : ", through the page cache, as asked for";
   std::lock_guard lock(mutex_);
   if (registered_bytes_ > 0) text += ", " + std::to_string(registered_bytes_ >> 20) + " MiB registered";
   if (!register_refusal_.empty()) text += ", memory not registered: " + register_refusal_;
@@ -239,7 +243,8 @@ bool LaneDrive::Lane::close(Nanos patience) {
 
 Result<std::unique_ptr<Drive>> LaneDrive::open(const DriveOptions& options, std::unique_ptr<IoEngine> engine,
                                                DriveSink& sink) {
-  auto files = DriveFiles::open(options.directory, options.keep_free_bytes);
+  auto files =
+      DriveFiles::open(options.directory, {options.keep_free_bytes, options.direct, options.reserve_by_writing});
   if (!files) return files.error();
   // Nameless from here on, so that it goes away with the process, however that ends.
   auto probe = files.value()->open_file(kProbeName, true);

@@ -12,6 +12,10 @@ struct DriveOptions {
   DriveLimits limits{};
   std::optional<std::uint64_t>
       keep_free_bytes{};  // left to others by allocate(); default 1 % of the file system, <= 1 GiB
+  bool direct = true;     // false: direct files go through the page cache, too
+  // Where the file system cannot reserve space, allocate() writes zeros. False: it only makes the file longer, so that
+  // each byte is written once, but a later write may find no space.
+  bool reserve_by_writing = true;
 };
 
 // A drive over io_uring where the system lets us, else over threads (at most kDriveThreadsMax I/Os at once);

@@ -6,6 +6,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <cerrno>
@@ -32,12 +33,12 @@ class OpenDriveTest : public ::testing::Test {
   WaitingSink sink_;
 };
 
-// For the calling thread and those that it starts, as the default profile of Docker does.
-bool forbid_io_uring() {
+// For the calling thread and those that it starts: the call fails with that error.
+bool forbid(std::uint32_t call, std::uint32_t error_number) {
   sock_filter code[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error_number),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
   const sock_fprog program{std::size(code), code};
@@ -47,7 +48,7 @@ bool forbid_io_uring() {
 TEST_F(OpenDriveTest, ThreadsServeWhereIoUringIsForbidden) {
   bool forbidden = false;
   std::thread([&] {
-    forbidden = forbid_io_uring();
+    forbidden = forbid(SYS_io_uring_setup, EPERM);  // as the default profile of Docker does
     if (!forbidden) return;
     auto drive = open_drive({.directory = directory_}, sink_);
     ASSERT_TRUE(drive.ok()) << drive.error().message;
@@ -57,6 +58,40 @@ TEST_F(OpenDriveTest, ThreadsServeWhereIoUringIsForbidden) {
     const Request request{.tag = 1, .op = Op::kWrite, .file = file, .data = &byte, .bytes = 1};
     ASSERT_TRUE(drive.value()->submit({&request, 1}));
     EXPECT_EQ(sink_.completion(1).outcome, Outcome::kDone);
+  }).join();
+  if (!forbidden) GTEST_SKIP() << "no seccomp filters here";
+}
+
+TEST_F(OpenDriveTest, GoesThroughThePageCacheWhenItIsAskedTo) {
+  auto drive = open_drive({.directory = directory_, .direct = false}, sink_).value();
+  EXPECT_NE(drive->describe().find("through the page cache, as asked for"), std::string::npos) << drive->describe();
+  const FileId file = drive->open("f", true).value();
+  alignas(kDirectAlignment) std::byte page[kDirectAlignment] = {std::byte{7}};
+  const Request write{.tag = 1, .op = Op::kWrite, .file = file, .data = page, .bytes = sizeof page};
+  ASSERT_TRUE(drive->submit({&write, 1}));
+  EXPECT_EQ(sink_.completion(1).outcome, Outcome::kDone);
+  page[0] = std::byte{0};
+  const Request read{.tag = 2, .op = Op::kRead, .file = file, .data = page, .bytes = sizeof page};
+  ASSERT_TRUE(drive->submit({&read, 1}));
+  EXPECT_EQ(sink_.completion(2).outcome, Outcome::kDone);
+  EXPECT_EQ(page[0], std::byte{7});
+}
+
+TEST_F(OpenDriveTest, WritesZerosForWantOfReservingOnlyIfItMay) {
+  bool forbidden = false;
+  std::thread([&] {
+    forbidden = forbid(SYS_fallocate, EOPNOTSUPP);
+    if (!forbidden) return;
+    for (const bool may : {false, true}) {
+      const std::string name = may ? "may" : "may-not";
+      auto files = DriveFiles::open(directory_, {.reserve_by_writing = may}).value();
+      const FileId file = files->open_file(name, false).value();
+      ASSERT_TRUE(files->allocate(file, 0, 1 << 20).ok());
+      struct stat info {};
+      ASSERT_EQ(::stat((directory_ + "/" + name).c_str(), &info), 0);
+      EXPECT_EQ(info.st_size, 1 << 20);
+      EXPECT_EQ(info.st_blocks > 0, may);
+    }
   }).join();
   if (!forbidden) GTEST_SKIP() << "no seccomp filters here";
 }

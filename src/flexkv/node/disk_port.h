@@ -36,6 +36,8 @@ enum class DiskAdmission : std::uint8_t {
   kBusy,         // the drive's queue is full: again when something is done
   kUnavailable,  // the drive is off
   kBadSlot,      // not to be used again (writes)
+  kLater,        // not now; Node::on_disk_ready follows (writes)
+  kBudget,       // the drive has been written to as much as it may be for now (writes)
 };
 
 enum class DiskOutcome : std::uint8_t {
@@ -75,6 +77,8 @@ class DiskPort {
   virtual DiskAdmission write(const DiskTransfer& transfer) = 0;
   virtual DiskAdmission read(const DiskTransfer& transfer) = 0;
   virtual bool can_read(unsigned drive) const = 0;
+  // 0: drives may be written to as one likes, 1: not at all; the nearer, the choosier the node is.
+  virtual double write_pressure() const = 0;
 };
 
 }  // namespace flexkv::node

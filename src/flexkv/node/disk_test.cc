@@ -18,6 +18,7 @@ class FakeDrives : public DiskPort {
   DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
   DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
   bool can_read(unsigned drive) const override { return drive != off; }
+  double write_pressure() const override { return pressure; }
 
   DiskAdmission take(std::vector<DiskTransfer>& list, const DiskTransfer& transfer) {
     if (admission == DiskAdmission::kQueued) list.push_back(transfer);
@@ -31,6 +32,7 @@ class FakeDrives : public DiskPort {
   std::vector<DiskTransfer> reads;
   DiskAdmission admission = DiskAdmission::kQueued;
   unsigned off = 99;
+  double pressure = 0;
 };
 
 class NodeDiskTest : public NodeTest {
@@ -301,6 +303,64 @@ TEST_F(NodeDiskTest, EvictsFromDrivesWhenTheyAreFull) {
   EXPECT_EQ(node->stats().disk_blocks_evicted, 4U);
   EXPECT_EQ(lookup(e, 3, keys_of(2, 3)).matched_blocks, 3U);
   EXPECT_EQ(lookup(e, 4, keys_of(1, 4)).matched_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, WithoutBudgetNothingIsWrittenNorEvictedForIt) {
+  const auto e = start_with_engine(8, 8);
+  keep_on_drives(e, keys_of(1, 4));
+  disk.admission = DiskAdmission::kBudget;
+  for (std::uint32_t i = 2; i < 12; ++i) {
+    keep(e, 10 + i, 10 + i, keys_of(i, 3));
+    node->close_sequence(e, 10 + i);
+  }
+  EXPECT_EQ(unwritten(Reason::kBudget), 30U);  // also those behind the first that was refused
+  EXPECT_EQ(node->disk_queues().writes, 0U);
+  EXPECT_EQ(node->stats().disk_blocks_evicted, 0U);
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 4)).matched_blocks, 4U);
+}
+
+TEST_F(NodeDiskTest, ADriveThatIsOffCostsNoBlocks) {
+  const auto e = start_with_engine(8, 8);
+  keep_on_drives(e, keys_of(1, 4));
+  disk.admission = DiskAdmission::kUnavailable;
+  keep(e, 10, 10, keys_of(2, 3));
+  EXPECT_EQ(unwritten(Reason::kDiskOff), 3U);
+  EXPECT_EQ(node->stats().disk_blocks_evicted, 0U);
+}
+
+TEST_F(NodeDiskTest, AWriteThatMustWaitForTheBudgetIsTriedAgainWhenItIsThere) {
+  const auto e = start_with_engine(8, 8);
+  disk.admission = DiskAdmission::kLater;
+  keep(e, 1, 1, keys_of(1, 3));
+  EXPECT_TRUE(disk.writes.empty());
+  EXPECT_EQ(node->disk_queues().writes, 3U);
+  disk.admission = DiskAdmission::kQueued;
+  node->on_disk_ready(now);
+  EXPECT_EQ(disk.writes.size(), 3U);
+  end_all(disk.writes);
+  EXPECT_EQ(node->disk_queues().writes, 0U);
+  EXPECT_EQ(node->spaces()[0].disk_used, 3U);
+}
+
+TEST_F(NodeDiskTest, AdmissionTightensWithThePressureOfTheBudget) {
+  const auto e = start_with_engine(16, 16);
+  disk.pressure = 0.6;  // blocks must have been used twice
+  const auto keys = keys_of(1, 2);
+  keep(e, 1, 1, keys);
+  EXPECT_TRUE(disk.writes.empty());
+  EXPECT_EQ(unwritten(Reason::kBudgetLow), 2U);
+  EXPECT_EQ(unwritten(Reason::kUnlikely), 0U);
+  ASSERT_EQ(lookup(e, 2, keys).matched_blocks, 2U);
+  node->close_sequence(e, 2);
+  EXPECT_EQ(disk.writes.size(), 2U);
+  disk.pressure = 1;
+  keep(e, 3, 3, keys_of(2, 2));
+  ASSERT_EQ(lookup(e, 4, keys_of(2, 2)).matched_blocks, 2U);
+  node->close_sequence(e, 4);
+  EXPECT_EQ(disk.writes.size(), 2U);
+  disk.pressure = 0;
+  keep(e, 5, 5, keys_of(3, 2));
+  EXPECT_EQ(disk.writes.size(), 4U);
 }
 
 TEST_F(NodeDiskTest, ADriveWithoutRoomGetsNoMoreSlots) {

@@ -314,6 +314,11 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
   pump_disk();
 }
 
+void Node::on_disk_ready(Nanos now) {
+  tell_time(now);
+  pump_disk();
+}
+
 void Node::pump_disk() {
   if (disk_ == nullptr || disk_->pumping) return;
   disk_->pumping = true;

@@ -154,6 +154,8 @@ class Node {
   // Of each drive so many slots may be used.
   void on_disk_opened(SpaceNumber space, std::span<const std::uint32_t> slots, Nanos now);
   void on_disk_done(std::span<const DiskResult> results, Nanos now);
+  // A write that was told kLater may be tried again.
+  void on_disk_ready(Nanos now);
 
   // The time at which on_time must be called next; nullopt when nothing waits.
   std::optional<Nanos> next_deadline() const;
@@ -276,7 +278,7 @@ class Node {
                  std::span<const index::Slot> slots);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
   bool awaited(const Fetch& fetch) const;
-  enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy };
+  enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);
   void drop_fetch(Space& space, const key::BlockKey& key, Reason reason);
@@ -294,7 +296,7 @@ class Node {
   void write_behind(Space& space, index::PinId pin);
   void pump_writes();
   std::optional<index::Slot> take_disk_slot(Space& space, const std::vector<bool>& refused, bool& busy);
-  bool begin_write(Path* path, std::uint32_t at);
+  Begun begin_write(Path* path, std::uint32_t at);
   void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
   void check_disk_invariants() const;
 

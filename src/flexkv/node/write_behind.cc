@@ -109,9 +109,10 @@ void Node::write_behind(Space& space, index::PinId pin) {
     auto& keys = disk_->keys;
     keys.resize(end - begin);
     space.index.collect_keys(pin, begin, keys);
-    const std::size_t worth = space.admission->admit(keys, 0).count;
-    stats_.unwritten_blocks[slot_of(Reason::kUnlikely)] += keys.size() - worth;
-    end = begin + static_cast<std::uint32_t>(worth);
+    const auto verdict = space.admission->admit(keys, disk_->port.write_pressure());
+    const Reason why = verdict.why == admission::Refusal::kUnlikely ? Reason::kUnlikely : Reason::kBudgetLow;
+    stats_.unwritten_blocks[slot_of(why)] += keys.size() - verdict.count;
+    end = begin + static_cast<std::uint32_t>(verdict.count);
   }
   const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(end - begin, room / space.slots.slot_bytes()));
   stats_.unwritten_blocks[slot_of(Reason::kQueueFull)] += end - begin - count;
@@ -127,7 +128,13 @@ void Node::pump_writes() {
     const Space& space = *run.path->space;
     if (space.disk_state == Space::DiskState::kOpening) return;
     for (; run.next < run.end && run.path->generation == space.generation; ++run.next) {
-      if (!begin_write(run.path, run.next)) return;
+      const Begun begun = begin_write(run.path, run.next);
+      if (begun == Begun::kBusy) return;
+      if (begun == Begun::kBudget) {
+        // Nor those behind it: without it they could not be found again.
+        stats_.unwritten_blocks[slot_of(Reason::kBudget)] += run.end - run.next;
+        break;
+      }
     }
     disk_->queued_write_bytes -= (run.end - run.begin) * space.slots.slot_bytes();
     Path* path = run.path;
@@ -141,6 +148,8 @@ std::optional<index::Slot> Node::take_disk_slot(Space& space, const std::vector<
   DiskSlots& slots = *space.disk_slots;
   for (const bool evict : {false, true}) {
     if (evict) {
+      // Drives that take no writes must not lose blocks for them.
+      if (std::ranges::find(refused, false) == refused.end()) break;
       stats_.disk_blocks_evicted += space.index.evict(kDiskTier, kEvictAtOnce, now_, evicted_);
       give_back_evicted(space);
     }
@@ -159,8 +168,7 @@ std::optional<index::Slot> Node::take_disk_slot(Space& space, const std::vector<
   return std::nullopt;
 }
 
-// False: the drives have enough to do.
-bool Node::begin_write(Path* path, std::uint32_t at) {
+Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
   Space& space = *path->space;
   index::Slot host = index::kNoSlot;
   index::Slot disk = index::kNoSlot;
@@ -169,17 +177,20 @@ bool Node::begin_write(Path* path, std::uint32_t at) {
   key::BlockKey keys[2];  // its parent's and its own
   const std::uint32_t first = at == 0 ? 0 : at - 1;
   space.index.collect_keys(path->pin, first, std::span(keys).last(at - first + 1));
-  if (host == index::kNoSlot || disk != index::kNoSlot || space.writing.contains(keys[1])) return true;
+  if (host == index::kNoSlot || disk != index::kNoSlot || space.writing.contains(keys[1])) return Begun::kNothing;
 
   std::vector<bool> refused(space.disk_slots->drive_count());
+  bool later = false;
+  bool budget = false;
   while (true) {
     bool busy = false;
     const auto slot = take_disk_slot(space, refused, busy);
     if (!slot) {
-      if (busy) return false;
+      if (busy || later) return Begun::kBusy;
+      if (budget) return Begun::kBudget;
       const bool off = std::ranges::find(refused, true) != refused.end();
       ++stats_.unwritten_blocks[slot_of(off ? Reason::kDiskOff : Reason::kDiskFull)];
-      return true;
+      return Begun::kNothing;
     }
     const unsigned drive = space.disk_slots->drive_of(*slot);
     DiskTransfer transfer;
@@ -189,21 +200,29 @@ bool Node::begin_write(Path* path, std::uint32_t at) {
     transfer.key = keys[1];
     transfer.parent = keys[0];
     transfer.host_offset = space.slots.offset(host);
-    switch (disk_->port.write(transfer)) {
+    const DiskAdmission admission = disk_->port.write(transfer);
+    switch (admission) {
       case DiskAdmission::kQueued:
         ++path->users;
         ++disk_->writes[drive];
         space.writing.insert(keys[1]);
         disk_->ios[transfer.op] = {&space, keys[1], path, at, *slot, true, false, now_};
-        return true;
+        return Begun::kYes;
       case DiskAdmission::kBusy:
         space.disk_slots->give_back(*slot);
-        if (disk_->writes[drive] > 0) return false;
+        if (disk_->writes[drive] > 0) return Begun::kBusy;
         refused[drive] = true;  // busy with others' work: nothing of ours would end and have us try again
         break;
       case DiskAdmission::kUnavailable:
         space.disk_slots->give_back(*slot);
         refused[drive] = true;
+        break;
+      case DiskAdmission::kLater:
+      case DiskAdmission::kBudget:
+        space.disk_slots->give_back(*slot);
+        refused[drive] = true;
+        later = later || admission == DiskAdmission::kLater;
+        budget = budget || admission == DiskAdmission::kBudget;
         break;
       case DiskAdmission::kBadSlot:
         space.disk_slots->abandon(*slot);

@@ -74,7 +74,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kUnlikely, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kBudgetLow, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -102,7 +102,9 @@ const char* reason_name(Reason reason) {
                                                                    "recovering",
                                                                    "no_room_to_load",
                                                                    "not_worth_loading",
-                                                                   "unlikely"};
+                                                                   "unlikely",
+                                                                   "budget",
+                                                                   "budget_low"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 

@@ -116,8 +116,10 @@ enum class Reason : std::uint8_t {
   kNoRoomToLoad,     // host memory cannot hold so much of a prompt from a drive at once
   kNotWorthLoading,  // computing it is expected to be faster
   kUnlikely,         // not written to a drive: blocks like it are rarely used again
+  kBudget,           // not written to a drive: its budget of bytes to be written is used up for now
+  kBudgetLow,        // not written to a drive: not used often enough for a budget that runs low
 };
-constexpr std::size_t kReasonCount = 24;
+constexpr std::size_t kReasonCount = 26;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -1,5 +1,9 @@
 #include "flexkv/server/disk_bridge.h"
 
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <algorithm>
 #include <cstdio>
 
 #include "flexkv/base/log.h"
@@ -7,6 +11,9 @@
 
 namespace flexkv::server {
 namespace {
+
+// At the end, for the last record of what was written.
+constexpr Nanos kRecordPatience = kSecond;
 
 node::DiskAdmission to_node(disk::Admission admission) {
   switch (admission) {
@@ -16,6 +23,10 @@ node::DiskAdmission to_node(disk::Admission admission) {
       return node::DiskAdmission::kBusy;
     case disk::Admission::kQuarantined:
       return node::DiskAdmission::kBadSlot;
+    case disk::Admission::kLater:
+      return node::DiskAdmission::kLater;
+    case disk::Admission::kBudget:
+      return node::DiskAdmission::kBudget;
     case disk::Admission::kUnavailable:
       break;
   }
@@ -54,16 +65,20 @@ DiskBridge::DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply)
 
 Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options, std::span<std::byte> pool,
                                                      Apply apply) {
-  auto home = disk::Home::open(options.directories);
+  auto home = disk::Home::open(options.directories, options.make_parents);
   if (!home) return home.error();
   std::unique_ptr<DiskBridge> bridge(new DiskBridge(std::move(home).value(), pool, std::move(apply)));
+  bridge->open_budgets(options);
   std::vector<disk::VolumeSpec> volumes;
-  for (const auto& place : bridge->home_.places) {
-    volumes.push_back({place.path, place.why_not, place.found, [path = place.path](file::DriveSink& sink) {
-                         file::DriveOptions drive;
-                         drive.directory = path;
-                         return file::open_drive(drive, sink);
-                       }});
+  for (std::size_t i = 0; i < bridge->home_.places.size(); ++i) {
+    const auto& place = bridge->home_.places[i];
+    const auto& budget = bridge->budgets_[i];
+    file::DriveOptions drive;
+    drive.directory = place.path;
+    drive.direct = options.direct;
+    drive.reserve_by_writing = budget == nullptr || budget->status().report.daily_bytes == 0;
+    volumes.push_back({place.path, place.why_not, place.found,
+                       [drive](file::DriveSink& sink) { return file::open_drive(drive, sink); }, budget});
   }
   disk::TierOptions tier;
   tier.bytes_max = options.bytes;
@@ -74,9 +89,72 @@ Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options,
   return Result<std::unique_ptr<DiskBridge>>(std::move(bridge));
 }
 
+DiskBridge::~DiskBridge() {
+  if (tier_ != nullptr && !closed_) (void)close(0);
+}
+
+// A directory whose limit cannot be kept is not used.
+void DiskBridge::open_budgets(const DiskOptions& options) {
+  std::map<dev_t, double> shares;  // directories of one drive
+  std::vector<dev_t> devices;
+  for (const auto& place : home_.places) {
+    struct stat info {};
+    if (place.directory != nullptr) (void)::fstat(place.directory->fd(), &info);
+    devices.push_back(info.st_dev);
+    if (place.directory != nullptr) ++shares[info.st_dev];
+  }
+  for (std::size_t i = 0; i < home_.places.size(); ++i) {
+    auto& place = home_.places[i];
+    auto& budget = budgets_.emplace_back();
+    if (place.directory == nullptr) continue;
+    DriveBudget::Options one{options.endurance, place.fresh, options.now};
+    struct statvfs space {};
+    if (one.endurance.capacity_bytes == 0 && ::fstatvfs(place.directory->fd(), &space) == 0) {
+      one.endurance.capacity_bytes = std::uint64_t{space.f_blocks} * space.f_frsize;
+    }
+    if (one.endurance.dwpd > 0 && one.endurance.capacity_bytes == 0) {
+      place.why_not = "ssd_dwpd needs a size, and this file system tells none; set ssd_capacity_gb";
+      place.directory = nullptr;
+      continue;
+    }
+    one.endurance.dwpd /= shares.at(devices[i]);
+    one.endurance.tbw /= shares.at(devices[i]);
+    budget = std::make_shared<DriveBudget>(
+        place.directory, one, [this] { apply_([](node::Node& node) { node.on_disk_ready(monotonic_now()); }); });
+  }
+}
+
+bool DiskBridge::close(Nanos patience) {
+  closed_ = true;
+  const Nanos until = monotonic_now() + patience;
+  const bool quiet = tier_->close(patience);
+  for (const auto& budget : budgets_) {
+    if (budget != nullptr) budget->close(std::max(until - monotonic_now(), kRecordPatience));
+  }
+  return quiet;
+}
+
+// That of the drive which may still take most: the others refuse what comes, and it goes there.
+double DiskBridge::write_pressure() const {
+  double least = 1;
+  bool any = false;
+  for (std::size_t i = 0; i < budgets_.size(); ++i) {
+    if (budgets_[i] == nullptr || !can_read(static_cast<unsigned>(i))) continue;
+    least = std::min(least, budgets_[i]->pressure());
+    any = true;
+  }
+  return any ? least : 0;
+}
+
 DiskBridge::Status DiskBridge::status() const {
   Status status;
-  status.drives = tier_->stats();
+  for (auto& volume : tier_->stats()) {
+    const auto& budget = budgets_[status.drives.size()];
+    auto& drive = status.drives.emplace_back();
+    drive.volume = std::move(volume);
+    if (budget != nullptr) drive.budget = budget->status();
+  }
+  status.write_pressure = write_pressure();
   std::lock_guard lock(mutex_);
   status.spaces = opened_;
   return status;

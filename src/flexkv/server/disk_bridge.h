@@ -17,13 +17,19 @@
 #include "flexkv/base/result.h"
 #include "flexkv/disk/tier.h"
 #include "flexkv/node/node.h"
+#include "flexkv/server/drive_budget.h"
 
 namespace flexkv::server {
 
 struct DiskOptions {
   std::vector<std::string> directories;  // one per drive; empty: no SSD tier
+  bool make_parents = false;             // those that are missing above a directory, too
   std::uint64_t bytes = 0;               // over all directories, never exceeded
   bool strict = false;                   // a block counts as written when it is on stable storage
+  bool direct = true;                    // false: through the page cache
+  // Of each drive; several directories on one share it. Without a capacity it is the file system's size.
+  admission::Endurance endurance{};
+  std::function<Nanos()> now = monotonic_now;  // of the budgets
 };
 
 class DiskBridge final : public node::DiskPort, private disk::TierSink {
@@ -35,11 +41,13 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   // `pool`: where the blocks lie; stays mapped until close() has returned true. Blocks.
   static Result<std::unique_ptr<DiskBridge>> open(const DiskOptions& options, std::span<std::byte> pool, Apply apply);
 
+  ~DiskBridge() override;
+
   // With it, and only with it, keys are those of the blocks that the directories hold.
   const disk::Secret& secret() const { return home_.secret; }
   // Begins with the first call of the node; apply is not called before that.
   // False: a drive hangs and may write to the pool for the rest of the process's life. The node is not told any more.
-  bool close(Nanos patience) { return tier_->close(patience); }
+  bool close(Nanos patience);
 
   struct SpaceStatus {
     std::uint64_t recovered_blocks = 0;
@@ -47,8 +55,13 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
     disk::Discarded discarded;
     std::vector<std::string> dropped_files;
   };
+  struct DriveStatus {
+    disk::VolumeStats volume;
+    std::optional<DriveBudget::Status> budget;  // none: the directory cannot be used
+  };
   struct Status {
-    std::vector<disk::VolumeStats> drives;
+    std::vector<DriveStatus> drives;
+    double write_pressure = 0;
     std::vector<SpaceStatus> spaces;  // in the order in which they were opened
   };
   Status status() const;
@@ -61,9 +74,11 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
   bool can_read(unsigned drive) const override { return readable_[drive].load(std::memory_order_relaxed); }
+  double write_pressure() const override;
 
  private:
   DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply);
+  void open_budgets(const DiskOptions& options);
 
   void on_completions(std::span<const disk::Completion> completions) override;
   void on_overdue(disk::OpId) override {}  // whoever waits has a deadline of his own
@@ -73,14 +88,16 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
 
   std::span<std::byte> host(const node::DiskTransfer& transfer) const;
 
-  const disk::Home home_;
+  disk::Home home_;  // unchanged once it is open
   const std::span<std::byte> pool_;
   const Apply apply_;
   std::vector<std::atomic<bool>> readable_;
+  std::vector<std::shared_ptr<DriveBudget>> budgets_;      // one per drive; null: it cannot be used
   std::map<node::SpaceNumber, std::uint64_t> slot_bytes_;  // of open spaces; guarded by the node's lock
   mutable std::mutex mutex_;
   std::vector<SpaceStatus> opened_;  // guarded by mutex_
   std::unique_ptr<disk::DiskTier> tier_;
+  bool closed_ = false;
 };
 
 }  // namespace flexkv::server

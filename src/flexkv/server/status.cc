@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace flexkv::server {
@@ -66,22 +67,49 @@ json render(const node::DiskFlowStats& flow, const std::array<std::uint64_t, pro
           {"latency_us", render(flow.latency)}};
 }
 
-json render(const disk::VolumeStats& drive) {
-  return {{"directory", drive.directory},
-          {"reads", drive.health.reads},
-          {"writes", drive.health.writes},
-          {"why", drive.health.why},
-          {"bytes", drive.share_bytes},
-          {"used_bytes", drive.used_bytes},
-          {"queued", drive.queued},
-          {"blocks_written", drive.blocks_written},
-          {"blocks_read", drive.blocks_read},
-          {"bytes_written", drive.block_bytes_written + drive.record_bytes_written},
-          {"bytes_read", drive.block_bytes_read},
-          {"checksum_failures", drive.checksum_failures},
-          {"failed_reads", drive.failed_reads},
-          {"failed_writes", drive.failed_writes},
-          {"quarantined_slots", drive.quarantined_slots}};
+json days(double left) { return std::isfinite(left) ? json(left) : json(nullptr); }
+
+json render(const admission::WriteBudget::Report& report, double pressure) {
+  return {{"written_bytes", report.written_bytes}, {"last_day_bytes", report.last_day_bytes},
+          {"daily_bytes", report.daily_bytes},     {"bytes_per_day", report.bytes_per_day},
+          {"days_left", days(report.days_left)},   {"pressure", pressure}};
+}
+
+json render(const DiskBridge::DriveStatus& status) {
+  const disk::VolumeStats& drive = status.volume;
+  json out = {{"directory", drive.directory},
+              {"reads", drive.health.reads},
+              {"writes", drive.health.writes},
+              {"why", drive.health.why},
+              {"bytes", drive.share_bytes},
+              {"used_bytes", drive.used_bytes},
+              {"queued", drive.queued},
+              {"blocks_written", drive.blocks_written},
+              {"blocks_read", drive.blocks_read},
+              {"bytes_written", drive.block_bytes_written + drive.record_bytes_written},
+              {"bytes_read", drive.block_bytes_read},
+              {"checksum_failures", drive.checksum_failures},
+              {"failed_reads", drive.failed_reads},
+              {"failed_writes", drive.failed_writes},
+              {"quarantined_slots", drive.quarantined_slots}};
+  if (status.budget) out["endurance"] = render(status.budget->report, status.budget->pressure);
+  return out;
+}
+
+// Of all drives; their days are those of the drive that has the fewest.
+json render_endurance(const DiskBridge::Status& disk) {
+  admission::WriteBudget::Report sum;
+  sum.days_left = std::numeric_limits<double>::infinity();
+  for (const auto& drive : disk.drives) {
+    if (!drive.budget) continue;
+    const auto& one = drive.budget->report;
+    sum.written_bytes += one.written_bytes;
+    sum.last_day_bytes += one.last_day_bytes;
+    sum.daily_bytes += one.daily_bytes;
+    sum.bytes_per_day += one.bytes_per_day;
+    sum.days_left = std::min(sum.days_left, one.days_left);
+  }
+  return render(sum, disk.write_pressure);
 }
 
 json render(const DiskBridge::SpaceStatus& space) {
@@ -102,11 +130,16 @@ json render(const DiskBridge::Status& disk, const node::NodeStats& stats, json& 
   json opened = json::array();
   for (const auto& drive : disk.drives) {
     drives.push_back(render(drive));
-    if (!drive.health.why.empty()) messages.push_back("SSD cache: " + drive.directory + ": " + drive.health.why);
+    const auto& volume = drive.volume;
+    if (!volume.health.why.empty()) messages.push_back("SSD cache: " + volume.directory + ": " + volume.health.why);
+    if (drive.budget && !drive.budget->why.empty()) {
+      messages.push_back("SSD cache: " + volume.directory + ": " + drive.budget->why);
+    }
   }
   for (const auto& space : disk.spaces) opened.push_back(render(space));
   return {{"drives", drives},
           {"opened", opened},
+          {"endurance", render_endurance(disk)},
           {"recovered_blocks", stats.disk_blocks_recovered},
           {"evicted_blocks", stats.disk_blocks_evicted},
           {"prefetched_blocks", stats.blocks_prefetched}};
@@ -135,6 +168,8 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"admission",
                        {{"admitted", space.admission.admitted},
                         {"refused_unlikely", space.admission.refused_unlikely},
+                        {"refused_once", space.admission.refused_once},
+                        {"refused_rare", space.admission.refused_rare},
                         {"hits", space.admission.hits},
                         {"lost_hits", space.admission.lost_hits}}},
                       {"engines", space.engines}});

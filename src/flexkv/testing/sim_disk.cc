@@ -93,6 +93,13 @@ void SimDisk::flip(unsigned drive) {
 
 node::DiskAdmission SimDisk::write(const node::DiskTransfer& transfer) {
   if (loop_.chance(plan_.disk_bad_slot)) return node::DiskAdmission::kBadSlot;
+  if (loop_.chance(plan_.disk_budget)) return node::DiskAdmission::kBudget;
+  if (loop_.chance(plan_.disk_budget)) {
+    loop_.after(loop_.delay(plan_.disk_time), [this, alive = alive_] {
+      if (*alive) callbacks_.ready();
+    });
+    return node::DiskAdmission::kLater;
+  }
   return begin(transfer, true);
 }
 

@@ -33,6 +33,7 @@ class SimDisk final : public node::DiskPort {
     std::function<void(node::SpaceNumber, std::span<const node::RecoveredChain>)> recovered;
     std::function<void(node::SpaceNumber, std::span<const std::uint32_t>)> opened;
     std::function<void(const node::DiskResult&)> done;
+    std::function<void()> ready;
     // Of the pool, from begin() to end() of a transfer.
     std::function<std::span<std::byte>(std::uint64_t offset, std::uint64_t bytes)> pool;
     std::function<void(node::DiskOp, bool writes_host, std::uint64_t offset, std::uint64_t bytes)> claim;
@@ -50,6 +51,7 @@ class SimDisk final : public node::DiskPort {
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
   bool can_read(unsigned drive) const override { return !off_.contains(drive); }
+  double write_pressure() const override { return plan_.disk_pressure; }
 
   // A drive goes off, or serves again.
   void flip(unsigned drive);

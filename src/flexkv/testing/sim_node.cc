@@ -185,6 +185,10 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
     node_.on_disk_done({&result, 1}, loop_.now());
     after_call();
   };
+  callbacks.ready = [this] {
+    node_.on_disk_ready(loop_.now());
+    after_call();
+  };
   callbacks.pool = [this](std::uint64_t offset, std::uint64_t bytes) {
     SIM_CHECK(offset + bytes <= pool_->size());
     return std::span(*pool_).subspan(offset, bytes);

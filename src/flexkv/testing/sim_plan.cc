@@ -95,6 +95,8 @@ SimPlan::SimPlan(SimLoop& loop) {
   disk_stalls = fault(30);
   disk_bad_slot = fault(50);
   disk_flips = fault(20);
+  disk_budget = fault(50);
+  disk_pressure = static_cast<double>(fault(1000)) / 1000;
 }
 
 }  // namespace flexkv::testing

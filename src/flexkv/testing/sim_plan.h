@@ -47,6 +47,7 @@ struct SimPlan {
   std::uint32_t drive_slots = 0;
   std::uint32_t disk_depth = 0;
   Nanos disk_time = 0;
+  double disk_pressure = 0;
   Nanos open_time = 0;
   unsigned prefetch = 0;  // per mille of the requests
 
@@ -66,6 +67,7 @@ struct SimPlan {
   unsigned disk_fails = 0;
   unsigned disk_stalls = 0;
   unsigned disk_bad_slot = 0;
+  unsigned disk_budget = 0;
   // faults, per mille of the ticks of the fault clock (kFaultTick)
   unsigned agent_loses_node = 0;
   unsigned client_loses_node = 0;
