@@ -2,6 +2,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "bench/suites.h"
@@ -29,11 +30,16 @@ int wrong_usage() {
   for (const Suite& suite : kSuites) {
     std::fprintf(stderr, "  flexkv-bench %s %s\n", suite.name, suite.argument == nullptr ? "" : suite.argument);
   }
+  std::fputs("  flexkv-bench ssd BYTES DIR...  (without those options)\n", stderr);
   return kWrongUsage;
 }
 
 int run(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
+  if (name == "ssd") {
+    if (argc < 4) return wrong_usage();
+    return run_ssd(std::strtoull(argv[2], nullptr, 10), {argv + 3, argv + argc});
+  }
   for (const Suite& suite : kSuites) {
     if (suite.name != name) continue;
     const int used = suite.argument == nullptr ? 1 : 2;

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from flexkv.cli import bench_transfer, config_show, disk_files, reset_nodes, run_bench, serve_node, show_status, versions
+from flexkv.cli import (
+    bench_transfer,
+    config_show,
+    disk_files,
+    reset_nodes,
+    run_bench,
+    run_ssd_bench,
+    serve_node,
+    show_status,
+    versions,
+)
 from flexkv.config.reference import reference_page
 
 app = typer.Typer(
@@ -207,6 +217,26 @@ def bench_transfer_(
     """KV blocks between device and host memory, beside plain copies in the same run: rates, latency, what it costs the
     GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size."""
     bench_transfer.run(device, geometry or [], layout or [], tokens or [], as_json)
+
+
+@bench_app.command(
+    name="ssd",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench ssd /mnt/nvme0\n\n"
+    "flexkv bench ssd /mnt/nvme0 /mnt/nvme1 --size 8G --seconds 5",
+)
+def bench_ssd(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", exists=True, file_okay=False, help="Where to measure; one for each drive."),
+    ],
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Of the file in each directory: 2 (GiB), 512M.")] = "2G",
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each figure, over all its rounds.")] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Reads and writes of the SSD tier, in turns with fio and a loop of 32 threads on the same files.
+
+    Makes files in the directories, fills them, writes to them as fast as it can, and removes them at the end."""
+    run_ssd_bench.run([str(directory) for directory in directories], size, seconds, as_json)
 
 
 def main() -> None:
