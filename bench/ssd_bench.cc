@@ -94,7 +94,7 @@ Json measure(Loads& loads, const std::string& way, std::istringstream& words) {
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories) {
   // Each block twice as often there as it may be under way: no two flights meet.
   if (file_bytes < 2 * kSsdMemoryBytes) return fail("a file needs at least 256 MiB");
-  auto pool = memory::HostRegion::create(directories.size() * kSsdMemoryBytes, {});
+  auto pool = memory::HostRegion::create(directories.size() * kSsdMemoryBytes, {.huge_pages = false});  // as a node by default
   if (!pool) return fail(pool.error().message);
   if (Status status = pool.value().touch(); !status) return fail(status.error().message);
   const std::span<std::byte> memory(pool.value().data(), pool.value().bytes());
