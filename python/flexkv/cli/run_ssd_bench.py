@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import statistics
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -41,6 +42,8 @@ _FIO_WAYS: Mapping[str, tuple[str, ...]] = {
     "fio": (),
     "fio registered": ("--fixedbufs=1", "--registerfiles=1"),
 }
+# The pool lies on pages of 2 MiB where the kernel has some, and drives are faster with those: so does fio's memory.
+_FIO_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class BenchError(Exception):
@@ -87,10 +90,8 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
     about: dict[str, Any] = {"load_average": [_load_average()]}
     try:
         with _sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
-            about |= measuring.fill()
-            ways = _fio_ways(measuring.files[0], bytes_each, notes)
             rows = _rows(len(directories))
-            _measure(rows, measuring, ways, bytes_each, seconds)
+            _measure(rows, measuring, about, notes, seconds)
     except BenchError as error:
         fail(error)
     about["load_average"].append(_load_average())
@@ -139,6 +140,7 @@ class _Program:
 
     def __init__(self, directories: list[str], bytes_each: int) -> None:
         self.files: list[str] = []
+        self.bytes_each = bytes_each
         self._process = subprocess.Popen(
             [str(program()), "ssd", str(bytes_each), *directories],
             stdin=subprocess.PIPE,
@@ -149,7 +151,7 @@ class _Program:
 
     def __enter__(self) -> _Program:
         try:
-            self.files = self._answer()["files"]
+            self.files = self._answer(None)["files"]
         except BaseException:
             self.__exit__()
             raise
@@ -168,28 +170,38 @@ class _Program:
             shutil.rmtree(Path(file).parent, ignore_errors=True)
 
     def fill(self) -> dict[str, Any]:
-        return self._ask("fill")
+        return self._ask("fill", None)  # takes as long as the drive needs
 
     def measure(self, who: str, row: Row, seconds: float, seed: int) -> float:
         way = {_OURS: "drive", _THREADS: "threads"}[who]
-        result = self._ask(f"{way} {row.op} {row.order} {row.block} {seconds} {seed} {row.directories}")
+        result = self._ask(f"{way} {row.op} {row.order} {row.block} {seconds} {seed} {row.directories}", seconds)
         return float(result["bytes"] / result["seconds"] / 1e9)
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _ask(self, line: str, seconds: float | None) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        return self._answer()
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._ended()
+        return self._answer(seconds)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, seconds: float | None) -> dict[str, Any]:
+        """The one line that comes for each of ours."""
         assert self._process.stdout is not None
+        patience = None if seconds is None else seconds + _PATIENCE
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            fail(f"no answer for {patience:g} s: does the drive hang? See the kernel's log")
         line = self._process.stdout.readline()
         if not line:
-            raise BenchError(f"flexkv-bench ended with code {self._process.wait()}")
+            self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchError(answer["error"])
         return answer
+
+    def _ended(self) -> NoReturn:
+        fail(f"flexkv-bench ended with code {self._process.wait()}")
 
 
 def _rows(directories: int) -> list[Row]:
@@ -201,11 +213,15 @@ def _rows(directories: int) -> list[Row]:
     ]
 
 
-def _measure(rows: list[Row], measuring: _Program, ways: list[str], bytes_each: int, seconds: float) -> None:
+def _measure(
+    rows: list[Row], measuring: _Program, about: dict[str, Any], notes: list[str], seconds: float
+) -> None:
     rounds = max(round(seconds / _ROUND_SECONDS), _ROUNDS_MIN)
-    who = [_OURS, _THREADS, *ways]
     with progress() as bar:
-        task = bar.add_task("flexkv bench ssd", total=len(rows) * rounds * len(who), current="")
+        task = bar.add_task("flexkv bench ssd", total=None, current="filling the files")
+        about |= measuring.fill()
+        who = [_OURS, _THREADS, *_fio_ways(measuring, notes)]
+        bar.update(task, total=len(rows) * rounds * len(who))
         for row in rows:
             row.rates = {each: [] for each in who}
             for turn in range(rounds):
@@ -213,18 +229,19 @@ def _measure(rows: list[Row], measuring: _Program, ways: list[str], bytes_each: 
                 for each in who[first:] + who[:first]:
                     bar.update(task, current=f"{row.name}: {each}")
                     try:
-                        if each in _FIO_WAYS:
-                            files = measuring.files[: row.directories]
-                            rate = _fio(each, row, files, bytes_each, seconds / rounds, turn)
-                        else:
-                            rate = measuring.measure(each, row, seconds / rounds, turn)
-                        row.rates[each].append(rate)
+                        row.rates[each].append(_rate_of(each, row, measuring, seconds / rounds, turn))
                     except BenchError as error:
                         row.errors.append(f"{each}: {error}")
                     bar.update(task, advance=1)
 
 
-def _fio_ways(file: str, bytes_each: int, notes: list[str]) -> list[str]:
+def _rate_of(who: str, row: Row, measuring: _Program, seconds: float, seed: int) -> float:
+    if who in _FIO_WAYS:
+        return _fio(who, row, measuring.files[: row.directories], measuring.bytes_each, seconds, seed)
+    return measuring.measure(who, row, seconds, seed)
+
+
+def _fio_ways(measuring: _Program, notes: list[str]) -> list[str]:
     """What fio can do here: it may be missing, and registering memory may be forbidden (ulimit -l)."""
     if shutil.which(FIO) is None:
         notes.append("fio not found: without it only flexkv and the threads are measured (Debian: apt install fio)")
@@ -232,7 +249,7 @@ def _fio_ways(file: str, bytes_each: int, notes: list[str]) -> list[str]:
     ways = []
     for way in _FIO_WAYS:
         try:
-            _fio(way, Row("read", "random", max(_BLOCKS), 1), [file], bytes_each, 0.05, 0)
+            _rate_of(way, Row("read", "random", max(_BLOCKS), 1), measuring, 0.05, 0)
             ways.append(way)
         except BenchError as error:
             notes.append(f"{way} left out: {error}")
@@ -248,7 +265,14 @@ def _fio(way: str, row: Row, files: list[str], bytes_each: int, seconds: float, 
         *("--time_based", f"--runtime={max(round(seconds * 1000), 1)}ms", "--allow_file_create=0", *_FIO_WAYS[way]),
         *itertools.chain.from_iterable((f"--name=job{i}", f"--filename={file}") for i, file in enumerate(files)),
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + _PATIENCE)
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=seconds + _PATIENCE,
+        env=os.environ | _FIO_ENVIRONMENT,
+    )
     messages = " / ".join(line for line in (done.stderr or "").splitlines() if line.strip())
     try:
         # In front of the JSON fio may write what it wants to be known.
