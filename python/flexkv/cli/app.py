@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from flexkv.cli import (
+    bench_ssd,
     bench_transfer,
     config_show,
     disk_files,
     reset_nodes,
     run_bench,
-    run_ssd_bench,
     serve_node,
     show_status,
     versions,
@@ -224,7 +224,7 @@ def bench_transfer_(
     epilog="[bold]Examples[/bold]\n\nflexkv bench ssd /mnt/nvme0\n\n"
     "flexkv bench ssd /mnt/nvme0 /mnt/nvme1 --size 8G --seconds 5",
 )
-def bench_ssd(
+def bench_ssd_(
     directories: Annotated[
         list[Path],
         typer.Argument(metavar="DIR...", exists=True, file_okay=False, help="Where to measure; one for each drive."),
@@ -236,7 +236,7 @@ def bench_ssd(
     """Reads and writes of the SSD tier, in turns with fio and a loop of 32 threads on the same files.
 
     Makes files in the directories, fills them, writes to them as fast as it can, and removes them at the end."""
-    run_ssd_bench.run([str(directory) for directory in directories], size, seconds, as_json)
+    bench_ssd.run([str(directory) for directory in directories], size, seconds, as_json)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
     names = listed.stdout.split()
     with tempfile.TemporaryDirectory(prefix="flexkv-bench-") as directory:
         out, messages = Path(directory) / "out.json", Path(directory) / "messages"
-        with messages.open("w") as stderr, progress() as progress:
+        with messages.open("w") as stderr, progress_bar() as progress:
             task = progress.add_task(f"flexkv bench {suite}", total=len(names), current="")
             process = subprocess.Popen(
                 [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"],
@@ -90,7 +90,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
         return dict(json.loads(out.read_text()))
 
 
-def progress() -> Progress:
+def progress_bar() -> Progress:
     stderr = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
-from flexkv.cli.run_bench import program, progress
+from flexkv.cli.run_bench import program, progress_bar
 from flexkv.config.sizes import GIB, KIB, MIB, format_size, parse_size
 
 FIO = "fio"
@@ -217,7 +217,7 @@ def _measure(
     rows: list[Row], measuring: _Program, about: dict[str, Any], notes: list[str], seconds: float
 ) -> None:
     rounds = max(round(seconds / _ROUND_SECONDS), _ROUNDS_MIN)
-    with progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("flexkv bench ssd", total=None, current="filling the files")
         about |= measuring.fill()
         who = [_OURS, _THREADS, *_fio_ways(measuring, notes)]
