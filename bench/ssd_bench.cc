@@ -94,7 +94,8 @@ Json measure(Loads& loads, const std::string& way, std::istringstream& words) {
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories) {
   // Each block twice as often there as it may be under way: no two flights meet.
   if (file_bytes < 2 * kSsdMemoryBytes) return fail("a file needs at least 256 MiB");
-  auto pool = memory::HostRegion::create(directories.size() * kSsdMemoryBytes, {.huge_pages = false});  // as a node by default
+  auto pool =
+      memory::HostRegion::create(directories.size() * kSsdMemoryBytes, {.huge_pages = false});  // as a node by default
   if (!pool) return fail(pool.error().message);
   if (Status status = pool.value().touch(); !status) return fail(status.error().message);
   const std::span<std::byte> memory(pool.value().data(), pool.value().bytes());
@@ -104,7 +105,8 @@ int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directorie
   for (const std::string& directory : directories) {
     folders.push_back(std::make_unique<Folder>(directory));
     if (!folders.back()->error().empty()) return fail(folders.back()->error());
-    auto load = SsdLoad::open(folders.back()->path(), file_bytes, memory, memory.data() + loads.size() * kSsdMemoryBytes);
+    auto load =
+        SsdLoad::open(folders.back()->path(), file_bytes, memory, memory.data() + loads.size() * kSsdMemoryBytes);
     if (!load) return fail(load.error().message);
     loads.push_back(std::move(load).value());
     files.push_back(loads.back()->path());

@@ -143,7 +143,8 @@ Moved SsdLoad::wait() {
 }
 
 std::string SsdLoad::check() {
-  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(kPage, traffic_.block_bytes), &std::free);
+  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(kPage, traffic_.block_bytes),
+                                                            &std::free);
   std::size_t read_back = 0;
   for (std::size_t i = 0; i < kSsdFlights; ++i) {
     const Flight& flight = flights_[i];
@@ -157,8 +158,8 @@ std::string SsdLoad::check() {
       right = is_filled_page(memory.data(), offset) && is_filled_page(memory.data() + last, offset + last);
     } else if (read_back++ < kReadBack) {
       const ssize_t bytes = ::pread(fd_.get(), scratch.get(), memory.size(), static_cast<off_t>(offset));
-      right = bytes == static_cast<ssize_t>(memory.size()) &&
-              std::memcmp(scratch.get(), memory.data(), memory.size()) == 0;
+      right =
+          bytes == static_cast<ssize_t>(memory.size()) && std::memcmp(scratch.get(), memory.data(), memory.size()) == 0;
     }
     if (!right) return path_ + " at " + std::to_string(offset) + ": wrong bytes";
   }
@@ -230,8 +231,8 @@ void SsdLoad::work(std::size_t flight, int fd) {
   while (monotonic_now() < until_) {
     const auto at = static_cast<off_t>(board(flight));
     const std::span<std::byte> memory = memory_of(flight);
-    const ssize_t done = traffic_.write ? ::pwrite(fd, memory.data(), memory.size(), at)
-                                        : ::pread(fd, memory.data(), memory.size(), at);
+    const ssize_t done =
+        traffic_.write ? ::pwrite(fd, memory.data(), memory.size(), at) : ::pread(fd, memory.data(), memory.size(), at);
     if (done != static_cast<ssize_t>(memory.size())) {
       fail(errno_error(traffic_.write ? "pwrite" : "pread", done < 0 ? errno : EIO).message);
       break;

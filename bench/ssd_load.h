@@ -1,5 +1,6 @@
-// Reads and writes of one large file, 32 at a time: through a drive as the SSD tier uses it, or by a plain loop of threads.
-// What is read is compared with what the file was filled with, what was written is read back: a few blocks of each run.
+// Reads and writes of one large file, 32 at a time: through a drive as the SSD tier uses it, or by a plain loop of
+// threads. What is read is compared with what the file was filled with, what was written is read back: a few blocks of
+// each run.
 #pragma once
 
 #include <atomic>
@@ -16,8 +17,8 @@
 
 namespace flexkv::bench {
 
-constexpr std::size_t kSsdFlights = 32;          // blocks under way at once
-constexpr std::size_t kSsdBlockMax = 4U << 20;   // bytes
+constexpr std::size_t kSsdFlights = 32;         // blocks under way at once
+constexpr std::size_t kSsdBlockMax = 4U << 20;  // bytes
 constexpr std::size_t kSsdMemoryBytes = kSsdFlights * kSsdBlockMax;
 
 struct Traffic {

@@ -209,7 +209,7 @@ def test_wrong_usage(stand: Stand) -> None:
 @pytest.mark.skipif(not INSTALLED.exists(), reason="the wheel was built without Google Benchmark")
 class TestInstalled:
     def test_a_short_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bench_ssd, "_BLOCKS", (256 << 10, 4 << 20))
+        monkeypatch.setattr(bench_ssd, "_BLOCKS", (1 << 20,))
         arguments = ["bench", "ssd", str(tmp_path), "--size", "256M", "--seconds", "0.06", "--json"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output

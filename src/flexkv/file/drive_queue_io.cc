@@ -53,9 +53,7 @@ bool DriveQueue::may_save() const {
 
 std::size_t DriveQueue::pick_urgency() {
   constexpr auto kSave = static_cast<std::size_t>(Urgency::kSave);
-  const auto ready = [&](std::size_t u) {
-    return !waiting_[u].empty() && (u != kSave || may_save());
-  };
+  const auto ready = [&](std::size_t u) { return !waiting_[u].empty() && (u != kSave || may_save()); };
   std::size_t picked = kNone;
   for (std::size_t u = kUrgencyCount; u-- > 0;) {
     if (ready(u) && (picked == kNone || passed_over_[picked] < kPassedOverMax)) picked = u;

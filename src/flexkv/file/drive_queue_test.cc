@@ -101,8 +101,7 @@ TEST_F(DriveQueueTest, ABlockIsOneIoAndNeighboursAreJoinedToAMegabyte) {
   std::vector<Request> requests{request(0, 0, 4 * kMiB), request(1, 8 * kMiB, 5 * kMiB)};
   for (std::uint64_t i = 0; i < 16; ++i) requests.push_back(request(2 + i, 16 * kMiB + i * kMiB / 4, kMiB / 4));
   ASSERT_TRUE(queue.submit(requests, 1));
-  EXPECT_EQ(begin_all(queue).bytes,
-            (std::vector<std::size_t>{4 * kMiB, 4 * kMiB, kMiB, kMiB, kMiB, kMiB, kMiB}));
+  EXPECT_EQ(begin_all(queue).bytes, (std::vector<std::size_t>{4 * kMiB, 4 * kMiB, kMiB, kMiB, kMiB, kMiB, kMiB}));
 }
 
 }  // namespace

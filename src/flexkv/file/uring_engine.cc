@@ -44,7 +44,7 @@ class UringEngine final : public IoEngine {
   Fd wake_;
   std::uint64_t wake_count_ = 0;
   bool watching_ = false;
-  bool file_table_ = false;    // like the next: not changed after start()
+  bool file_table_ = false;  // like the next: not changed after start()
   bool memory_table_ = false;
   std::vector<int> free_file_slots_;
   struct Memory {

@@ -59,8 +59,8 @@ constexpr char kTooLittle[] = "the machine has too little";
 
 bool has_room(std::uint64_t bytes) { return available_memory() >= bytes + kLeaveFree; }
 
-// Fills a file with huge pages of the kernel's own, where it finds them: a device then gets few long pieces of memory in
-// place of many short ones. Linux 6.1 joins pages when asked to, whatever `shmem_enabled` says. Changes no byte.
+// Fills a file with huge pages of the kernel's own, where it finds them: a device then gets few long pieces of memory
+// in place of many short ones. Linux 6.1 joins pages when asked to, whatever `shmem_enabled` says. Changes no byte.
 class Joiner {
  public:
   Joiner(int fd, std::byte* data) : fd_(fd), data_(data), began_(monotonic_now()) {}
@@ -226,7 +226,8 @@ Status HostRegion::open_sealed(std::uint64_t bytes, unsigned memfd_flags) {
 }
 
 Status HostRegion::map_bytes() {
-  // Only at a multiple of 2 MiB can a huge page of the file be mapped as one: room for it is taken, the rest given back.
+  // Only at a multiple of 2 MiB can a huge page of the file be mapped as one: room for it is taken, the rest given
+  // back.
   const std::string what = "host memory: mmap of " + std::to_string(bytes_) + " bytes";
   void* const room = mmap(nullptr, bytes_ + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) return errno_error(what, errno);
