@@ -34,9 +34,11 @@ constexpr std::uint64_t kHugePage = 2ULL << 20;
 constexpr std::uint64_t kReserveStep = 1ULL << 30;
 constexpr std::uint64_t kLeaveFree = 64ULL << 20;
 constexpr std::uint64_t kTouchStep = 64ULL << 20;
-// Joining pages clears 5 GB/s and more; a kernel that has to move others about first may take ever so long.
+// Joining takes a fifth of the time of as many normal pages; a kernel that has to move others about first may take ever
+// so long. The bound is wide because on a busy machine all takes long.
 constexpr std::uint64_t kJoinStep = 64ULL << 20;
-constexpr Nanos kJoinPatience = kSecond;  // and as much for each GiB
+constexpr Nanos kJoinPatience = 5 * kSecond;
+constexpr Nanos kJoinPatiencePerGiB = 2 * kSecond;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 std::uint64_t normal_page() { return static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)); }
@@ -85,8 +87,8 @@ class Joiner {
     } else if (errno != EAGAIN) {
       given_up_ = true;
     }
-    const auto patience = kJoinPatience + static_cast<Nanos>(joined_bytes_ >> 20) * kJoinPatience / 1024;
-    if (monotonic_now() - began_ > patience) given_up_ = true;
+    const auto joined_mib = static_cast<Nanos>(joined_bytes_ >> 20);
+    if (monotonic_now() - began_ > kJoinPatience + joined_mib * kJoinPatiencePerGiB / 1024) given_up_ = true;
   }
 
   const int fd_;

@@ -20,9 +20,9 @@ class HostRegion {
  public:
   struct Options {
     // Use 2 MiB pages that the administrator set aside; without enough of them the region has normal pages. Those the
-    // kernel is asked to join, which succeeds as far as it finds 2 MiB together within about a second a GiB.
+    // kernel is asked to join, which succeeds as far as it finds 2 MiB together, within 5 s and 2 s for each GiB.
     bool huge_pages = true;
-    unsigned touch_threads = 8;  // of of touch() and of filling huge pages, 1 to kMaxTouchThreads
+    unsigned touch_threads = 8;  // of touch() and of filling huge pages, 1 to kMaxTouchThreads
   };
   static constexpr unsigned kMaxTouchThreads = 64;
 
