@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <string_view>
 
@@ -35,6 +36,7 @@ int wrong_usage() {
     for (const std::string& option : suite.options) std::fprintf(stderr, " [--%s=...]", option.c_str());
     std::fputc('\n', stderr);
   }
+  std::fputs("  flexkv-bench ssd BYTES DIR...  (without those options)\n", stderr);
   return kWrongUsage;
 }
 
@@ -57,6 +59,10 @@ Options take_options(const Suite& suite, int first, int& argc, char** argv) {
 
 int run(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
+  if (name == "ssd") {
+    if (argc < 4) return wrong_usage();
+    return run_ssd(std::strtoull(argv[2], nullptr, 10), {argv + 3, argv + argc});
+  }
   for (const Suite& suite : kSuites) {
     if (suite.name != name) continue;
     const int used = suite.argument == nullptr ? 1 : 2;

@@ -1,6 +1,7 @@
 // The suites of flexkv-bench. Each call registers one with Google Benchmark; what each measures stands in its file.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -38,6 +39,8 @@ Status register_replay_drives(std::shared_ptr<const std::vector<TraceRequest>> t
 // Makes its files below the directory, and removes them. Options: blocks, drives (both may be lists).
 Status register_recovery(const std::string& directory, const Options& options);
 void register_host();
+// Ends with the code of the process; not one of Google Benchmark's, as what it measures takes turns with fio.
+int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories);
 void register_round_trips();  // part of the suite `host`
 
 }  // namespace flexkv::bench

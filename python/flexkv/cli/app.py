@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from flexkv.cli import bench_transfer, config_show, disk_files, reset_nodes, run_bench, serve_node, show_status, versions
+from flexkv.cli import (
+    bench_ssd,
+    bench_transfer,
+    config_show,
+    disk_files,
+    reset_nodes,
+    run_bench,
+    serve_node,
+    show_status,
+    versions,
+)
 from flexkv.config.reference import reference_page
 
 app = typer.Typer(
@@ -259,6 +269,26 @@ def bench_recovery(
 ) -> None:
     """Start over full drives: from files to an index that finds every block. Payload is not written, only records."""
     run_bench.run("recovery", as_json, directory, [f"--blocks={blocks}", f"--drives={drives}"])
+
+
+@bench_app.command(
+    name="ssd",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench ssd /mnt/nvme0\n\n"
+    "flexkv bench ssd /mnt/nvme0 /mnt/nvme1 --size 8G --seconds 5",
+)
+def bench_ssd_(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", exists=True, file_okay=False, help="Where to measure; one for each drive."),
+    ],
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Of the file in each directory: 2 (GiB), 512M.")] = "2G",
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each figure, over all its rounds.")] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Reads and writes of the SSD tier, in turns with fio and a loop of 32 threads on the same files.
+
+    Makes files in the directories, fills them, writes to them as fast as it can, and removes them at the end."""
+    bench_ssd.run([str(directory) for directory in directories], size, seconds, as_json)
 
 
 def main() -> None:

@@ -32,12 +32,7 @@ _HOW_IT_WAS_RUN = re.compile(r"/(manual_time|real_time|iterations:\d+|min_time:[
 
 
 def run(suite: str, as_json: bool, argument: Path | None = None, options: Sequence[str] = ()) -> None:
-    if not PROGRAM.exists():
-        fail(
-            f"this installation has no benchmarks ({PROGRAM} is missing): it was built where Google Benchmark is not "
-            "installed; install it (Debian: libbenchmark-dev), then `pip install .` again"
-        )
-    command = [str(PROGRAM), suite, *([str(argument)] if argument is not None else []), *options]
+    command = [str(program()), suite, *([str(argument)] if argument is not None else []), *options]
     report = _execute(command, suite)
     runs = list(_runs(report))
     figures = {row["name"]: row["figures"] for row in runs}
@@ -54,6 +49,15 @@ def run(suite: str, as_json: bool, argument: Path | None = None, options: Sequen
         raise typer.Exit(EXIT_FAILED)
 
 
+def program() -> Path:
+    if not PROGRAM.exists():
+        fail(
+            f"this installation has no benchmarks ({PROGRAM} is missing): it was built where Google Benchmark is not "
+            "installed; install it (Debian: libbenchmark-dev), then `pip install .` again"
+        )
+    return PROGRAM
+
+
 def _execute(command: list[str], suite: str) -> dict[str, Any]:
     listed = subprocess.run([*command, "--benchmark_list_tests"], check=False, capture_output=True, text=True)
     if listed.returncode != 0:
@@ -61,7 +65,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
     names = listed.stdout.split()
     with tempfile.TemporaryDirectory(prefix="flexkv-bench-") as directory:
         out, messages = Path(directory) / "out.json", Path(directory) / "messages"
-        with messages.open("w") as stderr, _progress() as progress:
+        with messages.open("w") as stderr, progress_bar() as progress:
             task = progress.add_task(f"flexkv bench {suite}", total=len(names), current="")
             process = subprocess.Popen(
                 [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"],
@@ -87,7 +91,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
         return dict(json.loads(out.read_text()))
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
     stderr = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

@@ -25,4 +25,9 @@ std::thread start_thread(Body&& body) {
   return std::thread(std::forward<Body>(body));
 }
 
+// For a thread that sleeps most of the time and on which others wait: asks for short slices of processor time. From
+// Linux 6.12 such a thread, once woken up, need not wait for the end of another one's long slice, and gets no more time
+// than before. Needs no privilege; other kernels, and threads of other scheduling classes, go on as they were.
+void ask_for_short_slices();
+
 }  // namespace flexkv

@@ -32,7 +32,7 @@ std::size_t DriveQueue::StartHash::operator()(const Start& start) const {
 
 DriveQueue::DriveQueue(const DriveLimits& limits, FileId probe_file, std::byte* probe_page)
     : limits_(limits), probe_file_(probe_file), probe_page_(probe_page), breaker_(limits.breaker) {
-  FLEXKV_ASSERT(limits.depth > 0);
+  FLEXKV_ASSERT(limits.depth > 0 && limits.flight_bytes_max > 0);
   FLEXKV_ASSERT(limits.io_bytes_max > 0 && limits.io_bytes_max % kDirectAlignment == 0);
   slots_.resize(limits.depth + 1);
   for (std::uint32_t i = 0; i < slots_.size(); ++i) slots_[i].io.slot = i;

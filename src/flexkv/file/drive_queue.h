@@ -23,8 +23,9 @@
 namespace flexkv::file {
 
 struct DriveLimits {
-  std::uint32_t depth = 64;  // I/Os at the drive at once
-  std::size_t io_bytes_max = 1 << 20;
+  std::uint32_t depth = 64;                   // I/Os at the drive at once,
+  std::uint64_t flight_bytes_max = 64 << 20;  // and their bytes, but for what one I/O is over: a load waits behind them
+  std::size_t io_bytes_max = 4 << 20;
   std::uint32_t queue_requests_max = 8192;
   std::uint64_t queue_bytes_max = 16ULL << 30;
   BreakerLimits breaker{};
@@ -133,7 +134,7 @@ class DriveQueue {
   static Start start_of(const Request& request);
 
   std::size_t pick_urgency();
-  std::uint32_t save_limit() const;
+  bool may_save() const;
   Slot& take_slot(Urgency urgency, Nanos now);
   void fill(Slot& slot, Iter first);
   void add_share(Slot& slot, Iter entry, std::size_t bytes);
@@ -169,7 +170,11 @@ class DriveQueue {
   std::vector<Slot> slots_;  // the last one is the probe's
   std::vector<std::uint32_t> free_slots_;
   std::deque<std::uint32_t> again_;  // to be begun again
-  std::uint32_t in_flight_[kUrgencyCount] = {};
+  struct Flight {
+    std::uint32_t ios = 0;
+    std::uint64_t bytes = 0;
+  };
+  Flight in_flight_[kUrgencyCount];
   std::uint32_t passed_over_[kUrgencyCount] = {};
   bool probing_ = false;
 

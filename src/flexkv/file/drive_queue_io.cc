@@ -12,6 +12,8 @@ namespace {
 // one loses (registered memory, parallel service).
 constexpr std::size_t kScatterBytesMax = 64 << 10;
 constexpr std::size_t kPartsMax = 128;
+// Neighbours are joined up to this size only: more in one I/O gains nothing, and the first would wait for the last.
+constexpr std::size_t kJoinedBytesMax = 1 << 20;
 // A line that others pass over while it waits gets its turn after so many I/Os of theirs.
 constexpr std::uint32_t kPassedOverMax = 32;
 constexpr std::uint32_t kRetriesMax = 100;
@@ -27,7 +29,9 @@ const Io* DriveQueue::begin(Nanos now) {
     return &slots_[slot].io;
   }
   if (!breaker_.available()) return begin_probe(now);
-  if (free_slots_.empty()) return nullptr;
+  std::uint64_t bytes = 0;
+  for (const Flight& flight : in_flight_) bytes += flight.bytes;
+  if (free_slots_.empty() || bytes >= limits_.flight_bytes_max) return nullptr;
   const std::size_t urgency = pick_urgency();
   if (urgency == kNone) return nullptr;
   Slot& slot = take_slot(static_cast<Urgency>(urgency), now);
@@ -36,20 +40,20 @@ const Io* DriveQueue::begin(Nanos now) {
 }
 
 // While anything is read, writes get a part of the drive only: what they occupy, a load that comes now would wait for.
-std::uint32_t DriveQueue::save_limit() const {
+bool DriveQueue::may_save() const {
   const auto reads = [&](Urgency urgency) {
     const auto u = static_cast<std::size_t>(urgency);
-    return !waiting_[u].empty() || in_flight_[u] > 0;
+    return !waiting_[u].empty() || in_flight_[u].ios > 0;
   };
-  const bool reading = reads(Urgency::kLoad) || reads(Urgency::kPrefetch);
-  return reading ? std::max(limits_.depth / 4, 1U) : limits_.depth;
+  if (!reads(Urgency::kLoad) && !reads(Urgency::kPrefetch)) return true;
+  const Flight& saves = in_flight_[static_cast<std::size_t>(Urgency::kSave)];
+  return saves.ios < std::max(limits_.depth / 4, 1U) &&
+         saves.bytes < std::max<std::uint64_t>(limits_.flight_bytes_max / 4, 1);
 }
 
 std::size_t DriveQueue::pick_urgency() {
   constexpr auto kSave = static_cast<std::size_t>(Urgency::kSave);
-  const auto ready = [&](std::size_t u) {
-    return !waiting_[u].empty() && (u != kSave || in_flight_[kSave] < save_limit());
-  };
+  const auto ready = [&](std::size_t u) { return !waiting_[u].empty() && (u != kSave || may_save()); };
   std::size_t picked = kNone;
   for (std::size_t u = kUrgencyCount; u-- > 0;) {
     if (ready(u) && (picked == kNone || passed_over_[picked] < kPassedOverMax)) picked = u;
@@ -72,7 +76,7 @@ DriveQueue::Slot& DriveQueue::take_slot(Urgency urgency, Nanos now) {
   slot.busy = true;
   slot.io.parts.clear();
   slot.shares.clear();
-  ++in_flight_[static_cast<std::size_t>(urgency)];
+  ++in_flight_[static_cast<std::size_t>(urgency)].ios;
   return slot;
 }
 
@@ -88,10 +92,11 @@ void DriveQueue::fill(Slot& slot, Iter first) {
   const bool whole = bytes == request.bytes;
   add_share(slot, first, bytes);
   if (!shareable || !whole) return;
+  const std::size_t bytes_max = std::min(limits_.io_bytes_max, kJoinedBytesMax);
   for (auto found = starts_.find(next); found != starts_.end(); found = starts_.find(next)) {
     const Iter entry = found->second;
     const Request& neighbour = entry->request;
-    if (slot.bytes + neighbour.bytes > limits_.io_bytes_max) return;
+    if (slot.bytes + neighbour.bytes > bytes_max) return;
     const iovec& last = slot.io.parts.back();
     const bool adjacent = static_cast<std::byte*>(last.iov_base) + last.iov_len == neighbour.data;
     if (!adjacent && (neighbour.bytes > kScatterBytesMax || slot.io.parts.size() == kPartsMax)) return;
@@ -115,6 +120,7 @@ void DriveQueue::add_share(Slot& slot, Iter entry, std::size_t bytes) {
   }
   entry->issued_bytes += bytes;
   slot.bytes += bytes;
+  in_flight_[static_cast<std::size_t>(slot.urgency)].bytes += bytes;
   slot.shares.push_back({entry, bytes});
   if (entry->issued_bytes == entry->request.bytes) move_to(begun_, entry);
 }
@@ -202,7 +208,9 @@ void DriveQueue::settle(Slot& slot, const Share& share, std::size_t done_bytes, 
 void DriveQueue::release(Slot& slot) {
   slot.busy = false;
   slot.shares.clear();
-  --in_flight_[static_cast<std::size_t>(slot.urgency)];
+  Flight& flight = in_flight_[static_cast<std::size_t>(slot.urgency)];
+  --flight.ios;
+  flight.bytes -= slot.bytes;
   free_slots_.push_back(slot.io.slot);
 }
 

@@ -83,6 +83,8 @@ class LaneDrive::Lane {
 
 void LaneDrive::Lane::run(std::promise<Status> started) {
   pthread_setname_np(pthread_self(), "flexkv-drive");
+  // A drive has nothing to do while its lane waits for a processor.
+  ask_for_short_slices();
   const Status status = engine_->start(queue_.slot_count());
   started.set_value(status);
   if (!status) return;
@@ -218,6 +220,7 @@ std::string LaneDrive::Lane::describe() const {
                           : ", through the page cache, as asked for";
   std::lock_guard lock(mutex_);
   if (registered_bytes_ > 0) text += ", " + std::to_string(registered_bytes_ >> 20) + " MiB registered";
+  if (registered_bytes_ == 0 && register_refusal_.empty()) text += ", no memory registered";
   if (!register_refusal_.empty()) text += ", memory not registered: " + register_refusal_;
   return text;
 }

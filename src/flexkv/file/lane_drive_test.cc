@@ -2,10 +2,14 @@
 #include "flexkv/file/lane_drive.h"
 
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "flexkv/base/prng.h"
@@ -327,6 +331,35 @@ TEST_F(LaneDriveTest, NoWakeUpIsLost) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(drive_->stats().queued, 0u);
+}
+
+// The time slice that a thread of ours has asked for, in nanoseconds; 0: no such thread.
+std::uint64_t slice_of_thread(const std::string& name) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string found;
+    std::getline(std::ifstream(task.path() / "comm") >> std::ws, found);
+    if (found != name) continue;
+    struct {
+      std::uint32_t size, policy;
+      std::uint64_t flags;
+      std::int32_t nice;
+      std::uint32_t priority;
+      std::uint64_t runtime, deadline, period;
+    } attributes{};
+    const int id = std::stoi(task.path().filename());
+    if (::syscall(SYS_sched_getattr, id, &attributes, sizeof(attributes), 0U) == 0) return attributes.runtime;
+  }
+  return 0;
+}
+
+TEST_F(LaneDriveTest, TheLaneAsksForShortSlices) {
+  open({});
+  utsname kernel{};
+  ASSERT_EQ(::uname(&kernel), 0);
+  int major = 0, minor = 0;
+  ASSERT_EQ(std::sscanf(kernel.release, "%d.%d", &major, &minor), 2);
+  if (major < 6 || (major == 6 && minor < 12)) GTEST_SKIP() << "has one length of slice for all: " << kernel.release;
+  EXPECT_EQ(slice_of_thread("flexkv-drive"), 100'000u);
 }
 
 }  // namespace

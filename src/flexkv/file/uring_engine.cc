@@ -28,7 +28,9 @@ class UringEngine final : public IoEngine {
   void stop() override;
   void forget(OpenFile& file) override;
   Status register_memory(std::span<std::byte> memory) override;
-  std::string describe() const override { return "io_uring"; }
+  std::string describe() const override {
+    return file_table_ ? "io_uring with registered files" : "io_uring without registered files (they need Linux 5.19)";
+  }
 
  private:
   io_uring_sqe* next_entry();
@@ -42,6 +44,7 @@ class UringEngine final : public IoEngine {
   Fd wake_;
   std::uint64_t wake_count_ = 0;
   bool watching_ = false;
+  bool file_table_ = false;  // like the next: not changed after start()
   bool memory_table_ = false;
   std::vector<int> free_file_slots_;
   struct Memory {
@@ -70,7 +73,8 @@ Status UringEngine::start(std::uint32_t slot_count) {
   if ((ring_.features & IORING_FEAT_EXT_ARG) == 0) {
     return Error{ErrorCode::kUnsupported, "no io_uring: that of this kernel is too old"};
   }
-  if (::io_uring_register_files_sparse(&ring_, kFileSlots) == 0) {
+  file_table_ = ::io_uring_register_files_sparse(&ring_, kFileSlots) == 0;
+  if (file_table_) {
     for (int slot = kFileSlots; slot > 0; --slot) free_file_slots_.push_back(slot - 1);
   }
   memory_table_ = ::io_uring_register_buffers_sparse(&ring_, kMemorySlots) == 0;

@@ -15,8 +15,12 @@
 #include <thread>
 #include <vector>
 
+#include "flexkv/base/time.h"
 #include "flexkv/memory/available_memory.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack it
 #endif
@@ -30,6 +34,11 @@ constexpr std::uint64_t kHugePage = 2ULL << 20;
 constexpr std::uint64_t kReserveStep = 1ULL << 30;
 constexpr std::uint64_t kLeaveFree = 64ULL << 20;
 constexpr std::uint64_t kTouchStep = 64ULL << 20;
+// Joining takes a fifth of the time of as many normal pages; a kernel that has to move others about first may take ever
+// so long. The bound is wide because on a busy machine all takes long.
+constexpr std::uint64_t kJoinStep = 64ULL << 20;
+constexpr Nanos kJoinPatience = 5 * kSecond;
+constexpr Nanos kJoinPatiencePerGiB = 2 * kSecond;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 std::uint64_t normal_page() { return static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)); }
@@ -48,12 +57,54 @@ Error no_room(std::uint64_t wanted, std::uint64_t reserved, const std::string& w
                                         size_text(available) + "). Configure a smaller host pool."};
 }
 
+constexpr char kTooLittle[] = "the machine has too little";
+
+bool has_room(std::uint64_t bytes) { return available_memory() >= bytes + kLeaveFree; }
+
+// Fills a file with huge pages of the kernel's own, where it finds them: a device then gets few long pieces of memory
+// in place of many short ones. Linux 6.1 joins pages when asked to, whatever `shmem_enabled` says. Changes no byte.
+class Joiner {
+ public:
+  Joiner(int fd, std::byte* data) : fd_(fd), data_(data), began_(monotonic_now()) {}
+
+  // What it does not fill, is left as it was.
+  void join(std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t at = begin; !given_up_ && at + kHugePage <= end; at += kJoinStep) {
+      join_step(at, std::min(kJoinStep, (end - at) / kHugePage * kHugePage));
+    }
+  }
+  std::uint64_t joined_bytes() const { return joined_bytes_; }
+
+ private:
+  void join_step(std::uint64_t begin, std::uint64_t bytes) {
+    // A huge page is made of what is there, so one page has to be.
+    for (std::uint64_t at = begin; at < begin + bytes; at += kHugePage) {
+      if (fallocate(fd_, 0, static_cast<off_t>(at), static_cast<off_t>(normal_page())) != 0) given_up_ = true;
+    }
+    if (given_up_) return;
+    if (madvise(data_ + begin, bytes, MADV_COLLAPSE) == 0) {
+      joined_bytes_ += bytes;
+    } else if (errno != EAGAIN) {
+      given_up_ = true;
+    }
+    const auto joined_mib = static_cast<Nanos>(joined_bytes_ >> 20);
+    if (monotonic_now() - began_ > kJoinPatience + joined_mib * kJoinPatiencePerGiB / 1024) given_up_ = true;
+  }
+
+  const int fd_;
+  std::byte* const data_;
+  const Nanos began_;
+  std::uint64_t joined_bytes_ = 0;
+  bool given_up_ = false;
+};
+
 // Gives the file its pages, so that no later access can fail.
-Status reserve(int fd, std::uint64_t bytes) {
+Status reserve(int fd, std::uint64_t bytes, Joiner& joiner) {
   for (std::uint64_t done = 0; done < bytes;) {
     const std::uint64_t step = std::min(kReserveStep, bytes - done);
-    if (available_memory() < bytes - done + kLeaveFree) return no_room(bytes, done, "the machine has too little");
-    if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(step)) != 0) {
+    if (!has_room(bytes - done)) return no_room(bytes, done, kTooLittle);
+    joiner.join(done, done + step);
+    while (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(step)) != 0) {
       const int saved_errno = errno;
       if (saved_errno == EINTR) continue;
       if (saved_errno == ENOMEM || saved_errno == ENOSPC) return no_room(bytes, done, "the kernel refused");
@@ -135,8 +186,13 @@ Result<HostRegion> HostRegion::create_normal(std::uint64_t bytes, unsigned touch
   region.touch_threads_ = touch_threads;
   const std::uint64_t whole = bytes - bytes % normal_page();
   if (Status status = region.open_sealed(whole, 0); !status) return status.error();
-  if (Status status = reserve(region.fd(), whole); !status) return status.error();
+  if (!has_room(whole)) return no_room(whole, 0, kTooLittle);
   if (Status status = region.map_bytes(); !status) return status.error();
+  Joiner joiner(region.fd(), region.data());
+  if (Status status = reserve(region.fd(), whole, joiner); !status) return status.error();
+  if (joiner.joined_bytes() > 0) {
+    region.description_ += ", " + std::to_string(joiner.joined_bytes() * 100 / whole) + " % joined to 2 MiB";
+  }
   return region;
 }
 
@@ -172,8 +228,21 @@ Status HostRegion::open_sealed(std::uint64_t bytes, unsigned memfd_flags) {
 }
 
 Status HostRegion::map_bytes() {
-  void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
-  if (mapped == MAP_FAILED) return errno_error("host memory: mmap of " + std::to_string(bytes_) + " bytes", errno);
+  // Only at a multiple of 2 MiB can a huge page of the file be mapped as one: room for it is taken, the rest given
+  // back.
+  const std::string what = "host memory: mmap of " + std::to_string(bytes_) + " bytes";
+  void* const room = mmap(nullptr, bytes_ + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return errno_error(what, errno);
+  const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(room) % kHugePage) % kHugePage;
+  std::byte* const start = static_cast<std::byte*>(room) + before;
+  if (before > 0) munmap(room, before);
+  munmap(start + bytes_, kHugePage - before);
+  void* const mapped = mmap(start, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_.get(), 0);
+  if (mapped == MAP_FAILED) {
+    const int saved_errno = errno;
+    munmap(start, bytes_);
+    return errno_error(what, saved_errno);
+  }
   data_ = static_cast<std::byte*>(mapped);
   madvise(mapped, bytes_, MADV_DONTDUMP);
   description_ = size_text(page_bytes_) + (page_bytes_ > normal_page() ? " huge pages" : " pages");

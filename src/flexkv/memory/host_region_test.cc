@@ -5,8 +5,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "flexkv/memory/available_memory.h"
@@ -108,6 +110,45 @@ TEST(HostRegion, uses_huge_pages_when_enough_are_free) {
   Result<HostRegion> more = HostRegion::create((free_pages + 8) << 21, {});
   ASSERT_TRUE(more) << more.error().message;
   EXPECT_NE(more.value().description().find("no huge pages free"), std::string::npos);
+}
+
+std::uint64_t mapped_as_huge(const std::byte* data) {
+  std::ifstream maps("/proc/self/smaps");
+  char start[32];
+  std::snprintf(start, sizeof(start), "%lx-", reinterpret_cast<unsigned long>(data));
+  bool here = false;
+  for (std::string line; std::getline(maps, line);) {
+    here = here || line.starts_with(start);
+    if (here && line.starts_with("ShmemPmdMapped:")) return std::stoull(line.substr(15)) << 10;
+  }
+  return 0;
+}
+
+TEST(HostRegion, joins_normal_pages_to_huge_ones_where_the_kernel_can) {
+  Result<HostRegion> region = HostRegion::create((64 << 20) + 4096, kNormalPages);
+  ASSERT_TRUE(region) << region.error().message;
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(region.value().data()) % (2 << 20), 0U);
+  ASSERT_TRUE(region.value().touch());
+  for (std::size_t i = 0; i < region.value().bytes(); i += 512) ASSERT_EQ(region.value().data()[i], std::byte{0});
+  Result<HostRegion> peer = HostRegion::map(Fd(dup(region.value().fd())), region.value().bytes());
+  ASSERT_TRUE(peer) << peer.error().message;
+  ASSERT_TRUE(peer.value().touch());
+  const std::string& description = region.value().description();
+  if (description.find("99 % joined to 2 MiB") == std::string::npos) GTEST_SKIP() << "not here: " << description;
+  EXPECT_EQ(mapped_as_huge(region.value().data()), 64U << 20);
+  EXPECT_EQ(mapped_as_huge(peer.value().data()), 64U << 20);
+}
+
+TEST(HostRegion, gives_back_the_room_around_it) {
+  const auto lines = [] {
+    std::ifstream maps("/proc/self/maps");
+    return std::count(std::istreambuf_iterator<char>(maps), {}, '\n');
+  };
+  const auto before = lines();
+  for (std::uint64_t pages = 1; pages <= 20; ++pages) ASSERT_TRUE(HostRegion::create(4096 * pages, kNormalPages));
+  EXPECT_LT(lines(), before + 10);
+  HostRegion held = HostRegion::create(8 << 20, kNormalPages).value();
+  EXPECT_LT(lines(), before + 10);
 }
 
 TEST(AvailableMemory, is_a_plausible_number) { EXPECT_GT(available_memory(), 1U << 20); }
