@@ -108,7 +108,7 @@ class CudaDevice final : public Device {
   const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
   const std::string name_;
   const std::size_t max_pitch_;
-  Mutex mutex_;  // one plain copy at a time
+  Mutex mutex_;                                                    // one plain copy at a time
   std::shared_ptr<GateCounters> gates_ FLEXKV_GUARDED_BY(mutex_);  // made when first wanted
   const std::unique_ptr<Stream> plain_ FLEXKV_GUARDED_BY(mutex_);
 };
