@@ -101,6 +101,7 @@ class NameTaker final : public node::DiskPort {
   node::DiskAdmission write(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   node::DiskAdmission read(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   bool can_read(unsigned) const override { return false; }
+  double write_pressure() const override { return 0; }
 
   node::SpaceName name{};
 };

@@ -53,6 +53,7 @@ class VirtualDrives final : public node::DiskPort {
   node::DiskAdmission write(const node::DiskTransfer& transfer) override { return take(transfer, &Drive::writes); }
   node::DiskAdmission read(const node::DiskTransfer& transfer) override { return take(transfer, &Drive::reads); }
   bool can_read(unsigned) const override { return true; }
+  double write_pressure() const override { return 0; }
 
   // When the next transfer ends.
   std::optional<Nanos> next() const {
