@@ -107,6 +107,22 @@ def test_loads_that_could_not_be_begun_have_failed(worker: WorkerSide) -> None:
     worker._agents[0].broken = True
     with pytest.raises(RuntimeError):
         worker.start_loads(step(1), True)
+    for layer in LAYERS:  # the engine goes on, and nothing keeps its layers from asking
+        worker.before_layer(layer)
+    assert worker.take_bad_blocks() == {1, 2, 3}
+
+
+def test_loads_within_a_step_have_failed_when_those_beside_it_could_not_be_begun(worker: WorkerSide) -> None:
+    def arm_loads(jobs: list[int], stream: int) -> None:
+        raise RuntimeError("broken")
+
+    worker._agents[0].arm_loads = arm_loads
+    meta = step(1)
+    meta.loads.insert(0, LoadOrder("parked", False, [8], [(0, 4)], True))
+    with pytest.raises(RuntimeError):
+        worker.start_loads(meta, True)
+    for layer in LAYERS:
+        worker.before_layer(layer)
     assert worker.take_bad_blocks() == {1, 2, 3}
 
 

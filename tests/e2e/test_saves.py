@@ -164,6 +164,21 @@ def test_a_save_is_canceled_before_the_step_that_overwrites_its_block(monkeypatc
     assert run.client.saves[2][0] == 0
 
 
+def test_a_save_is_canceled_before_another_connector_loads_into_its_block(monkeypatch: Any) -> None:
+    """Under vLLM's MultiConnector the request may be parked meanwhile, and counts as computed when it is scheduled."""
+    run = Decoding(monkeypatch)
+    run.step()
+    run.step()
+    parked: Any = SimpleNamespace(
+        request_id="parked", kv_transfer_params=None, block_hashes=[], num_tokens=3 * BLOCK, num_preemptions=0
+    )
+    run.side.get_num_new_matched_tokens(parked, BLOCK)
+    # The first block is the engine's own, of its prefix cache; what the second save reads is loaded into.
+    run.side.update_state_after_alloc(parked, SimpleNamespace(get_block_ids=lambda: ([1, 2, 9],)), 0)
+    run.step()
+    assert run.client.canceled == [2]
+
+
 def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
     run = Decoding(monkeypatch)
     run.step()

@@ -157,10 +157,10 @@ std::vector<proto::JobReport> RankJobs::take_reports() { return std::exchange(re
 std::vector<LoadResult> RankJobs::take_loads() { return std::exchange(loads_, {}); }
 
 std::vector<JobId> RankJobs::take_failed(std::span<const JobId> jobs) {
-  std::vector<JobId> failed;
+  std::vector<JobId> failed(jobs.begin(), jobs.end());
   std::erase_if(loads_, [&](const LoadResult& load) {
     if (std::find(jobs.begin(), jobs.end(), load.job) == jobs.end()) return false;
-    if (!load.ok) failed.push_back(load.job);
+    if (load.ok) std::erase(failed, load.job);
     return true;
   });
   return failed;

@@ -334,7 +334,7 @@ Node::Parent Node::skip_in_flight(const Space& space, Sequence& sequence, std::s
   Parent parent;
   if (sequence.carried.job && sequence.carried_end > begin && sequence.carried_end <= end) {
     const auto last = jobs_.find(*sequence.carried.job);
-    if (last != jobs_.end() && !last->second->failed) {
+    if (last != jobs_.end() && !last->second->failed && last->second->generation == space.generation) {
       parent = sequence.carried;
       begin = sequence.carried_end;
     }
@@ -343,7 +343,9 @@ Node::Parent Node::skip_in_flight(const Space& space, Sequence& sequence, std::s
   while (begin < end) {
     const auto found = space.in_flight.find(keys[begin]);
     if (found == space.in_flight.end()) break;
-    const auto& carried = jobs_.at(found->second)->keys;
+    const Job& carrier = *jobs_.at(found->second);
+    if (carrier.failed || carrier.generation != space.generation) break;  // it will keep nothing
+    const auto& carried = carrier.keys;
     const auto rest = keys.subspan(begin);
     const auto common = std::mismatch(carried.begin(), carried.end(), rest.begin(), rest.end()).first - carried.begin();
     parent = {found->second, static_cast<std::uint32_t>(common)};
@@ -410,7 +412,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
   if (granted > 0) {
-    space.in_flight.emplace(job.keys.front(), job_key);
+    space.in_flight.insert_or_assign(job.keys.front(), job_key);  // what failed is not followed any more
     sequence->carried = {job_key, granted};
     sequence->carried_end = begin + granted;
   }
@@ -496,7 +498,10 @@ void Node::finish_if_quiet(JobKey first, Nanos now) {
 
 void Node::publish_or_drop(Job& job, Nanos now) {
   Space& space = *job.space;
-  if (!job.keys.empty()) space.in_flight.erase(job.keys.front());
+  if (!job.keys.empty()) {
+    const auto own = space.in_flight.find(job.keys.front());
+    if (own != space.in_flight.end() && jobs_.at(own->second).get() == &job) space.in_flight.erase(own);
+  }
   space.reserved -= job.blocks;
   if (job.generation != space.generation && !job.failed) {
     job.failed = true;

@@ -135,6 +135,35 @@ TEST_F(NodeTest, KeepsNothingOfACanceledSave) {
   EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 2U);
 }
 
+TEST_F(NodeTest, WhatACanceledSaveWasCarryingIsSavedAnew) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  node->cancel(e, 1);  // its rank still copies
+  ASSERT_EQ(save(e, 2, 2, keys_of(1, 2)), Reason::kNone);
+  EXPECT_FALSE(done(2));
+  ASSERT_EQ(sent<proto::CopyCommand>(agents[0], 2).size(), 1U);
+  ASSERT_EQ(save(e, 3, 3, keys_of(1, 2)), Reason::kNone);  // carried by the second, also when the first has ended
+  EXPECT_TRUE(done(3));
+  report(agents[0], 1, JobStatus::kCanceled);
+  ASSERT_EQ(save(e, 3, 4, keys_of(1, 3)), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 4)[0].blocks().size(), 1U);
+  report(agents[0], 2);
+  report(agents[0], 4);
+  EXPECT_EQ(lookup(e, 4, keys_of(1, 3)).matched_blocks, 3U);
+}
+
+TEST_F(NodeTest, WhatASaveFromBeforeAResetIsCarryingIsSavedAnew) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
+  node->reset(e, now);
+  ASSERT_EQ(save(e, 2, 2, keys_of(1, 2)), Reason::kNone);
+  report(agents[0], 1);
+  report(agents[0], 2);
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 2)).matched_blocks, 2U);
+}
+
 TEST_F(NodeTest, KeepsNothingOfTheSavesOfAClientThatIsGone) {
   start(8);
   const auto e = engine("e");

@@ -70,6 +70,7 @@ class SchedulerSide:
         self._node = None
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadOrder] = []
+        self._filled: list[list[int]] = []  # device blocks of requests that were admitted since the last step
         self._saves = RunningSaves()
         self._generations = [0] * len(groups)  # of the clients' connections, at the last step
         self._step = 0
@@ -176,6 +177,9 @@ class SchedulerSide:
         tables = blocks.get_block_ids()
         for group, chain in zip(self._groups, tracked.chains, strict=True):
             chain.block_ids = list(tables[group.index])
+            # All but those of the engine's own cache are going to be overwritten: by the engine, by us, or, from this step
+            # on and without our being told, by another connector under vLLM's MultiConnector.
+            self._filled.append(chain.block_ids[tracked.local_tokens // group.block_tokens :])
         # Without tokens: nothing to load, or a parked request that is admitted after its load.
         if num_external_tokens <= 0:
             return
@@ -214,8 +218,9 @@ class SchedulerSide:
     def _order_saves(self, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
         overwritten: set[Job] = set()
         self._settle_saves()
-        for load in meta.loads:
-            self._saves.add_readers(load.block_ids, overwritten)
+        filled, self._filled = self._filled, []
+        for block_ids in filled:
+            self._saves.add_readers(block_ids, overwritten)
         for new in output.scheduled_new_reqs:
             self._set_tables(new.req_id, new.block_ids, new.num_computed_tokens, overwritten)
         cached = output.scheduled_cached_reqs

@@ -49,18 +49,20 @@ class _FollowedLoads:
         self.step = -1
         self.reached = -1  # parts that the engine's stream has been told to wait for; below 0: they were not begun
 
-    def begin(self, agent: Any, jobs: list[int], step: int) -> None:
+    def expect(self, jobs: list[int], step: int) -> None:
         self.jobs = jobs
         self.step = step
         self.reached = -1
-        agent.arm_loads_in_parts(jobs, _engine_stream())
+
+    def begin(self, agent: Any) -> None:
+        agent.arm_loads_in_parts(self.jobs, _engine_stream())
         self.reached = 0
 
     def parts_of(self, layer_name: str) -> int:
         return self._parts.get(layer_name, self.all_parts)
 
     def reach(self, agent: Any, parts: int) -> None:
-        if parts > self.reached:
+        if 0 <= self.reached < parts:
             agent.hold_engine(self.jobs, parts, _engine_stream())
             self.reached = parts
 
@@ -122,12 +124,15 @@ class WorkerSide:
             self._loading.update(dict.fromkeys(load.order.jobs, load))
             if load.running == 0:  # nothing could be ordered
                 self._end(load.order, False, meta.step)
+        # What the forward needs has failed if anything goes wrong before it is begun.
+        within = [job for load in loads if load.order.sync for _, job in load.order.jobs]
+        if within:
+            self._followed.expect(within, meta.step)
         beside = by_group([job for load in loads if not load.order.sync for job in load.order.jobs])
         for group, jobs in beside.items():
             self._agents[group].arm_loads(jobs, _engine_stream())
-        within = [job for load in loads if load.order.sync for _, job in load.order.jobs]
         if within:
-            self._followed.begin(self._agents[0], within, meta.step)
+            self._followed.begin(self._agents[0])
             if not (layers_will_ask and self._layers_can_follow):
                 self._followed.reach(self._agents[0], self._followed.all_parts)
 
