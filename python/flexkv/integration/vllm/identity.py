@@ -54,6 +54,17 @@ def _weight_files(model: str) -> list[list[Any]]:
     )
 
 
+def _hub_snapshot(model: str, revision: str | None) -> str | None:
+    """The commit of a model from a hub, as it lies in the local cache: what a branch's name stands for changes."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        config_file = try_to_load_from_cache(model, "config.json", revision=revision)
+    except Exception:  # a folder, or a name that is none for a hub
+        return None
+    return Path(config_file).parent.name if isinstance(config_file, str) else None
+
+
 def fingerprint(config: VllmConfig, namespace: str) -> bytes:
     """32 bytes that differ whenever equal tokens could have different KV. The layout of the bytes is not in it: the
     workers' memory tells that."""
@@ -66,6 +77,7 @@ def fingerprint(config: VllmConfig, namespace: str) -> bytes:
         "model": str(model.model),
         "revision": str(getattr(model, "revision", None)),
         "weights": _weight_files(str(model.model)),
+        "snapshot": _hub_snapshot(str(model.model), getattr(model, "revision", None)),
         "hf_config": _hf_config(model),
         "dtype": str(model.dtype),
         "quantization": str(getattr(model, "quantization", None)),
