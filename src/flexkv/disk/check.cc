@@ -117,7 +117,7 @@ class Checker {
 
 Result<CheckReport> check(const std::string& path, std::uint64_t bytes_per_second,
                           const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
-  auto directory = Directory::open(path);
+  auto directory = Directory::open_existing(path);
   if (!directory) return directory.error();
   auto spaces = directory.value().list();
   if (!spaces) return spaces.error();

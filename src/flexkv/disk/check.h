@@ -19,7 +19,7 @@ struct CheckReport {
 };
 
 // Reads at most so many bytes a second (0: no limit) and calls `progress` now and then with the bytes done and in all.
-// Fails when a node uses the directory, or it cannot be read at all.
+// Fails when a node uses the directory, it is none of the tier's, or it cannot be read at all.
 Result<CheckReport> check(const std::string& directory, std::uint64_t bytes_per_second,
                           const std::function<void(std::uint64_t done, std::uint64_t total)>& progress);
 

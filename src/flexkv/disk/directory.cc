@@ -20,6 +20,7 @@
 namespace flexkv::disk {
 namespace {
 
+constexpr const char* kOwnPrefix = "node.";  // of what is ours besides the files of spaces
 constexpr const char* kLockName = "node.lock";
 constexpr const char* kSecretName = "node.secret";
 
@@ -31,13 +32,13 @@ std::string lock_owner(int fd) {
   return "the process " + std::to_string(pid);
 }
 
-Result<Fd> lock(int directory, const std::string& path) {
+Result<Fd> lock(int directory, const std::string& path, const char* advice) {
   Fd fd(::openat(directory, kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return errno_error("open " + path + "/" + kLockName, errno);
   while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {
       return Error{ErrorCode::kPeer, "the SSD cache directory " + path + " is in use by " + lock_owner(fd.get()) +
-                                         "; give each node a directory of its own"};
+                                         "; " + advice};
     }
     if (errno != EINTR) return errno_error("lock " + path + "/" + kLockName, errno);
   }
@@ -55,8 +56,9 @@ Result<Secret> random_secret() {
   return secret;
 }
 
-// Whose files may be believed: checksums keep out errors, not other users.
-Status check_owner(int fd, const std::string& path) {
+// Whose files may be believed: checksums keep out errors, not other users. Only of a directory of ours do we say that its
+// mode should change.
+Status check_owner(int fd, const std::string& path, bool ours) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_error("stat " + path, errno);
   if (info.st_uid != ::geteuid()) {
@@ -66,9 +68,16 @@ Status check_owner(int fd, const std::string& path) {
   }
   if ((info.st_mode & 022) != 0) {
     return Error{ErrorCode::kInvalidArgument,
-                 "the SSD cache directory " + path + " can be written by others; run: chmod go-w " + path};
+                 "the SSD cache directory " + path + " can be written by others; " +
+                     (ours ? "run: chmod go-w " + path : "name one of its own below it, such as " + path + "/flexkv")};
   }
   return {};
+}
+
+bool is_space_file(std::string_view name, SpaceId& space) {
+  const std::size_t dot = name.find('.');
+  if (dot == std::string_view::npos || (name.substr(dot) != ".blocks" && name.substr(dot) != ".records")) return false;
+  return parse_space_name(name.substr(0, dot), space);
 }
 
 }  // namespace
@@ -84,24 +93,64 @@ Result<Directory> Directory::open(const std::string& path, bool make_parents) {
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("create " + path, errno);
   Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.valid()) return errno_error("open " + path, errno);
-  if (auto checked = check_owner(fd.get(), path); !checked) return checked.error();
-  auto locked = lock(fd.get(), path);
+  Directory directory(path, std::move(fd), Fd());
+  if (auto taken = directory.take("give each node a directory of its own"); !taken) return taken.error();
+  return directory;
+}
+
+Result<Directory> Directory::open_existing(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return errno_error("open " + path, errno);
+  Directory directory(path, std::move(fd), Fd());
+  if (!directory.has_marker()) {
+    return Error{ErrorCode::kInvalidArgument, "not an SSD cache directory (there is no " + std::string(kSecretName) +
+                                                  " of a node in it, and no file of blocks)"};
+  }
+  if (auto taken = directory.take("stop that node first"); !taken) return taken.error();
+  return directory;
+}
+
+Status Directory::take(const char* advice) {
+  if (auto checked = check_owner(fd_.get(), path_, has_marker()); !checked) return checked;
+  auto locked = lock(fd_.get(), path_, advice);
   if (!locked) return locked.error();
-  return Directory(path, std::move(fd), std::move(locked).value());
+  lock_ = std::move(locked).value();
+  return {};
+}
+
+bool Directory::has_marker() const {
+  struct stat info {};
+  if (::fstatat(fd_.get(), kSecretName, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode) &&
+      info.st_size == static_cast<off_t>(sizeof(Secret))) {
+    return true;
+  }
+  bool found = false;
+  (void)visit([&](const char* name, const SpaceId& space) -> Status {
+    HeaderPage page{};
+    Header header;
+    // O_NONBLOCK: whatever has that name, opening it does not wait.
+    const Fd file(::openat(fd_.get(), name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    found = found || (file.valid() && ::pread(file.get(), page.data(), page.size(), 0) == std::ssize(page) &&
+                      decode_header(page, space, 0, header) != HeaderFault::kDamaged);
+    return {};
+  });
+  return found;
 }
 
 Status Directory::visit(const std::function<Status(const char*, const SpaceId&)>& visit) const {
+  return visit_all([&](const char* name) -> Status {
+    SpaceId space{};
+    return is_space_file(name, space) ? visit(name, space) : Status{};
+  });
+}
+
+Status Directory::visit_all(const std::function<Status(const char*)>& visit) const {
   // A descriptor of its own: reading moves the position that duplicates share.
   const int fd = ::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const std::unique_ptr<DIR, int (*)(DIR*)> listing(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
   if (!listing) return errno_error("list " + path_, errno);
   while (const dirent* entry = ::readdir(listing.get())) {
-    const std::string_view name = entry->d_name;
-    const std::size_t dot = name.find('.');
-    if (dot == std::string_view::npos || (name.substr(dot) != ".blocks" && name.substr(dot) != ".records")) continue;
-    SpaceId space{};
-    if (!parse_space_name(name.substr(0, dot), space)) continue;
-    if (auto status = visit(entry->d_name, space); !status) return status;
+    if (auto status = visit(entry->d_name); !status) return status;
   }
   return {};
 }
@@ -118,6 +167,25 @@ Result<FoundSpaces> Directory::list() const {
   });
   if (!status) return status.error();
   return found;
+}
+
+Result<Contents> Directory::contents() const {
+  Contents contents;
+  auto status = visit_all([&](const char* entry) -> Status {
+    const std::string_view name = entry;
+    SpaceId space{};
+    struct stat info {};
+    if (is_space_file(name, space)) {
+      if (::fstatat(fd_.get(), entry, &info, AT_SYMLINK_NOFOLLOW) != 0) return errno_error("stat " + path_, errno);
+      contents.bytes += static_cast<std::uint64_t>(info.st_size);
+    } else if (name != "." && name != ".." && !name.starts_with(kOwnPrefix)) {
+      ++contents.foreign_count;
+      if (contents.foreign.size() < Contents::kForeignMax) contents.foreign.emplace_back(name);
+    }
+    return {};
+  });
+  if (!status) return status.error();
+  return contents;
 }
 
 Result<std::uint64_t> Directory::clear() const {
@@ -218,8 +286,14 @@ Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents
   return home;
 }
 
+Result<Contents> inspect(const std::string& directory) {
+  auto opened = Directory::open_existing(directory);
+  if (!opened) return opened.error();
+  return opened.value().contents();
+}
+
 Result<std::uint64_t> clear(const std::string& directory) {
-  auto opened = Directory::open(directory);
+  auto opened = Directory::open_existing(directory);
   if (!opened) return opened.error();
   return opened.value().clear();
 }

@@ -29,6 +29,14 @@ struct FoundSpace {
 };
 using FoundSpaces = std::map<SpaceId, FoundSpace>;
 
+// What lies in a directory, ours and not.
+struct Contents {
+  static constexpr std::size_t kForeignMax = 5;
+  std::uint64_t bytes = 0;  // of the files of all spaces
+  std::uint64_t foreign_count = 0;
+  std::vector<std::string> foreign;  // the first of their names
+};
+
 // One directory, locked. Created (0700) if it does not exist, its parents only if that is asked for: where a drive
 // should be mounted and is not, nothing must be written instead.
 // Errors: kPeer: another process has it; others: it cannot be used.
@@ -36,7 +44,11 @@ class Directory {
  public:
   static Result<Directory> open(const std::string& path, bool make_parents = false);
 
+  // Of a directory that a node has used: nothing is made in any other. kInvalidArgument: it is none.
+  static Result<Directory> open_existing(const std::string& path);
+
   const std::string& path() const { return path_; }
+  Result<Contents> contents() const;
   Result<FoundSpaces> list() const;
   // Removes the files of every space and returns the bytes that this frees.
   Result<std::uint64_t> clear() const;
@@ -52,6 +64,11 @@ class Directory {
 
  private:
   Directory(std::string path, Fd fd, Fd lock) : path_(std::move(path)), fd_(std::move(fd)), lock_(std::move(lock)) {}
+  // Checks whose it is and locks it. `advice`: what to do when another process has it.
+  Status take(const char* advice);
+  // A secret, or a file that begins as records do.
+  bool has_marker() const;
+  Status visit_all(const std::function<Status(const char*)>& visit) const;
   // Calls `visit` with the name of every file of a space and the space's id.
   Status visit(const std::function<Status(const char*, const SpaceId&)>& visit) const;
 
@@ -76,7 +93,9 @@ struct Home {
   static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false);
 };
 
-// What both of these open, they lock: a node that uses the directory makes them fail (kPeer).
+// What these open, they lock: a node that uses the directory makes them fail (kPeer). A directory that is none of the
+// tier's is refused, and stays as it is.
+Result<Contents> inspect(const std::string& directory);
 Result<std::uint64_t> clear(const std::string& directory);
 
 }  // namespace flexkv::disk
