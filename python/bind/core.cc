@@ -109,8 +109,15 @@ class PyNode {
     if (server_) throw std::runtime_error("this node listens already");
     options_.runtime_dir = unwrap(ipc::runtime_dir(runtime_dir));
     options_.name = name;
-    nb::gil_scoped_release release;
-    server_ = unwrap(server::NodeServer::start(options_));
+    auto started = [&] {
+      nb::gil_scoped_release release;
+      return server::NodeServer::start(options_);
+    }();
+    if (!started && started.error().code == ErrorCode::kNoSpace) {
+      PyErr_SetString(PyExc_MemoryError, started.error().message.c_str());
+      throw nb::python_error();
+    }
+    server_ = unwrap(std::move(started));
   }
 
   void wait(int stop_fd) const {
@@ -344,12 +351,26 @@ NB_MODULE(_core, m) {
       "Verifies the blocks in a directory of the SSD tier that no node uses; 0: as fast as it goes. Calls "
       "progress(done, total) with bytes.");
   m.def(
+      "disk_contents",
+      [](const std::string& directory) {
+        const auto contents = unwrap(disk::inspect(directory));
+        nb::dict out;
+        out["bytes"] = contents.bytes;
+        out["foreign_count"] = contents.foreign_count;
+        out["foreign"] = contents.foreign;
+        return out;
+      },
+      "directory"_a,
+      "What lies in a directory of the SSD tier that no node uses: bytes of blocks, and the first names that are not "
+      "FlexKV's. ValueError: it is no such directory.");
+  m.def(
       "disk_clear", [](const std::string& directory) { return unwrap(disk::clear(directory)); }, "directory"_a,
       "Removes the blocks in a directory of the SSD tier that no node uses; returns the bytes that this frees.");
 
   nb::class_<PyNode>(m, "Node", "The cache of one machine. Thread-safe.")
       .def(nb::init<nb::dict>(), "options"_a)
-      .def("listen", &PyNode::listen, "runtime_dir"_a, "name"_a)
+      .def("listen", &PyNode::listen, "runtime_dir"_a, "name"_a,
+           "MemoryError: the pool does not fit. RuntimeError: another node has the name, or something else failed.")
       .def("wait", &PyNode::wait, "stop_fd"_a, "Waits, without the GIL, until the descriptor is readable.")
       .def("status", [](const PyNode& node) { return node.running()->status_json(); })
       .def("describe", [](const PyNode& node) { return node.running()->describe(); })

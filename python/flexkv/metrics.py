@@ -95,12 +95,18 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-def start_metrics(port: int, status: StatusFunction) -> MetricsServer | None:
-    """Serves metrics on `port` (0: a free one). A port that cannot be had is a warning and None: never fatal."""
+def start_metrics(port: int, status: StatusFunction, origin: str = "default") -> MetricsServer | None:
+    """Serves metrics on `port` (0: a free one), which the setting has from `origin`. A port that cannot be had is a
+    warning and None: never fatal."""
     try:
         server = MetricsServer(port, status)
     except (OSError, OverflowError) as error:
-        _log.warning("no metrics: port %d of 127.0.0.1 cannot be used: %s", port, error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        _log.warning(
+            "no metrics: port %d of 127.0.0.1 (metrics_port, %s) cannot be used: %s; set FLEXKV_METRICS_PORT to another "
+            "one, or to 0 for a free one",
+            *(port, origin, why),
+        )
         return None
     _log.info("metrics at http://127.0.0.1:%d/metrics", server.port)
     return server
@@ -112,7 +118,8 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     info.add_metric([str(node.get(key, "")) for key in ("name", "mode", "version")], 1)
     yield info
     yield from _gauge("flexkv_uptime_seconds", "Seconds since the node started", node.get("uptime_s"))
-    yield from _gauge("flexkv_epoch", "Grows with each reset", node.get("epoch"))
+    if is_number(node.get("resets")):
+        yield CounterMetricFamily("flexkv_resets", "Times that blocks were forgotten on demand", value=node["resets"])
 
     pool = mapping(status, "pool")
     for key, doc in (("bytes", "Size of the tier"), ("used_bytes", "Bytes of the tier that hold blocks")):

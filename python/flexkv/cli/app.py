@@ -51,6 +51,21 @@ Directories = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flexkv {versions.package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def flexkv(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has answered
+
+
 @app.command()
 def version(as_json: Json = False) -> None:
     """Versions of the package, its compiled part and what they run on."""

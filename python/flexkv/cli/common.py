@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+
+from flexkv.config import ConfigError, Settings, load, untold
 
 EXIT_FAILED = 1
 EXIT_NO_NODE = 3
@@ -30,6 +34,17 @@ def fail(message: object, code: int = EXIT_FAILED) -> NoReturn:
     for line in str(message).splitlines():
         typer.echo(f"flexkv: {line}", err=True)
     raise typer.Exit(code)
+
+
+def load_settings(file: Path | None) -> Settings:
+    """The settings of a command; what is wrong with them ends it, what is odd about them is told."""
+    try:
+        settings = load(file=file)
+    except ConfigError as error:
+        fail(error)
+    for warning in untold(settings):
+        logging.getLogger("flexkv.config").warning("%s", warning)
+    return settings
 
 
 def load_core() -> Any:

@@ -8,16 +8,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from flexkv.cli.common import console, fail, print_json
-from flexkv.config import ConfigError, Settings, load
+from flexkv.cli.common import console, load_settings, print_json
+from flexkv.config import Settings
 from flexkv.config.settings import ACTIVE
 
 
 def run(as_json: bool, file: Path | None, changed: bool) -> None:
-    try:
-        settings = load(file=file)
-    except ConfigError as error:
-        fail(error)
+    settings = load_settings(file)
     rows = _rows(settings, changed)
     if as_json:
         print_json({"settings": rows, "warnings": list(settings.warnings)})

@@ -12,12 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from flexkv.cli.common import EXIT_FAILED, fail, print_json, require_core
-from flexkv.config import ConfigError, load
+from flexkv.cli.common import EXIT_FAILED, load_settings, print_json, require_core
 from flexkv.config.sizes import MIB, PIB, format_size, parse_size
 
 _CORE_ERRORS = (RuntimeError, OSError, ValueError)
-_SUFFIXES = (".blocks", ".records")
 
 
 def check(directories: list[str], rate: str | None, as_json: bool, config: Path | None) -> None:
@@ -39,12 +37,19 @@ def clear(directories: list[str], yes: bool, config: Path | None) -> None:
         typer.echo("There is no SSD cache.")
         return
     core = require_core()
-    if not yes:
-        for path in paths:
-            typer.echo(f"{path}: {format_size(_bytes_in(path))}")
-        typer.confirm("Remove all blocks there?", abort=True)
     failed = False
+    found: dict[str, dict[str, Any]] = {}
     for path in paths:
+        try:
+            found[path] = core.disk_contents(path)
+        except _CORE_ERRORS as error:
+            failed = True
+            typer.echo(f"flexkv: {path}: {error}", err=True)
+    if found and not yes:
+        for path, contents in found.items():
+            typer.echo(f"{path}: {format_size(contents['bytes'])}{_foreign(contents)}")
+        typer.confirm("Remove all blocks there?", abort=True)
+    for path in found:
         try:
             typer.echo(f"{path}: {format_size(core.disk_clear(path))} freed")
         except _CORE_ERRORS as error:
@@ -62,10 +67,7 @@ def split_directories(given: Iterable[str]) -> list[str]:
 def _directories(given: list[str], config: Path | None) -> list[str]:
     if given:
         return list(dict.fromkeys(split_directories(given)))
-    try:
-        return list(load(file=config).ssd_cache_dir)
-    except ConfigError as error:
-        fail(error)
+    return list(load_settings(config).ssd_cache_dir)
 
 
 def _rate(text: str | None) -> int:
@@ -82,7 +84,6 @@ def _rate(text: str | None) -> int:
 
 
 def _exists(path: str) -> bool:
-    # The core would make it.
     return os.path.isdir(path)
 
 
@@ -90,8 +91,10 @@ def _check_one(core: Any, path: str, bytes_per_second: int, quiet: bool) -> dict
     if not _exists(path):
         return {"directory": path, "error": "there is no such directory"}
     try:
+        contents = core.disk_contents(path)
         with ExitStack() as stack:
-            return {"directory": path} | core.disk_check(path, bytes_per_second, _progress(stack, path, quiet))
+            report = core.disk_check(path, bytes_per_second, _progress(stack, path, quiet))
+        return {"directory": path, "foreign": contents["foreign"], "foreign_count": contents["foreign_count"]} | report
     except _CORE_ERRORS as error:
         return {"directory": path, "error": str(error) or type(error).__name__}
 
@@ -123,14 +126,15 @@ def _print_result(result: dict[str, Any]) -> None:
     for key, what in (("bad_blocks", "bad"), ("unreadable_blocks", "unreadable")):
         if result.get(key):
             counts.append(f"{result[key]:,} {what}")
-    typer.echo(f"{path}: {', '.join(counts)}{'' if _is_bad(result) else ', all good'}")
+    typer.echo(f"{path}: {', '.join(counts)}{'' if _is_bad(result) else ', all good'}{_foreign(result)}")
     for problem in result.get("problems", []):
         typer.echo(f"flexkv: {path}: {problem}", err=True)
 
 
-def _bytes_in(path: str) -> int:
-    try:
-        with os.scandir(path) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name.endswith(_SUFFIXES))
-    except OSError:
-        return 0
+def _foreign(contents: dict[str, Any]) -> str:
+    """What else lies there: nothing of it is read or removed."""
+    count = contents.get("foreign_count", 0)
+    if not count:
+        return ""
+    names = ", ".join(contents["foreign"]) + (", ..." if count > len(contents["foreign"]) else "")
+    return f"; {count:,} not of FlexKV, left alone: {names}"

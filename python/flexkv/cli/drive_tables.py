@@ -17,9 +17,13 @@ def ssd_row(status: Mapping[str, Any]) -> tuple[str, ...] | None:
     drives = entries(mapping(status, "disk"), "drives")
     if not drives:
         return None
+    if all(drive.get("reads") is False for drive in drives):
+        return "SSD", "off", *[cells.DASH] * 5
     size, used = _sum(drives, "bytes"), _sum(drives, "used_bytes")
     blocks = _sum(entries(status, "spaces"), "disk_used")
-    return "SSD", cells.size(size), cells.size(used), cells.share(used, size), cells.count(blocks), cells.DASH
+    evicted = number(mapping(status, "disk"), "evicted_blocks")
+    counts = (cells.count(blocks), cells.count(evicted))
+    return "SSD", cells.size(size), cells.size(used), cells.share(used, size), *counts, cells.DASH
 
 
 def drive_table(status: Mapping[str, Any]) -> Table | None:
@@ -32,7 +36,8 @@ def drive_table(status: Mapping[str, Any]) -> Table | None:
         cells.add(
             table,
             str(drive.get("directory", cells.DASH)),
-            *(cells.size(number(drive, key)) for key in ("used_bytes", "bytes_written", "bytes_read")),
+            cells.DASH if drive.get("reads") is False else cells.size(number(drive, "used_bytes")),
+            *(cells.size(number(drive, key)) for key in ("bytes_written", "bytes_read")),
             cells.count(failures),
             cells.count(number(drive, "queued")),
             _state(drive),

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import typer
 
-from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, fail, require_core
-from flexkv.config import ConfigError, load
+from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, fail, load_settings, require_core
+from flexkv.node_sockets import CannotRead, node_sockets
 
 
 def run(name: str | None, config: Path | None) -> None:
+    runtime_dir = load_settings(config).node_target.runtime_dir
     try:
-        runtime_dir = load(file=config).node_target.runtime_dir
-    except ConfigError as error:
+        paths = node_sockets(runtime_dir, name)
+    except CannotRead as error:
         fail(error)
     core = require_core()
     done, failed = 0, 0
-    for path in sorted(Path(runtime_dir).glob("*.sock")):
-        if name is not None and path.stem != name:
-            continue
+    for path in paths:
         try:
             core.reset(str(path))
         except (RuntimeError, ValueError) as error:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,14 @@ import typer
 
 from flexkv.cli.common import fail, require_core
 from flexkv.cli.disk_files import split_directories
-from flexkv.config import ConfigError, Settings, load
+from flexkv.config import ConfigError, Settings, load, untold
 from flexkv.config.sizes import format_size
+from flexkv.logs import formatter
 from flexkv.metrics import MetricsServer, start_metrics
+from flexkv.node_start import start_node
+from flexkv.status_fields import entries, is_number, mapping
 
+_SSD_OFF = "SSD cache is off: "  # begins the node's message about it
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -43,13 +47,14 @@ def run(given: Options, config: Path | None) -> None:
     except ConfigError as error:
         fail(error)
     _set_up_logging(settings)
+    for warning in untold(settings):
+        logging.getLogger("flexkv.config").warning("%s", warning)
     core = require_core()
-    options = settings.node_options()
     try:
         # Before the node starts: a signal that comes while it does must stop it too.
         with _stop_descriptor() as stop:
-            _serve(core, settings, options, stop)
-    except (RuntimeError, OSError, ValueError, MemoryError) as error:
+            _serve(core, settings, stop)
+    except (ConfigError, RuntimeError, OSError, ValueError, MemoryError) as error:
         fail(str(error) or type(error).__name__)
 
 
@@ -77,31 +82,53 @@ def _settings(given: Options, config: Path | None) -> Settings:
     return settings
 
 
-def _serve(core: Any, settings: Settings, options: dict[str, Any], stop: int) -> None:
-    node = core.Node(options)
+def _serve(core: Any, settings: Settings, stop: int) -> None:
+    target = settings.node_target
+    node = start_node(core, settings, "daemon", target.name)
     metrics: MetricsServer | None = None
     try:
-        node.listen(options["runtime_dir"], options["node_name"])
         if settings.enable_metrics:
-            metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()))
-        pool = json.loads(node.status()).get("pool", {})
-        size, pages = pool.get("bytes", options["pool_bytes"]), pool.get("page_kind", "unknown")
+            origin = settings.origin("metrics_port")
+            metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
+        status = json.loads(node.status())
+        pool = mapping(status, "pool")
+        size, pages = pool.get("bytes", settings.cpu_cache_bytes), pool.get("page_kind", "unknown")
         print(
-            f"flexkv: node {options['node_name']} listens on {settings.node_target.socket}, "
-            f"pool {format_size(size)} in {pages}, {_ssd(settings)}pid {os.getpid()}",
+            f"flexkv: node {target.name} listens on {target.socket}, "
+            f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}pid {os.getpid()}",
             flush=True,
         )
         node.wait(stop)
+        print(f"flexkv: node {target.name} stops ({_signal_name(stop)})", flush=True)
     finally:
         if metrics is not None:
             metrics.close()
         node.stop()
 
 
-def _ssd(settings: Settings) -> str:
+def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:
+    """What became of the drives that were asked for."""
     if settings.ssd_cache_bytes == 0:
         return ""
-    return f"SSD cache {format_size(settings.ssd_cache_bytes)} in {', '.join(settings.ssd_cache_dir)}, "
+    drives = entries(mapping(status, "disk"), "drives")
+    usable = [drive for drive in drives if drive.get("reads") is not False]
+    lost = [f"{drive.get('directory')}: {drive.get('why')}" for drive in drives if drive.get("reads") is False]
+    if not usable:
+        messages = mapping(status, "health").get("messages")
+        texts = map(str, messages if isinstance(messages, list) else [])
+        why = lost or [text.removeprefix(_SSD_OFF) for text in texts if text.startswith(_SSD_OFF)]
+        return f"SSD cache OFF ({'; '.join(why) or 'see the log'}), "
+    size = sum(value for drive in usable if is_number(value := drive.get("bytes")))
+    but = f" (not in {'; '.join(lost)})" if lost else ""
+    return f"SSD cache {format_size(int(size))} in {', '.join(str(drive.get('directory')) for drive in usable)}{but}, "
+
+
+def _signal_name(stop: int) -> str:
+    """Of the one that ended the wait: Python writes its number to the descriptor."""
+    try:
+        return signal.Signals(os.read(stop, 1)[0]).name
+    except (OSError, ValueError, IndexError):
+        return "asked to"
 
 
 @contextmanager
@@ -130,6 +157,4 @@ def _set_up_logging(settings: Settings) -> None:
     logger = logging.getLogger("flexkv")
     logger.setLevel(settings.log_level.upper())
     for handler in logger.handlers:
-        handler.setFormatter(
-            logging.Formatter(f"%(levelname).1s %(asctime)s [{settings.logging_prefix} %(process)d] %(message)s")
-        )
+        handler.setFormatter(formatter(settings.logging_prefix))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,10 +16,12 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, print_json, require_core
+from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, load_settings, print_json, require_core
 from flexkv.cli.status_tables import node_view
-from flexkv.config import ConfigError, load
+from flexkv.node_sockets import CannotRead, node_sockets, somebody_listens
 from flexkv.status_fields import mapping
+
+_ROOTS_DIR = "/run/flexkv"
 
 
 @dataclass
@@ -39,10 +41,7 @@ class Report:
 
 
 def run(as_json: bool, watch: float | None, name: str | None, config: Path | None) -> None:
-    try:
-        target = load(file=config).node_target
-    except ConfigError as error:
-        fail(error)
+    target = load_settings(config).node_target
     if watch is not None:
         _watch(as_json, watch, target.runtime_dir, name)
         return
@@ -55,15 +54,18 @@ def run(as_json: bool, watch: float | None, name: str | None, config: Path | Non
         else:
             typer.echo(_no_node(report.runtime_dir, name) if not report.unreachable else "", nl=False)
         for one in report.unreachable:
-            typer.echo(f"flexkv: {one['socket']}: {one['error']}", err=True)
+            typer.echo(f"flexkv: {_unreachable(one)}", err=True)
     raise typer.Exit(report.exit_code)
 
 
 def ask_all(runtime_dir: str, name: str | None) -> Report:
     report = Report(runtime_dir)
-    for path in sorted(Path(runtime_dir).glob("*.sock")):
-        if name is not None and path.stem != name:
-            continue
+    try:
+        paths = node_sockets(runtime_dir, name)
+    except CannotRead as error:
+        report.unreachable.append({"socket": runtime_dir, "error": str(error)})
+        return report
+    for path in paths:
         core = require_core()
         try:
             status = json.loads(core.query_status(str(path)))
@@ -71,23 +73,11 @@ def ask_all(runtime_dir: str, name: str | None) -> Report:
                 raise TypeError("its status is not a JSON object")
         except (RuntimeError, OSError, ValueError, TypeError) as error:
             # A node that was killed leaves its socket behind: nobody is there, which is no error.
-            if _somebody_listens(path):
+            if somebody_listens(path):
                 report.unreachable.append({"socket": str(path), "error": str(error) or type(error).__name__})
         else:
             report.nodes.append(status)
     return report
-
-
-def _somebody_listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True
-        return True
 
 
 def _watch(as_json: bool, interval: float, runtime_dir: str, name: str | None) -> None:
@@ -124,8 +114,13 @@ def _view(report: Report, previous: Report | None) -> RenderableType:
         before = _same_node(status, previous) if previous is not None else None
         seconds = report.taken_at - previous.taken_at if previous is not None else 0.0
         parts.append(node_view(status, before, seconds))
-    parts += (Text(f"{one['socket']}: {one['error']}", style="red") for one in report.unreachable)
+    parts += (Text(_unreachable(one), style="red") for one in report.unreachable)
     return Group(*parts) if parts else Text(_no_node(report.runtime_dir, None).rstrip())
+
+
+def _unreachable(one: Mapping[str, str]) -> str:
+    where = one["socket"]
+    return one["error"] if where in one["error"] else f"{where}: {one['error']}"
 
 
 def _same_node(status: Mapping[str, Any], report: Report) -> Mapping[str, Any] | None:
@@ -140,7 +135,10 @@ def _same_node(status: Mapping[str, Any], report: Report) -> Mapping[str, Any] |
 
 def _no_node(runtime_dir: str, name: str | None) -> str:
     which = f"no node named {name} is running" if name else "no node is running"
-    return (
+    text = (
         f"{which} (looked in {runtime_dir}).\n"
         "Start one with `flexkv serve`, or an engine with FlexKV, whose process then holds a node of its own.\n"
     )
+    if os.geteuid() != 0 and runtime_dir != _ROOTS_DIR and os.path.isdir(_ROOTS_DIR):
+        text += f"Nodes that root started are in {_ROOTS_DIR}: run this as root to see them.\n"
+    return text

@@ -33,6 +33,8 @@ _DIRECTIONS = {
     "from_disk": "SSD -> host",
     "to_disk": "host -> SSD",
 }
+# Where a field's name alone does not say what is counted.
+_NAMES = {"peers": "attached processes (schedulers and ranks of engines)"}
 
 
 def node_view(status: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float) -> RenderableType:
@@ -70,7 +72,7 @@ def _tiers(status: Mapping[str, Any]) -> Table:
     pool = mapping(status, "pool")
     size, used = number(pool, "bytes"), number(pool, "used_bytes")
     blocks = [number(space, "used") for space in entries(status, "spaces")]
-    table = cells.table("tier", "size", "used", "full", "blocks", "pages")
+    table = cells.table("tier", "size", "used", "full", "blocks", "evicted", "pages")
     cells.add(
         table,
         "host",
@@ -78,6 +80,7 @@ def _tiers(status: Mapping[str, Any]) -> Table:
         cells.size(used),
         cells.share(used, size),
         cells.count(sum(one for one in blocks if one is not None)) if blocks else cells.DASH,
+        cells.count(number(mapping(status, "evictions"), "blocks")),
         str(pool.get("page_kind", cells.DASH)),
     )
     ssd = ssd_row(status)
@@ -157,7 +160,7 @@ def _numbers(status: Mapping[str, Any], key: str) -> Text | None:
     parts = []
     for name, value in mapping(status, key).items():
         if is_number(value):
-            parts.append(f"{name} {_cell(str(name), value)}")
+            parts.append(f"{_NAMES.get(name, name)} {_cell(str(name), value)}")
         elif isinstance(value, Mapping):
             shown = [(one, count) for one, count in value.items() if is_number(count) and count]
             parts += [f"{name}.{one} {cells.count(count)}" for one, count in shown]

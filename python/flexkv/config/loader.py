@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from flexkv.config.setting import Setting, Status, show_value
+from flexkv.config.setting import Setting, Status, WrongValue, show_value
 from flexkv.config.settings import IgnoredEntry, Settings
 from flexkv.config.table import BY_ENV, BY_KEY
 
-_log = logging.getLogger("flexkv.config")
-_logged: set[str] = set()
+_told: set[str] = set()
 
 _MAX_FILE_BYTES = 1 << 20
 _PREFIX = "FLEXKV_"
@@ -50,7 +48,7 @@ def load(
 ) -> Settings:
     """The effective settings. `extra` (an engine's own configuration, command line options) wins over the file, the
     file over the environment. `file` replaces FLEXKV_CONFIG_PATH. Raises ConfigError, with all problems at once, and
-    nothing else. Warnings are logged once per process and kept in the result."""
+    nothing else. Warnings are in the result, for the caller to show: see `untold`."""
     problems: list[str] = []
     warnings: list[str] = []
     sources = [list(_read_environ(os.environ if environ is None else environ, warnings))]
@@ -79,9 +77,10 @@ def load(
             continue
         try:
             values[setting.attribute] = setting.kind.parse(entry.value)
-        except ValueError:
+        except ValueError as error:
+            why = f"{error}; " if isinstance(error, WrongValue) else ""
             problems.append(
-                f"{setting.key}: wrong value {show_value(entry.value)} from {entry.origin}; "
+                f"{setting.key}: wrong value {_written(entry.value)} from {entry.origin}; {why}"
                 f"allowed: {setting.kind.allowed}"
             )
     origins = {key: entry.origin for key, entry in chosen.items()}
@@ -89,11 +88,21 @@ def load(
     problems += settings.problems()
     if problems:
         raise ConfigError(problems)
-    for warning in warnings:
-        if warning not in _logged:
-            _logged.add(warning)
-            _log.warning("%s", warning)
     return replace(settings, warnings=tuple(warnings))
+
+
+def untold(settings: Settings) -> list[str]:
+    """The warnings that this process has not shown yet; from now on it has."""
+    fresh = [warning for warning in dict.fromkeys(settings.warnings) if warning not in _told]
+    _told.update(fresh)
+    return fresh
+
+
+def _written(value: object) -> str:
+    """A list as it would be written in a variable."""
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        value = ";".join(value)
+    return show_value(value)
 
 
 def _asks_for_something(entry: _Entry) -> bool:

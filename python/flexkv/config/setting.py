@@ -47,6 +47,10 @@ class Setting:
         return "***" if self.secret else self.kind.show(value)
 
 
+class WrongValue(ValueError):
+    """Of a value that needs more words than what is allowed."""
+
+
 def _refuse(value: object) -> NoReturn:
     raise ValueError(value)
 
@@ -147,7 +151,12 @@ def directories() -> Kind:
                 return _refuse(value)
             if part.strip():
                 paths.append(os.path.normpath(os.path.expanduser(part.strip())))
-        if not all(os.path.isabs(path) for path in paths) or len(set(paths)) < len(paths) or len(paths) > 64:
+        for path in paths:
+            if not os.path.isabs(path):
+                raise WrongValue(f"{show_value(path)} is not an absolute path")
+            if paths.count(path) > 1:
+                raise WrongValue(f"{show_value(path)} is given twice")
+        if len(paths) > 64:
             return _refuse(value)
         return tuple(paths)
 

@@ -89,6 +89,11 @@ def auto_cache_size(memory: HostMemory) -> AutoSize:
     )
 
 
+def fitting_cache_size(memory: HostMemory) -> int:
+    """What `auto` gives, and less than its least where there is not even twice that."""
+    return min(int(auto_cache_size(memory)), memory.available // 2 // MIB * MIB)
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii", errors="replace")

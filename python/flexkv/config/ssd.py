@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from flexkv.config.sizes import format_size
+
 if TYPE_CHECKING:
     from flexkv.config.settings import Settings
 
@@ -36,6 +38,39 @@ def ssd_options(settings: Settings) -> dict[str, bool | int | float | str | list
     }
 
 
+def too_large_for_drives(settings: Settings) -> list[str]:
+    """A warning for each file system that cannot hold its part of ssd_cache_gb."""
+    if settings.ssd_cache_bytes == 0:
+        return []
+    places: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}
+    for path in settings.ssd_cache_dir:
+        try:
+            device, system = os.stat(_existing(path)).st_dev, os.statvfs(_existing(path))
+        except OSError:
+            continue  # the node says what is wrong there
+        places.setdefault(device, []).append(path)
+        sizes[device] = system.f_blocks * system.f_frsize
+    share = settings.ssd_cache_bytes // len(settings.ssd_cache_dir)
+    found = []
+    for device, paths in places.items():
+        held = sizes[device]
+        if 0 < held < share * len(paths):
+            found.append(
+                f"ssd_cache_gb: {settings.show('ssd_cache_gb')} from {settings.origin('ssd_cache_gb')} means "
+                f"{format_size(share * len(paths))} in {', '.join(paths)}, where the file system has {format_size(held)} "
+                "in all: the cache ends where it is full"
+            )
+    return found
+
+
+def _existing(path: str) -> str:
+    """The directory, or the one above it in which it is going to be made."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def ssd_problems(settings: Settings) -> list[str]:
     def wrong(key: str, why: str) -> str:
         return f"{key}: wrong value {settings.show(key)} from {settings.origin(key)}; {why}"
@@ -43,9 +78,11 @@ def ssd_problems(settings: Settings) -> list[str]:
     found = []
     if settings.ssd_cache_bytes > 0 and not settings.ssd_cache_dir:
         found.append(wrong("ssd_cache_dir", "allowed: at least one directory when ssd_cache_gb is more than 0"))
-    real = {os.path.realpath(path) for path in settings.ssd_cache_dir}
-    if len(real) < len(settings.ssd_cache_dir):
-        found.append(wrong("ssd_cache_dir", "allowed: directories that differ; two of these are links to the same"))
+    by_place: dict[str, str] = {}
+    for path in settings.ssd_cache_dir:
+        first = by_place.setdefault(os.path.realpath(path), path)
+        if first != path:
+            found.append(wrong("ssd_cache_dir", f"{first} and {path} are the same directory"))
     return found + [wrong(*problem) for problem in _endurance_problems(settings)]
 
 

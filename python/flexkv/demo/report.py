@@ -55,6 +55,23 @@ def turns_table(workload: Workload, without: Run, with_flexkv: Run) -> Table:
     return table
 
 
+def comments(workload: Workload, without: Run, with_flexkv: Run) -> list[str]:
+    """A line on what a reader of the table may stumble over: the first turn, and turns that are slower with FlexKV."""
+    lines = ["Turn 1: nothing can be known yet; each prompt is computed, and with FlexKV saved as well."]
+    slower = []
+    for turn in range(1, workload.turns):
+        slow, fast = (_median(_of_turn(run, turn), lambda r: r.ttft_seconds) for run in (without, with_flexkv))
+        if fast > slow:
+            slower.append(turn + 1)
+    if slower:
+        lines.append(
+            f"Slower with FlexKV in turn {', '.join(map(str, slower))}: prompts this short ({workload.first_tokens:,} tokens "
+            "at first) are computed in about the time that a look-up and a copy take; try --first-tokens "
+            f"{4 * max(workload.first_tokens, 512)}, and a machine with nothing else to do."
+        )
+    return lines
+
+
 def plot(path: Path, title: str, workload: Workload, without: Run, with_flexkv: Run) -> None:
     """Median TTFT per turn as bars, each conversation as a dot."""
     import matplotlib

@@ -37,8 +37,8 @@ Result<Fd> lock(int directory, const std::string& path, const char* advice) {
   if (!fd.valid()) return errno_error("open " + path + "/" + kLockName, errno);
   while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {
-      return Error{ErrorCode::kPeer, "the SSD cache directory " + path + " is in use by " + lock_owner(fd.get()) +
-                                         "; " + advice};
+      return Error{ErrorCode::kPeer,
+                   "the SSD cache directory " + path + " is in use by " + lock_owner(fd.get()) + "; " + advice};
     }
     if (errno != EINTR) return errno_error("lock " + path + "/" + kLockName, errno);
   }
@@ -56,8 +56,8 @@ Result<Secret> random_secret() {
   return secret;
 }
 
-// Whose files may be believed: checksums keep out errors, not other users. Only of a directory of ours do we say that its
-// mode should change.
+// Whose files may be believed: checksums keep out errors, not other users. Only of a directory of ours do we say that
+// its mode should change.
 Status check_owner(int fd, const std::string& path, bool ours) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_error("stat " + path, errno);

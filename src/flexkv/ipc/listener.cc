@@ -43,13 +43,12 @@ Result<Listener> Listener::listen(const std::string& dir, std::string_view name)
   if (!dir_lock) return dir_lock.error();
   auto lock = try_owner_lock(dir_lock.value(), dir, name, OwnerLockMode::kCreate);
   if (!lock) return lock.error();
-  const std::string path = socket_path(dir, name);
   if (!lock.value().valid()) {
     const auto pid = owner_pid(dir, name);
-    return Error{ErrorCode::kInvalidArgument,
-                 path + " is in use by process " + (pid ? std::to_string(*pid) : "(unknown)") + "; stop it first"};
+    return Error{ErrorCode::kPeer, "node '" + std::string(name) + "' already runs (process " +
+                                       (pid ? std::to_string(*pid) : "unknown") + "); stop it or give another --name"};
   }
-  auto socket = listen_at(path, dir + "/" + std::string(name) + ".tmp");
+  auto socket = listen_at(socket_path(dir, name), dir + "/" + std::string(name) + ".tmp");
   if (!socket) {
     remove_owner_files(dir_lock.value(), dir, name);
     return socket.error();

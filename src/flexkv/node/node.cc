@@ -602,6 +602,7 @@ void Node::clear(Space& space, Nanos now) {
 void Node::reset(EngineHandle handle, Nanos now) {
   const Engine* engine = find_engine(handle);
   if (engine == nullptr) return;
+  ++stats_.resets;
   // Found by model, not by what the engine is bound to: while one of its ranks is away that is nothing, and what it
   // saved before would be served again when the rank is back.
   for (const auto& space : spaces_) {
@@ -611,6 +612,7 @@ void Node::reset(EngineHandle handle, Nanos now) {
 }
 
 void Node::reset_all(Nanos now) {
+  ++stats_.resets;
   for (const auto& space : spaces_) clear(*space, now);
   std::erase_if(spaces_, [&](const auto& space) {
     if (!idle(*space)) return false;

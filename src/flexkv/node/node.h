@@ -85,6 +85,7 @@ struct DiskFlowStats {
 };
 
 struct NodeStats {
+  std::uint64_t resets = 0;
   std::uint64_t lookups = 0;
   std::uint64_t blocks_queried = 0;
   std::uint64_t blocks_hit = 0;
@@ -196,6 +197,8 @@ class Node {
     std::uint32_t writes = 0;   // blocks that are written, or wait for a drive
   };
   DiskQueues disk_queues() const;
+  // Whether only blocks that are worth it are written to drives.
+  bool admits() const { return disk_ != nullptr && options_.disk_admission; }
   // Measured while blocks are read; 0: not yet.
   double disk_bytes_per_second() const;
   std::vector<EngineInfo> engines() const;

@@ -211,7 +211,12 @@ std::string NodeServer::describe() const {
   char gib[32];
   std::snprintf(gib, sizeof gib, "%.2f GiB", static_cast<double>(pool_.bytes()) / (1U << 30));
   std::string text = "host pool of " + std::string(gib) + " in " + pool_.description();
-  if (disk_ != nullptr) text += ", SSD cache in " + std::to_string(disk_->drive_count()) + " directories";
+  if (disk_ != nullptr || !disk_off_why_.empty()) {
+    const auto drives = disk_ != nullptr ? disk_->status().drives : std::vector<disk::VolumeStats>();
+    const auto usable = std::ranges::count_if(drives, [](const auto& drive) { return drive.health.reads; });
+    text += usable == 0 ? ", SSD cache OFF" : ", SSD cache in " + std::to_string(usable) + " directories";
+    if (usable > 0 && usable < std::ssize(drives)) text += " of " + std::to_string(drives.size());
+  }
   return text + ", listening at " + socket_path();
 }
 
@@ -220,7 +225,6 @@ std::string NodeServer::status_json() const {
   NodeIdentity identity;
   identity.name = options_.name;
   identity.mode = options_.mode;
-  identity.epoch = epoch_;
   identity.uptime = monotonic_now() - started_at_;
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();

@@ -111,6 +111,54 @@ TEST_F(NodeServerTest, SoDoThoseOfAnAgentThatTalksOnTheSocket) {
   EXPECT_TRUE(becomes_free());
 }
 
+TEST_F(NodeServerTest, ASecondNodeOfTheSameNameSaysWhoHasIt) {
+  NodeServerOptions options;
+  options.node.pool_bytes = kBlockBytes;
+  options.runtime_dir = dir_;
+  options.name = "node";
+  const auto second = NodeServer::start(options);
+  ASSERT_FALSE(second.ok());
+  EXPECT_EQ(second.error().code, ErrorCode::kPeer);
+  EXPECT_EQ(second.error().message,
+            "node 'node' already runs (process " + std::to_string(::getpid()) + "); stop it or give another --name");
+}
+
+TEST_F(NodeServerTest, ResetsAreCounted) {
+  const auto resets = [&] { return nlohmann::json::parse(node_->status_json()).at("node").at("resets"); };
+  EXPECT_EQ(resets(), 0);
+  node_->reset_all();
+  node_->reset(engine_);
+  EXPECT_EQ(resets(), 2);
+}
+
+TEST_F(NodeServerTest, WithDrivesItSaysWhatAdmissionDid) {
+  NodeServerOptions options;
+  options.node.pool_bytes = 16 * kBlockBytes;
+  options.runtime_dir = dir_;
+  options.name = "drives";
+  options.disk.bytes = 1U << 20;
+  options.disk.directories = {dir_ + "/ssd"};
+  const auto admission = [&] {
+    const auto node = NodeServer::start(options);
+    return nlohmann::json::parse(node.value()->status_json()).at("disk").value("admission", nlohmann::json());
+  };
+  EXPECT_EQ(admission(), (nlohmann::json{{"admitted", 0}, {"refused_unlikely", 0}}));
+  options.node.disk_admission = false;
+  EXPECT_TRUE(admission().is_null());
+}
+
+TEST_F(NodeServerTest, ASsdCacheWithoutAUsableDirectoryIsOff) {
+  NodeServerOptions options;
+  options.node.pool_bytes = 16 * kBlockBytes;
+  options.runtime_dir = dir_;
+  options.name = "drives";
+  options.disk.bytes = 1U << 20;
+  options.disk.directories = {"/dev/null/a", dir_ + "/ssd"};
+  EXPECT_NE(NodeServer::start(options).value()->describe().find("SSD cache in 1 directories of 2"), std::string::npos);
+  options.disk.directories = {"/dev/null/a", "/dev/null/b"};
+  EXPECT_NE(NodeServer::start(options).value()->describe().find("SSD cache OFF"), std::string::npos);
+}
+
 TEST_F(NodeServerTest, AnAgentThatDiesIsGoneEvenIfItsChildHoldsItsSocket) {
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);

@@ -145,6 +145,18 @@ json render(const DiskBridge::Status& disk, const node::NodeStats& stats, json& 
           {"prefetched_blocks", stats.blocks_prefetched}};
 }
 
+// What became of blocks that were offered to the tier, over all spaces.
+json sum_of_admission(const json& spaces) {
+  json sum = {{"admitted", 0}, {"refused_unlikely", 0}};
+  for (const json& space : spaces) {
+    for (const auto& [decision, count] : space.at("admission").items()) {
+      const bool of_blocks = decision == "admitted" || decision.starts_with("refused_");
+      if (of_blocks) sum[decision] = sum.value(decision, std::uint64_t{0}) + count.get<std::uint64_t>();
+    }
+  }
+  return sum;
+}
+
 }  // namespace
 
 std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk) {
@@ -197,6 +209,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     transfers["from_disk"] = render(stats.from_disk, stats.unfetched_blocks);
     transfers["to_disk"] = render(stats.to_disk, stats.unwritten_blocks);
     on_drives = render(*disk, stats, messages);
+    if (node.admits()) on_drives["admission"] = sum_of_admission(spaces);
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
   }
   const auto queues = node.disk_queues();
@@ -206,7 +219,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"mode", identity.mode},
                       {"version", FLEXKV_VERSION},
                       {"uptime_s", static_cast<double>(identity.uptime) / kSecond},
-                      {"epoch", identity.epoch}}},
+                      {"resets", stats.resets}}},
                     {"pool",
                      {{"bytes", identity.pool_bytes},
                       {"used_bytes", used_bytes},

@@ -12,7 +12,6 @@ namespace flexkv::server {
 struct NodeIdentity {
   std::string name;
   std::string mode;
-  std::uint64_t epoch = 0;
   Nanos uptime = 0;
   std::string page_kind;
   std::uint64_t pool_bytes = 0;

@@ -22,8 +22,11 @@ from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
+from flexkv.integration.vllm.setup import plain_errors
 from flexkv.integration.vllm.step_times import StepTimes
 from flexkv.metrics import start_metrics
+from flexkv.node_sockets import somebody_listens
+from flexkv.node_start import start_node
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -85,8 +88,7 @@ class SchedulerSide:
 
     def _open_clients(self, config: VllmConfig) -> list[Any]:
         target = self._settings.node_target
-        options = self._settings.node_options()
-        self._may_have_drives = target.mode != "embedded" or bool(options.get("ssd_bytes"))
+        self._may_have_drives = target.mode != "embedded" or self._settings.ssd_cache_bytes > 0
         digest = identity.fingerprint(config, self._settings.namespace)
         engine_id, model = identity.engine_id(config), identity.model_name(config)
         ranks = identity.rank_count(config)
@@ -96,9 +98,9 @@ class SchedulerSide:
         ]
         if target.mode != "daemon":
             node_name = identity.embedded_node_name(config) if target.mode == "embedded" else target.name
-            node = _core.Node({**options, "mode": target.mode})
             try:
-                node.listen(target.runtime_dir, node_name)
+                with plain_errors():
+                    node = start_node(_core, self._settings, target.mode, node_name)
             except RuntimeError:
                 if target.mode == "embedded":
                     raise
@@ -106,8 +108,16 @@ class SchedulerSide:
                 self._node = node
                 logger.info("FlexKV: %s", node.describe())
                 if self._settings.enable_metrics:
-                    self._metrics = start_metrics(self._settings.metrics_port, lambda: json.loads(node.status()))
+                    origin = self._settings.origin("metrics_port")
+                    self._metrics = start_metrics(
+                        self._settings.metrics_port, lambda: json.loads(node.status()), origin
+                    )
                 return [_core.Client.embedded(node, *client) for client in who]
+        if not somebody_listens(target.socket):
+            logger.warning(
+                "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
+                *(target.name, target.socket),
+            )
         return [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
 
     # ---- lookup and load

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from flexkv.config import Settings, load
+from flexkv.config import ConfigError, Settings, load, untold
+from flexkv.logs import formatter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -16,9 +19,10 @@ logger = logging.getLogger("flexkv.vllm")
 def load_settings(config: VllmConfig) -> Settings:
     transfer = config.kv_transfer_config
     extra = {key.removeprefix("flexkv."): value for key, value in (transfer.kv_connector_extra_config or {}).items()}
-    settings = load(extra=extra, extra_origin="kv_connector_extra_config")
-    _show_our_logs(settings)
-    for warning in settings.warnings:
+    with plain_errors():
+        settings = load(extra=extra, extra_origin="kv_connector_extra_config")
+    _show_our_logs(settings.log_level, settings.logging_prefix)
+    for warning in untold(settings):
         logger.warning("FlexKV: %s", warning)
     if getattr(transfer, "kv_load_failure_policy", "recompute") != "recompute":
         logger.warning(
@@ -30,14 +34,24 @@ def load_settings(config: VllmConfig) -> Settings:
     return settings
 
 
-def _show_our_logs(settings: Settings) -> None:
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A wrong setting ends the engine, whose traceback is long: first a line of ours for each problem."""
+    try:
+        yield
+    except ConfigError as error:
+        _show_our_logs("info", "FLEXKV")
+        for problem in error.problems:
+            logger.error("FlexKV: %s", problem)
+        raise
+
+
+def _show_our_logs(level: str, prefix: str) -> None:
     """vLLM configures only its own loggers; without this nobody would see ours."""
     root = logging.getLogger("flexkv")
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(level.upper())
     if not root.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(
-            logging.Formatter(f"%(levelname).1s %(asctime)s [{settings.logging_prefix} %(process)d] %(message)s")
-        )
+        handler.setFormatter(formatter(prefix))
         root.addHandler(handler)
         root.propagate = False

@@ -1,0 +1,50 @@
+"""Starts a node with what the settings say, for `flexkv serve` and for engines that hold their own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flexkv.config import ConfigError, Settings
+from flexkv.config.sizes import AutoSize, HostMemory, fitting_cache_size, format_size, read_host_memory
+from flexkv.config.ssd import too_large_for_drives
+
+_log = logging.getLogger("flexkv.node")
+
+
+def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
+    """A node that listens. RuntimeError: another one has the name, or the core cannot; ConfigError: its pool does not
+    fit. A size that nobody asked for gives way to one that fits."""
+    for warning in too_large_for_drives(settings):
+        _log.warning("%s", warning)
+    options = settings.node_options() | {"mode": mode}
+    try:
+        return _listen(core, options, name)
+    except MemoryError:
+        memory = read_host_memory()
+    if settings.origin("cpu_cache_gb") != "default":
+        raise ConfigError([_does_not_fit(settings, memory)])
+    size = fitting_cache_size(memory)
+    _log.warning(
+        "the default host memory of the cache, %s, does not fit: %s %s; taking %s (cpu_cache_gb, FLEXKV_CPU_CACHE_GB)",
+        *(format_size(settings.cpu_cache_bytes), format_size(memory.available), memory.bound, format_size(size)),
+    )
+    try:
+        return _listen(core, options | {"pool_bytes": size}, name)
+    except MemoryError as error:
+        raise ConfigError([f"{_does_not_fit(settings, memory)}; nor does {format_size(size)}: {error}"]) from None
+
+
+def _listen(core: Any, options: dict[str, Any], name: str) -> Any:
+    node = core.Node(options)
+    node.listen(options["runtime_dir"], name)
+    return node
+
+
+def _does_not_fit(settings: Settings, memory: HostMemory) -> str:
+    auto = isinstance(settings.cpu_cache_bytes, AutoSize)
+    return (
+        f"cpu_cache_gb: {settings.show('cpu_cache_gb')}{' (auto)' if auto else ''} from "
+        f"{settings.origin('cpu_cache_gb')} does not fit in host memory: {format_size(memory.available)} "
+        f"{memory.bound}; give less{'' if auto else ', or auto'} (FLEXKV_CPU_CACHE_GB, --cpu-cache)"
+    )
