@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 STATUS: dict[str, Any] = {
-    "node": {"name": "default", "pid": os.getpid(), "mode": "daemon", "version": "9.9", "uptime_s": 4000.5, "epoch": 1},
+    "node": {"name": "default", "pid": os.getpid(), "mode": "daemon", "version": "9.9", "uptime_s": 4000.5, "resets": 3},
     "pool": {"bytes": 1 << 34, "used_bytes": 1 << 33, "page_kind": "4 KiB pages"},
     "spaces": [{"id": 1, "model": "[red]llama", "block_bytes": 1 << 21, "slots": 8192, "used": 4096, "reserved": 16}],
     "engines": [{"id": "e1", "ranks": 2, "attached_ranks": 1, "model": "llama", "state": "serving"}],
@@ -43,7 +43,7 @@ STATUS: dict[str, Any] = {
         },
         "to_host": {"bytes": 0, "blocks": 0, "jobs": 0, "failed": 0},
     },
-    "queues": {"loads": 0, "saves": 1},
+    "queues": {"loads": 0, "saves": 1, "peers": 2},
     "health": {"state": "degraded", "messages": ["pool is full"]},
 }
 
@@ -120,14 +120,17 @@ WITH_DISK: dict[str, Any] = STATUS | {
 
 
 class Node:
+    room = 1 << 45  # of pools
+    unusable: dict[str, str] = {}  # directories of drives, and why
+
     def __init__(self, options: dict[str, Any]) -> None:
-        if options["pool_bytes"] > 1 << 45:
-            raise RuntimeError("cannot map the pool: not enough memory")
         self.options = options
         self.socket: socket.socket | None = None
         self.path = Path()
 
     def listen(self, runtime_dir: str, name: str) -> None:
+        if self.options["pool_bytes"] > self.room:
+            raise MemoryError("host memory: the machine has too little")
         self.path = Path(runtime_dir) / f"{name}.sock"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.bind(str(self.path))
@@ -139,7 +142,20 @@ class Node:
 
     def status(self) -> str:
         node = STATUS["node"] | {"name": self.path.stem, "pid": os.getpid()}
-        return json.dumps(STATUS | {"node": node, "pool": STATUS["pool"] | {"bytes": self.options["pool_bytes"]}})
+        pool = STATUS["pool"] | {"bytes": self.options["pool_bytes"]}
+        return json.dumps(STATUS | {"node": node, "pool": pool, "disk": self.disk()})
+
+    def disk(self) -> dict[str, Any] | None:
+        directories = self.options.get("ssd_directories", [])
+        if not self.options.get("ssd_bytes") or not directories:
+            return None
+        share = self.options["ssd_bytes"] // len(directories)
+        return {
+            "drives": [
+                {"directory": one, "reads": one not in self.unusable, "why": self.unusable.get(one, ""), "bytes": share}
+                for one in directories
+            ]
+        }
 
     def stop(self) -> None:
         if self.socket is not None:
@@ -162,6 +178,15 @@ def disk_check(directory: str, bytes_per_second: int, progress: Callable[[int, i
     problems = ["space 01: block 7: its checksum is wrong"] * bad
     rate = {"bytes_per_second": bytes_per_second}
     return {"blocks": 1000, "bytes": 2 << 20, "bad_blocks": bad, "unreadable_blocks": 0, "problems": problems} | rate
+
+
+def disk_contents(directory: str) -> dict[str, Any]:
+    if (Path(directory) / "foreign").exists():
+        raise ValueError("not an SSD cache directory (there is no node.secret)")
+    _refuse_used(directory)
+    names = sorted(path.name for path in Path(directory).iterdir() if path.suffix not in (".blocks", ""))
+    size = sum(file.stat().st_size for file in Path(directory).glob("*.blocks"))
+    return {"bytes": size, "foreign_count": len(names), "foreign": names[:1]}
 
 
 def disk_clear(directory: str) -> int:

@@ -1,5 +1,9 @@
+import contextlib
+import io
 import json
+import logging
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -7,10 +11,13 @@ from typing import Any
 
 import fake_core
 import pytest
+from flexkv import node_start
 from flexkv.cli.app import app
 from flexkv.cli.drive_tables import drive_lines
 from flexkv.cli.status_tables import node_view
+from flexkv.cli.versions import package_version
 from flexkv.config.reference import reference_page
+from flexkv.config.sizes import HostMemory
 from typer.testing import CliRunner, Result
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -62,6 +69,11 @@ def test_wrong_usage() -> None:
     assert run("serve", "--no-such-option").exit_code == 2
     assert run("nonsense").exit_code == 2
     assert run("status", "--watch", "0").exit_code == 2
+
+
+def test_version_option() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"flexkv {package_version()}\n")
 
 
 def test_version(core: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,6 +144,27 @@ def test_config_reference() -> None:
 # ---- status
 
 
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user sees the runtime directory. Root may read everything, so the system call is replaced."""
+
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("flexkv.node_sockets.os.listdir", refuse)
+
+
+def test_another_users_runtime_directory(core: types.ModuleType, unreadable: None) -> None:
+    expected = f"cannot read {runtime_dir()}: it belongs to {runtime_dir().owner()}; run as that user"
+    for command in ("status", "reset"):
+        result = run(command)
+        assert (result.exit_code, result.stderr) == (1, f"flexkv: {expected}\n")
+    result = run("status", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"nodes": [], "unreachable": [{"socket": str(runtime_dir()), "error": expected}]}
+
+
+
 def test_status_without_a_node(no_core: None) -> None:
     result = run("status")
     assert result.exit_code == 3
@@ -146,6 +179,7 @@ def test_status(node: Any) -> None:
     for expected in (
         *("default", "16 GiB", "50.0 %", "90.0 %", "never seen 90, evicted 10", "[red]llama", "1.2 ms", "2.5 s"),
         *("1.00 MB/s", "1 h 6 min", "degraded", "pool is full", "refused_blocks.pool_full 3"),
+        "attached processes (schedulers and ranks of engines) 2",
     ):
         assert expected in result.output, expected
 
@@ -157,6 +191,7 @@ def test_status_of_a_node_with_drives(node: Any) -> None:
         *("2 TiB", "512 GiB", "25.0 %", "120,000", "/mnt/[a]", "6 GiB", "4 GiB"),
         *("reads only: no space", "off: an I/O hangs for 2000 ms", "SSD -> host", "host -> SSD", "321"),
         "SSD -> host, blocks failed: deadline 3, checksum 1",
+        "evicted",
         "SSD: reading what the drives hold of [red]llama",
         "SSD: 120,000 blocks found in 1.25 s, discarded: orphan 40, damaged 3; /mnt/b: old blocks are not used",
         "SSD: reads measured at 3.50 GB/s",
@@ -164,6 +199,23 @@ def test_status_of_a_node_with_drives(node: Any) -> None:
         "SSD: blocks offered: refused first touch 900, admitted 100",
     ):
         assert expected in output, expected
+
+
+def test_evictions_of_both_tiers(node: Any) -> None:
+    (runtime_dir() / "default.status").write_text(json.dumps(fake_core.WITH_DISK))
+    rows = [line.split() for line in run("status").output.splitlines()]
+    assert [row[-4] for row in rows if row[:2] == ["host", "16"]] == ["11"]  # before "4 KiB pages"
+    assert [row[-2] for row in rows if row[:2] == ["SSD", "2"]] == ["5"]
+
+
+def test_a_tier_without_a_usable_drive_is_off(node: Any) -> None:
+    drives = [{"directory": "/mnt/a", "reads": False, "writes": False, "why": "gone", "bytes": 1 << 40, "used_bytes": 77}]
+    (runtime_dir() / "default.status").write_text(json.dumps(fake_core.STATUS | {"disk": {"drives": drives}}))
+    output = run("status").output
+    (row,) = [line.split() for line in output.splitlines() if line.startswith("SSD")]
+    assert row == ["SSD", "off", *"-----"]
+    assert "77 B" not in output
+    assert "off: gone" in output
 
 
 def test_status_without_drives_has_no_word_of_them(node: Any) -> None:
@@ -250,7 +302,40 @@ def test_serve_without_the_compiled_part(no_core: None) -> None:
 def test_serve_that_cannot_start(core: types.ModuleType) -> None:
     result = run("serve", "--cpu-cache", "100T")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == "flexkv: cannot map the pool: not enough memory"
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("flexkv: cpu_cache_gb: 100 TiB from command line does not fit in host memory: ")
+    assert last.endswith("; give less, or auto (FLEXKV_CPU_CACHE_GB, --cpu-cache)")
+
+
+def test_a_size_that_nobody_asked_for_gives_way(
+    core: types.ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    monkeypatch.setattr(node_start, "read_host_memory", lambda: HostMemory(3 << 30, "available on the machine"))
+    monkeypatch.setattr(fake_core.Node, "room", 2 << 30)
+    result = run("serve")
+    assert result.exit_code == 0, result.output
+    assert "pool 1 GiB in" in result.stdout
+    (warning,) = caplog.messages
+    expected = "the default host memory of the cache, 16 GiB, does not fit: 3 GiB available on the machine; taking 1 GiB"
+    assert warning.startswith(expected)
+    monkeypatch.setattr(fake_core.Node, "room", 1)
+    assert "; nor does 1 GiB: " in run("serve").stderr
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "auto")
+    assert " (auto) from env FLEXKV_CPU_CACHE_GB does not fit" in run("serve").stderr
+
+
+def test_warnings_come_once_and_in_one_form(core: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger("flexkv"), "handlers", [handler])
+    monkeypatch.setenv("FLEXKV_NO_SUCH_SETTING_AT_ALL", "1")
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        handler.setStream(sys.stderr)
+        run("serve", "--cpu-cache", "1")
+    lines = [line for line in stderr.getvalue().splitlines() if "FLEXKV_NO_SUCH_SETTING_AT_ALL" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(r"W \d\d-\d\d [\d:.]{12} \[FLEXKV \d+\] FLEXKV_NO_SUCH_SETTING_AT_ALL .*", lines[0]), lines
 
 
 def test_serve_wrong_options(core: types.ModuleType) -> None:

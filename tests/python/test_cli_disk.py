@@ -1,6 +1,8 @@
 """`flexkv disk` and the SSD options of `flexkv serve`, with a stand-in for the core."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -83,6 +85,28 @@ def test_a_rate_that_is_none(cache: Path, rate: str) -> None:
     assert run("check", "--rate", rate).exit_code == 2
 
 
+def test_what_is_no_cache_is_refused_before_anybody_is_asked(cache: Path, tmp_path: Path) -> None:
+    other = tmp_path / "etc"
+    other.mkdir()
+    (other / "foreign").touch()
+    for result in (run("check", str(other)), run("clear", str(other)), run("clear", "--yes", str(other))):
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr == f"flexkv: {other}: not an SSD cache directory (there is no node.secret)\n"
+    result = run("clear", "--yes", str(other), str(cache))
+    assert result.exit_code == 1
+    assert result.stdout == f"{cache}: 1 MiB freed\n"
+
+
+def test_foreign_files_are_told(cache: Path) -> None:
+    (cache / "a.txt").touch()
+    (cache / "b.txt").touch()
+    expected = "; 2 not of FlexKV, left alone: a.txt, ...\n"
+    assert run("check").stdout == f"{cache}: 1,000 blocks (2 MiB) checked, all good{expected}"
+    assert json.loads(run("check", "--json").stdout)["directories"][0]["foreign_count"] == 2
+    assert run("clear", answer="n\n").stdout.startswith(f"{cache}: 1 MiB{expected}")
+
+
 # ---- clear
 
 
@@ -122,7 +146,9 @@ def test_clear_of_nothing(tmp_path: Path) -> None:
 # ---- serve
 
 
-def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_serve_with_drives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen = {}
 
     class Node(fake_core.Node):
@@ -131,7 +157,7 @@ def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             super().__init__(options)
 
         def wait(self, stop_fd: int) -> None:
-            pass
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(fake_core, "Node", Node)
     monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", "/from/environment")
@@ -143,6 +169,36 @@ def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert seen["ssd_bytes"] == 2 << 40
     assert seen["ssd_directories"] == ["/a", "/b", str(tmp_path / "here")]
     assert f"SSD cache 2 TiB in /a, /b, {tmp_path}/here, pid" in result.output
+    assert "flexkv: node default stops (SIGTERM)\n" in result.output
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 1 << 20, 0, 0, 0, 0, 0, 0, 255)))
+    caplog.clear()
+    CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dir", "/a", "--cpu-cache", "1"])
+    assert caplog.messages == []
+    CliRunner().invoke(app, ["serve", "--ssd-cache", "2T", "--ssd-dir", "/a", "--cpu-cache", "1"])
+    assert caplog.messages == [
+        "ssd_cache_gb: 2 TiB from command line means 2 TiB in /a, where the file system has 4 GiB in all: the cache ends "
+        "where it is full"
+    ]
+
+
+def test_serve_says_which_drives_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    command = ["serve", "--ssd-cache", "1", "--ssd-dir", "/a", "--ssd-dir", "/b", "--cpu-cache", "1"]
+    monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only"})
+    assert "SSD cache 512 MiB in /b (not in /a: read-only), pid" in CliRunner().invoke(app, command).output
+    monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only", "/b": "no such drive"})
+    assert "SSD cache OFF (/a: read-only; /b: no such drive), pid" in CliRunner().invoke(app, command).output
+    off = {"state": "degraded", "messages": ["SSD cache is off: in use by the process 4711"]}
+    monkeypatch.setattr(fake_core.Node, "disk", lambda self: None)
+    monkeypatch.setattr(fake_core, "STATUS", fake_core.STATUS | {"health": off})
+    assert "SSD cache OFF (in use by the process 4711), pid" in CliRunner().invoke(app, command).output
+
+
+@pytest.mark.parametrize("given", ["/a;/b;/a", "/a;/b;/a/"])
+def test_a_directory_that_is_given_twice_is_named(given: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dir", given])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("flexkv: ssd_cache_dir: wrong value '/a;/b;/a' from command line; '/a' is given twice;")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_a_full_status(server: MetricsServer) -> None:
         ("flexkv_up", ()): 1,
         ("flexkv_node_info", (("mode", "daemon"), ("name", "default"), ("version", "9.9"))): 1,
         ("flexkv_uptime_seconds", ()): 4000.5,
+        ("flexkv_resets_total", ()): 3,
         ("flexkv_tier_bytes", (("tier", "host"),)): 1 << 34,
         ("flexkv_space_blocks", (("model", "[red]llama"), ("space", "1"), ("state", "reserved"))): 16,
         ("flexkv_engine_ranks", (("engine", "e1"), ("model", "llama"), ("state", "attached"))): 1,
@@ -139,8 +140,9 @@ def test_a_failing_status(server: MetricsServer) -> None:
 @pytest.mark.parametrize("server", [dict], indirect=True)
 def test_a_taken_port_is_a_warning(server: MetricsServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flexkv"):
-        assert start_metrics(server.port, dict) is None
-    assert str(server.port) in caplog.text
+        assert start_metrics(server.port, dict, "env FLEXKV_METRICS_PORT") is None
+    assert f"port {server.port} of 127.0.0.1 (metrics_port, env FLEXKV_METRICS_PORT)" in caplog.text
+    assert "set FLEXKV_METRICS_PORT to another one, or to 0 for a free one" in caplog.text
 
 
 @pytest.mark.parametrize("server", [dict], indirect=True)

@@ -22,8 +22,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
-from flexkv.cli.run_bench import program, progress_bar
+from flexkv.cli.run_bench import program
 from flexkv.config.sizes import GIB, KIB, MIB, format_size, parse_size
 
 FIO = "fio"
@@ -217,22 +218,22 @@ def _measure(
     rows: list[Row], measuring: _Program, about: dict[str, Any], notes: list[str], seconds: float
 ) -> None:
     rounds = max(round(seconds / _ROUND_SECONDS), _ROUNDS_MIN)
-    with progress_bar() as bar:
-        task = bar.add_task("flexkv bench ssd", total=None, current="filling the files")
+    with BenchProgress("flexkv bench ssd") as bar:
+        bar.say("filling the files")
         about |= measuring.fill()
         who = [_OURS, _THREADS, *_fio_ways(measuring, notes)]
-        bar.update(task, total=len(rows) * rounds * len(who))
+        bar.expect(len(rows) * rounds * len(who))
         for row in rows:
             row.rates = {each: [] for each in who}
             for turn in range(rounds):
                 first = turn % len(who)
                 for each in who[first:] + who[:first]:
-                    bar.update(task, current=f"{row.name}: {each}")
+                    bar.say(f"{row.name}: {each}")
                     try:
                         row.rates[each].append(_rate_of(each, row, measuring, seconds / rounds, turn))
                     except BenchError as error:
                         row.errors.append(f"{each}: {error}")
-                    bar.update(task, advance=1)
+                    bar.advance(f"{row.name}: {each}")
 
 
 def _rate_of(who: str, row: Row, measuring: _Program, seconds: float, seed: int) -> float:

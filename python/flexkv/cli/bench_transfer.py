@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
 
 
@@ -45,20 +44,16 @@ def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: lis
     from flexkv.bench.geometry import GEOMETRIES
     from flexkv.bench.transfer import measure_alone, measure_beside, measure_link
 
-    stderr = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("flexkv bench transfer"), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task("plain copies")
+    with BenchProgress("flexkv bench transfer") as progress:
+        progress.say("plain copies")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         link = measure_link(device)
-        alone = list(
-            measure_alone(device, geometries, layouts, tokens, lambda text: progress.update(task, description=text))
-        )
+        alone = list(measure_alone(device, geometries, layouts, tokens, progress.say))
         beside = []
         if device.type == "cuda":
             for compute in ("gemm", "reader"):
-                progress.update(task, description=f"beside work of the GPU: {compute}")
+                progress.say(f"beside work of the GPU: {compute}")
                 beside += measure_beside(device, GEOMETRIES[geometries[0]], layouts[0], compute)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host memory"
     return {

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.bench_targets import Figures, Target, targets_of
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
 
@@ -65,8 +64,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
     names = listed.stdout.split()
     with tempfile.TemporaryDirectory(prefix="flexkv-bench-") as directory:
         out, messages = Path(directory) / "out.json", Path(directory) / "messages"
-        with messages.open("w") as stderr, progress_bar() as progress:
-            task = progress.add_task(f"flexkv bench {suite}", total=len(names), current="")
+        with messages.open("w") as stderr, BenchProgress(f"flexkv bench {suite}", len(names)) as progress:
             process = subprocess.Popen(
                 [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"],
                 stdout=subprocess.PIPE,
@@ -81,7 +79,7 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
                         name = line.split(maxsplit=1)[0] if line.strip() else ""
                         if name in left:
                             left.remove(name)
-                            progress.update(task, advance=1, current=name)
+                            progress.advance(name)
                 except BaseException:
                     process.kill()
                     raise
@@ -89,20 +87,6 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
             last = "\n".join(messages.read_text(errors="replace").splitlines()[-10:])
             fail(f"{PROGRAM} ended with code {process.returncode}\n{last}")
         return dict(json.loads(out.read_text()))
-
-
-def progress_bar() -> Progress:
-    stderr = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[current]}"),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
 
 
 def _runs(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
