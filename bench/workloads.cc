@@ -10,19 +10,29 @@ Result<std::vector<TraceRequest>> read_trace(const std::string& path) {
   std::vector<TraceRequest> requests;
   std::ifstream file(path);
   if (!file) return Error{ErrorCode::kNotFound, path + ": cannot be read"};
+  const auto wrong = [&](std::size_t line, const std::string& why) {
+    return Error{ErrorCode::kInvalidArgument, path + ":" + std::to_string(line) + ": " + why};
+  };
+  std::size_t number = 0;
   for (std::string line; std::getline(file, line);) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     try {
       const auto json = nlohmann::json::parse(line);
       requests.push_back({json.at("timestamp").get<double>() / 1000, json.at("input_length").get<std::uint32_t>(),
                           json.at("hash_ids").get<std::vector<std::uint32_t>>()});
-    } catch (const nlohmann::json::exception& error) {
-      return Error{ErrorCode::kInvalidArgument,
-                   path + ":" + std::to_string(requests.size() + 1) + ": not a request of a trace: " + error.what()};
+    } catch (const nlohmann::json::parse_error&) {
+      return wrong(number, "not a request of a trace: this line is not JSON");
+    } catch (const nlohmann::json::exception&) {
+      return wrong(number,
+                   "not a request of a trace: it takes numbers as timestamp (in ms) and input_length, and a list "
+                   "of numbers as hash_ids");
     }
-    if (requests.back().tokens > requests.back().blocks.size() * std::uint64_t{kTraceBlockTokens}) {
-      return Error{ErrorCode::kInvalidArgument, path + ":" + std::to_string(requests.size()) + ": input_length " +
-                                                    std::to_string(requests.back().tokens) +
-                                                    " is more than its hash_ids cover"};
+    const TraceRequest& request = requests.back();
+    if (request.tokens > request.blocks.size() * std::uint64_t{kTraceBlockTokens}) {
+      return wrong(number, "input_length " + std::to_string(request.tokens) + " is more than its " +
+                               std::to_string(request.blocks.size()) + " hash_ids cover (" +
+                               std::to_string(kTraceBlockTokens) + " tokens each)");
     }
   }
   if (requests.empty()) return Error{ErrorCode::kInvalidArgument, path + ": no request in it"};

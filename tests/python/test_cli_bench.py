@@ -1,11 +1,12 @@
 """`flexkv bench`, with a stand-in for the program that measures, and with the real one where it is installed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flexkv.cli import run_bench
+from flexkv.cli import bench_progress, run_bench
 from flexkv.cli.app import app
 from typer.testing import CliRunner, Result
 
@@ -106,6 +107,35 @@ def test_replay_with_drives_of_other_sizes(program: Any, tmp_path: Path) -> None
     assert run("replay", str(trace), "--ssd-blocks", "0").exit_code == 2
 
 
+def test_targets_of_a_replay_are_for_mooncakes_trace_only(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(REQUEST)
+    program([measured("replay/capacity:1000/engine_hashes:1", get_p99_us=300.0)])
+    result = run("replay", str(trace))
+    assert "(<= " not in result.stdout and "no targets" in result.stdout
+    assert json.loads(run("replay", str(trace), "--json").stdout)["benchmarks"][0]["targets"] == {}
+    monkeypatch.setattr(run_bench, "_MOONCAKE_SHA256", hashlib.sha256(REQUEST.encode()).hexdigest())
+    result = run("replay", str(trace))
+    assert "300 (<= 200)" in result.stdout and "no targets" not in result.stdout
+
+
+def test_help_says_where_the_trace_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "github.com/kvcache-ai/Mooncake" in run("replay", "--help").output
+
+
+def test_progress_without_a_terminal_is_lines(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program([measured("a"), measured("b")])
+    assert run("keys").stderr == "", "quick ones need none"
+    monkeypatch.setattr(bench_progress, "_LINE_SECONDS", 0)
+    assert run("keys").stderr.splitlines() == [
+        "flexkv bench keys: 1 of 2 done, last a",
+        "flexkv bench keys: 2 of 2 done, last b",
+    ]
+
+
 def test_a_benchmark_that_failed(program: Any) -> None:
     program([{"name": "load/daemon", "error_occurred": True, "error_message": "not [bold]saved"}, measured("x", 2.0)])
     result = run("host")
@@ -193,4 +223,9 @@ class TestInstalled:
         trace.write_text(REQUEST + "nonsense\n")
         result = run("replay", str(trace))
         assert result.exit_code == 1
-        assert f"{trace}:2: not a request of a trace" in result.stderr
+        assert result.stderr == f"flexkv: {trace}:2: not a request of a trace: this line is not JSON\n"
+        trace.write_text(REQUEST + "\n" + '{"timestamp": 0}\n')
+        expected = f"flexkv: {trace}:3: not a request of a trace: it takes numbers as timestamp (in ms) and input_length"
+        assert run("replay", str(trace)).stderr.startswith(expected)
+        trace.write_text('{"timestamp": 0, "input_length": 600, "hash_ids": [1]}\n')
+        assert f"{trace}:1: input_length 600 is more than its 1 hash_ids cover" in run("replay", str(trace)).stderr

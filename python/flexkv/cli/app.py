@@ -217,7 +217,9 @@ def bench_host(as_json: Json = False) -> None:
 
 @bench_app.command(
     name="replay",
-    epilog="[bold]Examples[/bold]\n\nflexkv bench replay mooncake_conversation_trace.jsonl --json\n\n"
+    epilog="[bold]The trace[/bold]\n\nOf Mooncake's FAST'25 release (12,031 requests in an hour, Apache-2.0), for which "
+    "alone there are targets: github.com/kvcache-ai/Mooncake, FAST25-release/traces/conversation_trace.jsonl\n\n"
+    "[bold]Examples[/bold]\n\nflexkv bench replay conversation_trace.jsonl --json\n\n"
     "flexkv bench replay TRACE --host-blocks 10000 --ssd-blocks 30000 --ssd-blocks 100000  [dim]# drives only[/dim]",
 )
 def bench_replay(
