@@ -46,5 +46,5 @@ def _does_not_fit(settings: Settings, memory: HostMemory) -> str:
     return (
         f"cpu_cache_gb: {settings.show('cpu_cache_gb')}{' (auto)' if auto else ''} from "
         f"{settings.origin('cpu_cache_gb')} does not fit in host memory: {format_size(memory.available)} "
-        f"{memory.bound}; give less{'' if auto else ', or auto'} (FLEXKV_CPU_CACHE_GB, --cpu-cache)"
+        f"{memory.bound}; give less{'' if auto else ', or auto'} (FLEXKV_CPU_CACHE_GB, or --cpu-cache of flexkv serve)"
     )

@@ -304,7 +304,7 @@ def test_serve_that_cannot_start(core: types.ModuleType) -> None:
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("flexkv: cpu_cache_gb: 100 TiB from command line does not fit in host memory: ")
-    assert last.endswith("; give less, or auto (FLEXKV_CPU_CACHE_GB, --cpu-cache)")
+    assert last.endswith("; give less, or auto (FLEXKV_CPU_CACHE_GB, or --cpu-cache of flexkv serve)")
 
 
 def test_a_size_that_nobody_asked_for_gives_way(
