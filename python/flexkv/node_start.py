@@ -18,11 +18,15 @@ def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
     for warning in too_large_for_drives(settings):
         _log.warning("%s", warning)
     options = settings.node_options() | {"mode": mode}
-    try:
-        return _listen(core, options, name)
-    except MemoryError:
-        memory = read_host_memory()
-    if settings.origin("cpu_cache_gb") != "default":
+    asked = settings.origin("cpu_cache_gb") != "default"
+    memory = read_host_memory()
+    # The core knows only control groups of version 2; where one of version 1 sets the limit, it would kill us.
+    if asked or settings.use_hugepage_cpu_buffer or settings.cpu_cache_bytes <= memory.available:
+        try:
+            return _listen(core, options, name)
+        except MemoryError:
+            memory = read_host_memory()
+    if asked:
         raise ConfigError([_does_not_fit(settings, memory)])
     size = fitting_cache_size(memory)
     _log.warning(

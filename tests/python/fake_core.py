@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 STATUS: dict[str, Any] = {
-    "node": {"name": "default", "pid": os.getpid(), "mode": "daemon", "version": "9.9", "uptime_s": 4000.5, "resets": 3},
+    "node": {
+        "name": "default",
+        "pid": os.getpid(),
+        "mode": "daemon",
+        "version": "9.9",
+        "uptime_s": 4000.5,
+        "resets": 3,
+    },
     "pool": {"bytes": 1 << 34, "used_bytes": 1 << 33, "page_kind": "4 KiB pages"},
     "spaces": [{"id": 1, "model": "[red]llama", "block_bytes": 1 << 21, "slots": 8192, "used": 4096, "reserved": 16}],
     "engines": [{"id": "e1", "ranks": 2, "attached_ranks": 1, "model": "llama", "state": "serving"}],

@@ -11,7 +11,6 @@ from typing import Any
 
 import fake_core
 import pytest
-from flexkv import node_start
 from flexkv.cli.app import app
 from flexkv.cli.drive_tables import drive_lines
 from flexkv.cli.status_tables import node_view
@@ -19,6 +18,8 @@ from flexkv.cli.versions import package_version
 from flexkv.config.reference import reference_page
 from flexkv.config.sizes import HostMemory
 from typer.testing import CliRunner, Result
+
+from flexkv import node_start
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -161,8 +162,10 @@ def test_another_users_runtime_directory(core: types.ModuleType, unreadable: Non
         assert (result.exit_code, result.stderr) == (1, f"flexkv: {expected}\n")
     result = run("status", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout) == {"nodes": [], "unreachable": [{"socket": str(runtime_dir()), "error": expected}]}
-
+    assert json.loads(result.stdout) == {
+        "nodes": [],
+        "unreachable": [{"socket": str(runtime_dir()), "error": expected}],
+    }
 
 
 def test_status_without_a_node(no_core: None) -> None:
@@ -209,7 +212,9 @@ def test_evictions_of_both_tiers(node: Any) -> None:
 
 
 def test_a_tier_without_a_usable_drive_is_off(node: Any) -> None:
-    drives = [{"directory": "/mnt/a", "reads": False, "writes": False, "why": "gone", "bytes": 1 << 40, "used_bytes": 77}]
+    drives = [
+        {"directory": "/mnt/a", "reads": False, "writes": False, "why": "gone", "bytes": 1 << 40, "used_bytes": 77}
+    ]
     (runtime_dir() / "default.status").write_text(json.dumps(fake_core.STATUS | {"disk": {"drives": drives}}))
     output = run("status").output
     (row,) = [line.split() for line in output.splitlines() if line.startswith("SSD")]
@@ -312,13 +317,20 @@ def test_a_size_that_nobody_asked_for_gives_way(
 ) -> None:
     monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
     monkeypatch.setattr(node_start, "read_host_memory", lambda: HostMemory(3 << 30, "available on the machine"))
+    assert "pool 1 GiB in" in run("serve").stdout, "also where the core does not see the limit"
     monkeypatch.setattr(fake_core.Node, "room", 2 << 30)
+    monkeypatch.setattr(node_start, "read_host_memory", lambda: HostMemory(next(available), "available on the machine"))
+    available = iter([17 << 30, 3 << 30])  # it shrinks while the node starts
+    caplog.clear()
     result = run("serve")
     assert result.exit_code == 0, result.output
     assert "pool 1 GiB in" in result.stdout
     (warning,) = caplog.messages
-    expected = "the default host memory of the cache, 16 GiB, does not fit: 3 GiB available on the machine; taking 1 GiB"
+    expected = (
+        "the default host memory of the cache, 16 GiB, does not fit: 3 GiB available on the machine; taking 1 GiB"
+    )
     assert warning.startswith(expected)
+    monkeypatch.setattr(node_start, "read_host_memory", lambda: HostMemory(3 << 30, "available on the machine"))
     monkeypatch.setattr(fake_core.Node, "room", 1)
     assert "; nor does 1 GiB: " in run("serve").stderr
     monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "auto")

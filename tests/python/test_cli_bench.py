@@ -225,7 +225,9 @@ class TestInstalled:
         assert result.exit_code == 1
         assert result.stderr == f"flexkv: {trace}:2: not a request of a trace: this line is not JSON\n"
         trace.write_text(REQUEST + "\n" + '{"timestamp": 0}\n')
-        expected = f"flexkv: {trace}:3: not a request of a trace: it takes numbers as timestamp (in ms) and input_length"
+        expected = (
+            f"flexkv: {trace}:3: not a request of a trace: it takes numbers as timestamp (in ms) and input_length"
+        )
         assert run("replay", str(trace)).stderr.startswith(expected)
         trace.write_text('{"timestamp": 0, "input_length": 600, "hash_ids": [1]}\n')
         assert f"{trace}:1: input_length 600 is more than its 1 hash_ids cover" in run("replay", str(trace)).stderr

@@ -146,9 +146,7 @@ def test_clear_of_nothing(tmp_path: Path) -> None:
 # ---- serve
 
 
-def test_serve_with_drives(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen = {}
 
     class Node(fake_core.Node):
@@ -198,7 +196,9 @@ def test_serve_says_which_drives_it_has(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_directory_that_is_given_twice_is_named(given: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dir", given])
     assert result.exit_code == 1
-    assert result.stderr.startswith("flexkv: ssd_cache_dir: wrong value '/a;/b;/a' from command line; '/a' is given twice;")
+    assert result.stderr.startswith(
+        "flexkv: ssd_cache_dir: wrong value '/a;/b;/a' from command line; '/a' is given twice;"
+    )
 
 
 @pytest.mark.parametrize(

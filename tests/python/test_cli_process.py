@@ -113,7 +113,7 @@ def test_the_servers_settings_name_the_node(tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_daemon() -> None:
-    process = start("serve", FLEXKV_ENABLE_METRICS="1", FLEXKV_METRICS_PORT="0")
+    process = start("serve", "--cpu-cache", "1", FLEXKV_ENABLE_METRICS="1", FLEXKV_METRICS_PORT="0")
     assert process.stdout is not None and process.stderr is not None
     assert "node default listens" in process.stdout.readline()
     line = process.stderr.readline()

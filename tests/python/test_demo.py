@@ -18,7 +18,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts/demo"
 def without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
     """As ./scripts/demo asks before anything is installed: -I -S leave Python's own library only."""
     program = f"import sys; sys.path.insert(0, {PACKAGE!r}); import flexkv.demo.options as o; o.parse(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", program, *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_help_needs_nothing_installed() -> None:
@@ -61,10 +63,10 @@ def test_the_script_answers_before_it_installs(tmp_path: Path, arguments: list[s
     for name in ("demo", "setup"):
         (root / "scripts" / name).chmod(0o755)
     (root / "python").symlink_to(PACKAGE)
-    result = subprocess.run([root / "scripts/demo", *arguments], cwd=root, capture_output=True, text=True)
+    result = subprocess.run([root / "scripts/demo", *arguments], cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == code, result.stderr
     assert not (root / "installed").exists()
-    assert subprocess.run([root / "scripts/demo"], cwd=root, capture_output=True).returncode == 9
+    assert subprocess.run([root / "scripts/demo"], cwd=root, capture_output=True, check=False).returncode == 9
     assert (root / "installed").exists()
 
 

@@ -93,7 +93,7 @@ def _check_one(core: Any, path: str, bytes_per_second: int, quiet: bool) -> dict
     try:
         contents = core.disk_contents(path)
         with ExitStack() as stack:
-            report = core.disk_check(path, bytes_per_second, _progress(stack, path, quiet))
+            report: dict[str, Any] = core.disk_check(path, bytes_per_second, _progress(stack, path, quiet))
         return {"directory": path, "foreign": contents["foreign"], "foreign_count": contents["foreign_count"]} | report
     except _CORE_ERRORS as error:
         return {"directory": path, "error": str(error) or type(error).__name__}

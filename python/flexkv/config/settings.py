@@ -118,8 +118,9 @@ class Settings:
     cpu_cache_bytes: int = setting(
         size(sizes.GIB, sizes.MIB, sizes.PIB, auto=_auto),
         16 * sizes.GIB,
-        "Host memory of one node's cache. `auto`: 0.8 x (available memory, bounded by the control group's limit, less "
-        "a reserve of 10 GiB or of half where there is little), in whole GiB, at least 1 GiB.",
+        "Host memory of one node's cache; not given, and 16 GiB do not fit: what fits. `auto`: 0.8 x (available memory, "
+        "bounded by the control group's limit, less a reserve of 10 GiB or of half where there is little), in whole GiB, at "
+        "least 1 GiB.",
         topic="Host memory",
         key="cpu_cache_gb",
     )

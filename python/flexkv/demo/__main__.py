@@ -22,6 +22,7 @@ from .progress import DemoProgress
 from .workload import Request, Workload
 
 _LOG_TAIL_LINES = 40
+_PIPE_WIDTH = 120
 
 
 class RunFailed(Exception):
@@ -30,7 +31,7 @@ class RunFailed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     out, model = Path(given.out), Path(given.model) if given.model else None
     workload = options.workload_of(given)
     try:

@@ -31,7 +31,10 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     )
     defaults = Workload()
     parser.add_argument(
-        "--model", type=_directory, metavar="DIR", help="model directory (default: a small random llama, made on the spot)"
+        "--model",
+        type=_directory,
+        metavar="DIR",
+        help="model directory (default: a small random llama, made on the spot)",
     )
     parser.add_argument("--serve", action="store_true", help="through an OpenAI server and a streaming client")
     parser.add_argument(
@@ -54,7 +57,10 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=_file, metavar="FILE", help="save every figure there")
     parser.add_argument(
-        "--out", default="out/demo", metavar="DIR", help="directory of plot, logs and the random model (default: out/demo)"
+        "--out",
+        default="out/demo",
+        metavar="DIR",
+        help="directory of plot, logs and the random model (default: out/demo)",
     )
     given = parser.parse_args(arguments)
     if given.serve and given.in_process:
@@ -67,9 +73,7 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def workload_of(given: argparse.Namespace) -> Workload:
-    return Workload(
-        given.conversations, given.turns, given.first_tokens, given.turn_tokens, given.answer_tokens
-    )
+    return Workload(given.conversations, given.turns, given.first_tokens, given.turn_tokens, given.answer_tokens)
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 _LINE_SECONDS = 10.0
 
@@ -22,7 +22,7 @@ class DemoProgress:
             self._bar = Progress(*columns, TimeElapsedColumn(), console=console)
         self._title = ""
         self._total = self._done = 0
-        self._task: int = 0
+        self._task = TaskID(0)
         self._next_line = 0.0
 
     def __enter__(self) -> DemoProgress:

@@ -166,7 +166,8 @@ Volume::Adopted Volume::settle(SpaceFiles& files, bool keep) {
   const std::uint32_t slots_max = slots_that_fit(room, slot_bytes);
   if (slots_max == 0) {
     adopted.why_not = "no room for a block of " + std::to_string(slot_bytes) + " bytes: of its share of " +
-                      std::to_string(share_bytes_) + " bytes, " + std::to_string(room) + " are not in use";
+                      std::to_string(share_bytes_) + " bytes, " + std::to_string(room) +
+                      " are not in use; give it more (ssd_cache_gb)";
     return adopted;
   }
   const std::uint64_t records =
