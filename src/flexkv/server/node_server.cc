@@ -212,8 +212,8 @@ std::string NodeServer::describe() const {
   std::snprintf(gib, sizeof gib, "%.2f GiB", static_cast<double>(pool_.bytes()) / (1U << 30));
   std::string text = "host pool of " + std::string(gib) + " in " + pool_.description();
   if (disk_ != nullptr || !disk_off_why_.empty()) {
-    const auto drives = disk_ != nullptr ? disk_->status().drives : std::vector<disk::VolumeStats>();
-    const auto usable = std::ranges::count_if(drives, [](const auto& drive) { return drive.health.reads; });
+    const auto drives = disk_ != nullptr ? disk_->status().drives : std::vector<DiskBridge::DriveStatus>();
+    const auto usable = std::ranges::count_if(drives, [](const auto& drive) { return drive.volume.health.reads; });
     text += usable == 0 ? ", SSD cache OFF" : ", SSD cache in " + std::to_string(usable) + " directories";
     if (usable > 0 && usable < std::ssize(drives)) text += " of " + std::to_string(drives.size());
   }
