@@ -94,9 +94,12 @@ def test_replay_gives_the_trace_to_the_program(program: Any, tmp_path: Path) -> 
     assert (tmp_path / "calls").read_text().splitlines()[0] == f"replay {trace} --drive-gbs=6 --benchmark_list_tests"
 
 
-def test_replay_with_drives_of_other_sizes(program: Any, tmp_path: Path) -> None:
+def test_replay_with_drives_of_other_sizes(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text(REQUEST)
+    monkeypatch.setattr(run_bench, "_MOONCAKE_SHA256", hashlib.sha256(REQUEST.encode()).hexdigest())
     program([measured("drives/adaptive/admission/host:10/ssd:20/iterations:1", **{"saved_%": 20.0, "lost_hits_%": 1.0})])
     sizes = ("--host-blocks", "10", "--host-blocks", "11", "--ssd-blocks", "20", "--drive-gbs", "2.5")
     result = run("replay", str(trace), *sizes)
