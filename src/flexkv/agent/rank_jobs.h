@@ -77,8 +77,8 @@ class RankJobs {
   // What has accumulated for the node and for the worker.
   std::vector<proto::JobReport> take_reports();
   std::vector<LoadResult> take_loads();
-  // Of the given loads, those that have failed, or were never armed; takes the results of all of them. REQUIRES: none is
-  // pending.
+  // Of the given loads, those that have failed, or were never armed; takes the results of all of them. REQUIRES: none
+  // is pending.
   std::vector<JobId> take_failed(std::span<const JobId> jobs);
   std::size_t job_count() const { return jobs_.size(); }
 
