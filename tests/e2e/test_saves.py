@@ -3,13 +3,15 @@ engine."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
-from flexkv.integration.vllm.scheduler import SchedulerSide
+from flexkv.integration.vllm.scheduler import SchedulerSide, _Tracked
 
 BLOCK = 32
 
@@ -177,6 +179,27 @@ def test_a_save_is_canceled_before_another_connector_loads_into_its_block(monkey
     run.side.update_state_after_alloc(parked, SimpleNamespace(get_block_ids=lambda: ([1, 2, 9],)), 0)
     run.step()
     assert run.client.canceled == [2]
+
+
+def test_an_adapter_that_was_trained_anew_finds_nothing_of_the_old_one(monkeypatch: Any, tmp_path: Path) -> None:
+    """vLLM hashes its name and path only, which is enough as long as its own cache ends with its process."""
+    lora = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path=str(tmp_path))
+    plain: Any = SimpleNamespace(block_hashes=[b"1", b"2"], num_preemptions=0)
+    adapted: Any = SimpleNamespace(block_hashes=[b"1"], num_preemptions=0, lora_request=lora)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"old")
+    identity._stamp_at_load.cache_clear()
+    before = _Tracked(adapted, [], True).block_hashes().copy()
+    assert _Tracked(plain, [], True).block_hashes() == [b"1", b"2"]
+    assert before != [b"1"]
+
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
+    again = _Tracked(adapted, [], True)
+    assert again.block_hashes() == before  # what this engine has loaded is what it was
+    adapted.block_hashes.append(b"2")
+    assert again.block_hashes()[:1] == before
+    assert len(again.block_hashes()) == 2
+    identity._stamp_at_load.cache_clear()  # as after a restart
+    assert _Tracked(adapted, [], True).block_hashes()[0] != before[0]
 
 
 def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:

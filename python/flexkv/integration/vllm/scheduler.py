@@ -10,6 +10,7 @@ block, the node is told to keep nothing of them (docs/decisions/0010).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -50,7 +51,17 @@ class _Chain:
 class _Tracked:
     """A request as far as the cache is concerned."""
 
-    __slots__ = ("chains", "load_async", "loaded_in_life", "local_tokens", "outdated", "request", "save")
+    __slots__ = (
+        "_adapter",
+        "_adapter_hashes",
+        "chains",
+        "load_async",
+        "loaded_in_life",
+        "local_tokens",
+        "outdated",
+        "request",
+        "save",
+    )
 
     def __init__(self, request: Request, chains: list[_Chain], save: bool) -> None:
         self.request = request
@@ -60,6 +71,17 @@ class _Tracked:
         self.outdated = False  # its blocks were computed before a reset
         self.load_async = False  # what the engine was told at the last lookup
         self.save = save
+        self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))
+        self._adapter_hashes: list[bytes] = []
+
+    def block_hashes(self) -> list[bytes]:
+        """vLLM's, and where there is an adapter, of its weights, too."""
+        hashes = self.request.block_hashes
+        if not self._adapter:
+            return hashes
+        known = self._adapter_hashes
+        known.extend(hashlib.sha256(self._adapter + hash_).digest() for hash_ in hashes[len(known) :])
+        return known
 
 
 class SchedulerSide:
@@ -117,7 +139,7 @@ class SchedulerSide:
         if self._may_have_drives:
             tracked = self._track(request)
             for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-                client.prefetch(chain.sequence, group.hashes(request.block_hashes))
+                client.prefetch(chain.sequence, group.hashes(tracked.block_hashes()))
 
     def _track(self, request: Request) -> _Tracked:
         tracked = self._requests.get(request.request_id)
@@ -130,11 +152,13 @@ class SchedulerSide:
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         tracked = self._track(request)
+        tracked.request = request
         on_drives = False
         # The last token is always computed: its logits are what the engine is asked for.
         served = request.num_tokens - 1
+        block_hashes = tracked.block_hashes()
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            hashes = group.hashes(request.block_hashes)
+            hashes = group.hashes(block_hashes)
             matched, reason, disk_blocks = client.lookup(chain.sequence, hashes)
             on_drives = on_drives or disk_blocks > 0
             if self._trace:
@@ -151,7 +175,6 @@ class SchedulerSide:
                 )
             chain.offers.restart(matched)
             served = min(served, matched * group.block_tokens)
-        tracked.request = request
         tracked.local_tokens = num_computed_tokens
         tracked.outdated = False
         wanted = served // self._alignment * self._alignment - num_computed_tokens
@@ -262,14 +285,14 @@ class SchedulerSide:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            self._save(group, client, chain, tracked.request, computed, after_step, meta)
+            self._save(group, client, chain, tracked.block_hashes(), computed, after_step, meta)
 
     def _save(
         self,
         group: Group,
         client: Any,
         chain: _Chain,
-        request: Request,
+        block_hashes: list[bytes],
         computed: int,
         after_step: int,
         meta: FlexKVMetadata,
@@ -277,7 +300,7 @@ class SchedulerSide:
         """Offers the blocks that are complete after this step and were not offered before."""
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
-        hashed = len(request.block_hashes) // group.hashes_per_block
+        hashed = len(block_hashes) // group.hashes_per_block
         full = min(after_step // group.block_tokens, hashed, len(chain.block_ids))
         offers = chain.offers
         if full <= offers.offered or not offers.due(self._step):
@@ -288,7 +311,7 @@ class SchedulerSide:
         if not runs or runs[-1][0] + len(runs[-1][1]) != full:
             return
         first, blocks = runs[-1]
-        job = client.save(chain.sequence, group.hashes(request.block_hashes), first, blocks)
+        job = client.save(chain.sequence, group.hashes(block_hashes), first, blocks)
         if job == 0:  # no node, or its ranks are not there yet
             offers.refused(first, self._step)
             return
