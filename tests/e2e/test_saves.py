@@ -3,13 +3,15 @@ engine."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
-from flexkv.integration.vllm.scheduler import SchedulerSide
+from flexkv.integration.vllm.scheduler import SchedulerSide, _Tracked
 
 BLOCK = 32
 
@@ -66,6 +68,12 @@ class FakeClient:
 
     def generation(self) -> int:
         return self.connection
+
+    def observe_step(self, *step: Any) -> None:
+        pass
+
+    def close_sequence(self, sequence: int) -> None:
+        pass
 
     def reset(self) -> None:
         pass
@@ -177,6 +185,62 @@ def test_a_save_is_canceled_before_another_connector_loads_into_its_block(monkey
     run.side.update_state_after_alloc(parked, SimpleNamespace(get_block_ids=lambda: ([1, 2, 9],)), 0)
     run.step()
     assert run.client.canceled == [2]
+
+
+def test_an_adapter_that_was_trained_anew_finds_nothing_of_the_old_one(monkeypatch: Any, tmp_path: Path) -> None:
+    """vLLM hashes its name and path only, which is enough as long as its own cache ends with its process."""
+    lora = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path=str(tmp_path))
+    plain: Any = SimpleNamespace(block_hashes=[b"1", b"2"], num_preemptions=0)
+    adapted: Any = SimpleNamespace(block_hashes=[b"1"], num_preemptions=0, lora_request=lora)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"old")
+    identity._stamp_at_load.cache_clear()
+    before = _Tracked(adapted, [], True).block_hashes().copy()
+    assert _Tracked(plain, [], True).block_hashes() == [b"1", b"2"]
+    assert before != [b"1"]
+
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
+    again = _Tracked(adapted, [], True)
+    assert again.block_hashes() == before  # what this engine has loaded is what it was
+    adapted.block_hashes.append(b"2")
+    assert again.block_hashes()[:1] == before
+    assert len(again.block_hashes()) == 2
+    identity._stamp_at_load.cache_clear()  # as after a restart
+    assert _Tracked(adapted, [], True).block_hashes()[0] != before[0]
+
+
+def test_what_rests_on_a_failed_load_is_not_saved(monkeypatch: Any) -> None:
+    """vLLM has only the first request that shares a block compute it again, which an abort may keep it from."""
+    run = Decoding(monkeypatch)
+    run.step()
+    run.client.ended = [(1, "")]
+    run.step()
+    assert run.client.saves == [(0, 1), (1, 1)]
+    run.side.update_connector_output(SimpleNamespace(invalid_block_ids={2}))
+    assert run.client.canceled == [2]
+    for _ in range(20):
+        assert run.step().saves == []
+    # Another request finds them in the engine's cache.
+    hashes = [b"%d" % (i + 1) for i in range(22)]
+    other: Any = SimpleNamespace(
+        request_id="s", kv_transfer_params=None, block_hashes=hashes, num_tokens=23 * BLOCK, num_preemptions=0
+    )
+
+    def begin(block_ids: list[int], computed: int) -> FlexKVMetadata:
+        run.side.get_num_new_matched_tokens(other, computed)
+        new = SimpleNamespace(req_id="s", block_ids=(block_ids,), num_computed_tokens=computed)
+        nothing = SimpleNamespace(req_ids=[], resumed_req_ids=set(), new_block_ids=[], num_computed_tokens=[])
+        output: Any = SimpleNamespace(
+            scheduled_new_reqs=[new],
+            scheduled_cached_reqs=nothing,
+            num_scheduled_tokens={"s": BLOCK},
+            total_num_scheduled_tokens=BLOCK,
+        )
+        return run.side.build_connector_meta(output)
+
+    assert begin([1, 2, 3, 4], 3 * BLOCK).saves == []
+    run.side.request_finished(run.request)
+    run.side.request_finished(other)
+    assert begin([1, 2, 3, 4], 0).saves != []  # all written anew
 
 
 def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -39,6 +40,20 @@ def worker_rank(config: VllmConfig) -> int:
 
 def model_name(config: VllmConfig) -> str:
     return str(config.model_config.model)
+
+
+def adapter_stamp(lora_request: Any) -> bytes:
+    """Which weights a request's adapter has, beyond the name and path that vLLM hashes: they may be others after a
+    restart. Empty without an adapter."""
+    if lora_request is None:
+        return b""
+    return _stamp_at_load(str(lora_request.lora_name), int(lora_request.lora_int_id), str(lora_request.lora_path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _stamp_at_load(name: str, number: int, path: str) -> bytes:
+    """Of the files as they are when the adapter is first seen: what the engine has loaded stays when they change."""
+    return hashlib.sha256(json.dumps([name, _weight_files(path), _hub_snapshot(path, None)]).encode()).digest()
 
 
 def _weight_files(model: str) -> list[list[Any]]:

@@ -10,6 +10,7 @@ block, the node is told to keep nothing of them (docs/decisions/0010).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -53,7 +54,18 @@ class _Chain:
 class _Tracked:
     """A request as far as the cache is concerned."""
 
-    __slots__ = ("chains", "load_async", "loaded_in_life", "local_tokens", "outdated", "request", "save")
+    __slots__ = (
+        "_adapter",
+        "_adapter_hashes",
+        "chains",
+        "load_async",
+        "loaded_in_life",
+        "local_tokens",
+        "outdated",
+        "request",
+        "save",
+        "tainted",
+    )
 
     def __init__(self, request: Request, chains: list[_Chain], save: bool) -> None:
         self.request = request
@@ -63,6 +75,18 @@ class _Tracked:
         self.outdated = False  # its blocks were computed before a reset
         self.load_async = False  # what the engine was told at the last lookup
         self.save = save
+        self.tainted = False  # computes from blocks that a failed load left
+        self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))
+        self._adapter_hashes: list[bytes] = []
+
+    def block_hashes(self) -> list[bytes]:
+        """vLLM's, and where there is an adapter, of its weights, too."""
+        hashes = self.request.block_hashes
+        if not self._adapter:
+            return hashes
+        known = self._adapter_hashes
+        known.extend(hashlib.sha256(self._adapter + hash_).digest() for hash_ in hashes[len(known) :])
+        return known
 
 
 class SchedulerSide:
@@ -75,6 +99,8 @@ class SchedulerSide:
         self._loads: list[LoadOrder] = []
         self._filled: list[list[int]] = []  # device blocks of requests that were admitted since the last step
         self._saves = RunningSaves()
+        # Device blocks that failed loads left, and what was computed from them: see _taint(). Until they are overwritten.
+        self._tainted: set[int] = set()
         self._generations = [0] * len(groups)  # of the clients' connections, at the last step
         self._step = 0
         # With several groups vLLM takes failures only by request, and so only of parked ones.
@@ -127,7 +153,7 @@ class SchedulerSide:
         if self._may_have_drives:
             tracked = self._track(request)
             for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-                client.prefetch(chain.sequence, group.hashes(request.block_hashes))
+                client.prefetch(chain.sequence, group.hashes(tracked.block_hashes()))
 
     def _track(self, request: Request) -> _Tracked:
         tracked = self._requests.get(request.request_id)
@@ -140,11 +166,13 @@ class SchedulerSide:
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         tracked = self._track(request)
+        tracked.request = request
         on_drives = False
         # The last token is always computed: its logits are what the engine is asked for.
         served = request.num_tokens - 1
+        block_hashes = tracked.block_hashes()
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            hashes = group.hashes(request.block_hashes)
+            hashes = group.hashes(block_hashes)
             matched, reason, disk_blocks = client.lookup(chain.sequence, hashes)
             on_drives = on_drives or disk_blocks > 0
             if self._trace:
@@ -161,9 +189,8 @@ class SchedulerSide:
                 )
             chain.offers.restart(matched)
             served = min(served, matched * group.block_tokens)
-        tracked.request = request
         tracked.local_tokens = num_computed_tokens
-        tracked.outdated = False
+        tracked.outdated = tracked.tainted = False
         wanted = served // self._alignment * self._alignment - num_computed_tokens
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
         # a request that waits for its blocks at the head of the queue would keep those behind it from giving theirs back.
@@ -231,6 +258,7 @@ class SchedulerSide:
         filled, self._filled = self._filled, []
         for block_ids in filled:
             self._saves.add_readers(block_ids, overwritten)
+            self._tainted.difference_update(block_ids)
         for new in output.scheduled_new_reqs:
             self._set_tables(new.req_id, new.block_ids, new.num_computed_tokens, overwritten)
         cached = output.scheduled_cached_reqs
@@ -255,16 +283,23 @@ class SchedulerSide:
         tracked = self._requests.get(request_id)
         for number, group in enumerate(self._groups):
             block_ids = tables[group.index]
-            self._saves.add_readers(block_ids[computed // group.block_tokens :], saves)
+            self._overwrite(tracked, block_ids[computed // group.block_tokens :], saves)
             if tracked is not None:
                 tracked.chains[number].block_ids = list(block_ids)
 
     def _extend_tables(self, request_id: str, tables: tuple[list[int], ...], saves: set[Job]) -> None:
         tracked = self._requests.get(request_id)
         for number, group in enumerate(self._groups):
-            self._saves.add_readers(tables[group.index], saves)
+            self._overwrite(tracked, tables[group.index], saves)
             if tracked is not None:
                 tracked.chains[number].block_ids.extend(tables[group.index])
+
+    def _overwrite(self, tracked: _Tracked | None, block_ids: list[int], saves: set[Job]) -> None:
+        self._saves.add_readers(block_ids, saves)
+        if tracked is not None and tracked.tainted:
+            self._tainted.update(block_ids)
+        elif self._tainted:
+            self._tainted.difference_update(block_ids)
 
     def _save_completed(self, request_id: str, computed: int, output: SchedulerOutput, meta: FlexKVMetadata) -> None:
         tracked = self._requests.get(request_id)
@@ -272,14 +307,14 @@ class SchedulerSide:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            self._save(group, client, chain, tracked.request, computed, after_step, meta)
+            self._save(group, client, chain, tracked.block_hashes(), computed, after_step, meta)
 
     def _save(
         self,
         group: Group,
         client: Any,
         chain: _Chain,
-        request: Request,
+        block_hashes: list[bytes],
         computed: int,
         after_step: int,
         meta: FlexKVMetadata,
@@ -287,7 +322,7 @@ class SchedulerSide:
         """Offers the blocks that are complete after this step and were not offered before."""
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
-        hashed = len(request.block_hashes) // group.hashes_per_block
+        hashed = len(block_hashes) // group.hashes_per_block
         full = min(after_step // group.block_tokens, hashed, len(chain.block_ids))
         offers = chain.offers
         if full <= offers.offered or not offers.due(self._step):
@@ -298,7 +333,10 @@ class SchedulerSide:
         if not runs or runs[-1][0] + len(runs[-1][1]) != full:
             return
         first, blocks = runs[-1]
-        job = client.save(chain.sequence, group.hashes(request.block_hashes), first, blocks)
+        if self._tainted and not self._tainted.isdisjoint(blocks):
+            offers.refused(first, self._step)
+            return
+        job = client.save(chain.sequence, group.hashes(block_hashes), first, blocks)
         if job == 0:  # no node, or its ranks are not there yet
             offers.refused(first, self._step)
             return
@@ -342,6 +380,24 @@ class SchedulerSide:
             return
         # Blocks that were counted as kept are not, and saves of the last steps were withheld.
         self._offer_again()
+        if output.invalid_block_ids:
+            self._taint(output.invalid_block_ids)
+
+    def _taint(self, invalid: set[int]) -> None:
+        """Of the requests that share a block, vLLM lets the first one compute it again, and has the others rely on that,
+        even when the first one is aborted before. What such a request computes may be wrong, and stays in the engine's
+        own cache; we keep none of it."""
+        for tracked in self._requests.values():
+            for chain in tracked.chains:
+                first = next((i for i, block in enumerate(chain.block_ids) if block in invalid), None)
+                if first is not None:
+                    tracked.tainted = True
+                    self._tainted.update(chain.block_ids[first:])
+        readers: set[Job] = set()
+        self._saves.add_readers(list(self._tainted), readers)
+        for group, job in readers:
+            self._clients[group].cancel(job)
+            self._saves.end((group, job))
 
     def request_finished(self, request: Request) -> None:
         tracked = self._requests.pop(request.request_id, None)
