@@ -150,6 +150,8 @@ def _result(
     reports = []
     if (file := fleet.out / "reports.jsonl").exists():
         reports = [json.loads(line) for line in file.read_text().splitlines()]
+    excused = sum(not verdict.really_late(one, fleet.daemon.away) for one in reports)
+    figures["saves told late, the daemon having been away"] = excused
     problems = fleet.problems + [one for one in reports if verdict.really_late(one, fleet.daemon.away)]
     problems += verdict.over_limit(watch.samples, share_bytes(len(fleet.directories)))
     warm_up_s = min(60.0, took / 8)

@@ -26,7 +26,7 @@ class Limit:
 
 _MEMORY = Limit(3 * _MIB, 0.05)
 _COUNT = Limit(1.5)
-_QUEUE = Limit(32, 0.5)
+_QUEUE = Limit(64, 0.5)
 _PROCESS_SERIES = {"RssAnon": _MEMORY, "fds": _COUNT, "threads": _COUNT, "pool_maps": _COUNT}
 
 

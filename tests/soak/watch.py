@@ -47,6 +47,8 @@ class Watch:
         taken["leftovers"] = fleet.leftovers()
         taken["log_bytes"] = sum(path.stat().st_size for path in fleet.logs.iterdir())
         taken["status"] = self._status()
+        states = [fleet.engine_state(number) for number in range(len(fleet.engines))]
+        taken["engines"] = {state["engine"]: state["counts"] for state in states if state is not None}
         self._hung_engines()
         self.samples.append(taken)
         return taken
