@@ -308,22 +308,20 @@ TEST_F(NodeDiskModelsTest, AModelThatWaitsForRoomHoldsUpNoOther) {
   EXPECT_TRUE(done(11));
 }
 
-TEST_F(NodeDiskModelsTest, LoadsOfAModelThatBlockEachOtherDoNotWaitForWhatOthersDo) {
+TEST_F(NodeDiskModelsTest, ALoadThatNoRoomIsComingForDoesNotWaitForWhatOtherModelsDo) {
   start_two(4);
-  ASSERT_EQ(load(engines[0], 3, 9, keys_of(0, 4)), Reason::kNone);  // runs all the time
-  const auto others = std::exchange(disk.reads, {});
-  ASSERT_EQ(load(engines[1], 3, 10, keys_of(1, 3)), Reason::kNone);
-  const auto first = std::exchange(disk.reads, {});
-  ASSERT_EQ(load(engines[1], 4, 11, keys_of(11, 4)), Reason::kNone);
-  ASSERT_EQ(load(engines[1], 5, 12, keys_of(1, 4)), Reason::kNone);
-  for (const auto& read : first) end(read);
+  ASSERT_EQ(load(engines[0], 3, 20, keys_of(0, 4)), Reason::kNone);  // of the other model; runs all the time
+  EXPECT_EQ(disk.reads.size(), 4U);
+  const auto found = lookup(engines[1], 4, keys_of(21, 4));  // protects for a while
+  EXPECT_EQ(found.matched_blocks - found.disk_blocks, 4U);
+  ASSERT_EQ(load(engines[1], 5, 21, keys_of(1, 4)), Reason::kNone);
+  EXPECT_EQ(disk.reads.size(), 4U);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[1], 21).size(), 1U);
+  report(agents[1], 21, JobStatus::kCanceled);
+  EXPECT_EQ(failure(21), Reason::kNoRoomToLoad);
   end_all(disk.reads);
-  EXPECT_EQ(node->stats().failed_loads[static_cast<std::size_t>(Reason::kNoRoomToLoad)], 0U);
-  report(agents[1], 10);
-  end_all(disk.reads);
-  report(agents[1], 11, JobStatus::kCanceled);
-  report(agents[1], 12, JobStatus::kCanceled);
-  for (const auto& read : others) end(read);
+  report(agents[0], 20);
+  EXPECT_TRUE(done(20));
 }
 
 TEST_F(NodeDiskModelsTest, AModelWithoutHostMemoryIsPromisedNothingFromDrives) {
