@@ -262,6 +262,88 @@ TEST_F(NodeDiskTest, LoadsThatBlockEachOtherDoNotWaitForTheirDeadline) {
   EXPECT_TRUE(done(12));
 }
 
+// Two engines of different models, with so many slots of host memory each and a prompt of theirs on the drives only.
+class NodeDiskModelsTest : public NodeDiskTest {
+ protected:
+  void start_two(std::uint32_t slots_each) {
+    start(2 * slots_each);
+    for (const std::uint8_t model : {std::uint8_t{1}, std::uint8_t{2}}) {
+      engines.push_back(engine(std::to_string(model), 1, model));
+      opened(32);
+    }
+    // Each takes its half at first; what comes later pushes out what was there.
+    for (const std::uint64_t first : {0U, 10U, 20U}) {
+      for (std::size_t of = 0; of < 2; ++of) write(of, keys_of(first + of, slots_each));
+    }
+  }
+  void write(std::size_t of, const Keys& keys) {
+    const Keys half(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(keys.size() / 2));
+    for (const Keys& part : {half, keys}) {
+      ASSERT_EQ(save(engines[of], 1, next_job, part), Reason::kNone);
+      report(agents[of], next_job++);
+      end_all(disk.writes);
+    }
+    node->close_sequence(engines[of], 1);
+  }
+
+  std::vector<EngineHandle> engines;
+};
+
+TEST_F(NodeDiskModelsTest, AModelThatWaitsForRoomHoldsUpNoOther) {
+  start_two(4);
+  ASSERT_EQ(load(engines[1], 3, 10, keys_of(1, 4)), Reason::kNone);
+  end_all(disk.reads);
+  ASSERT_EQ(load(engines[1], 4, 11, keys_of(11, 4)), Reason::kNone);
+  EXPECT_TRUE(disk.reads.empty()) << "all its room is in use";
+  ASSERT_EQ(load(engines[0], 3, 12, keys_of(0, 4)), Reason::kNone);
+  EXPECT_EQ(disk.reads.size(), 4U);
+  end_all(disk.reads);
+  report(agents[0], 12);
+  EXPECT_TRUE(done(12));
+  EXPECT_FALSE(result(11));
+  report(agents[1], 10);
+  node->close_sequence(engines[1], 3);
+  end_all(disk.reads);
+  report(agents[1], 11);
+  EXPECT_TRUE(done(11));
+}
+
+TEST_F(NodeDiskModelsTest, ALoadThatNoRoomIsComingForDoesNotWaitForWhatOtherModelsDo) {
+  start_two(4);
+  ASSERT_EQ(load(engines[0], 3, 20, keys_of(0, 4)), Reason::kNone);  // of the other model; runs all the time
+  EXPECT_EQ(disk.reads.size(), 4U);
+  const auto found = lookup(engines[1], 4, keys_of(21, 4));  // protects for a while
+  EXPECT_EQ(found.matched_blocks - found.disk_blocks, 4U);
+  ASSERT_EQ(load(engines[1], 5, 21, keys_of(1, 4)), Reason::kNone);
+  EXPECT_EQ(disk.reads.size(), 4U);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[1], 21).size(), 1U);
+  report(agents[1], 21, JobStatus::kCanceled);
+  EXPECT_EQ(failure(21), Reason::kNoRoomToLoad);
+  end_all(disk.reads);
+  report(agents[0], 20);
+  EXPECT_TRUE(done(20));
+}
+
+TEST_F(NodeDiskModelsTest, AModelWithoutHostMemoryIsPromisedNothingFromDrives) {
+  start_two(4);
+  EXPECT_EQ(lookup(engines[1], 3, keys_of(1, 4)).matched_blocks, 3U);
+  node->close_sequence(engines[1], 3);
+  node->detach_client(engines[1]);
+  node->detach_agent(agents[1], now);
+  ASSERT_EQ(save(engines[0], 5, 50, keys_of(5, 8)), Reason::kNone);  // all host memory
+  engines[1] = engine("2", 1, 2);
+  const auto keys = keys_of(1, 4);
+  const index::Slot slots[] = {0, 1, 2, 3};
+  const RecoveredChain chain{{}, keys, slots};
+  node->on_disk_recovered(disk.spaces.rbegin()->first, {&chain, 1}, now);
+  opened(32);
+  const auto found = lookup(engines[1], 3, keys);
+  EXPECT_EQ(node->spaces()[1].slots, 0U);
+  EXPECT_EQ(found.matched_blocks, 0U);
+  EXPECT_EQ(found.reason, Reason::kNoRoomToLoad);
+  report(agents[0], 50, JobStatus::kFailed);
+}
+
 TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 3);

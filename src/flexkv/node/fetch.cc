@@ -78,8 +78,8 @@ Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
   if (at == host.end()) return result;
   disk.resize(sequence.matched);
   space.index.collect(sequence.pin, kDiskTier, 0, disk);
-  const std::uint64_t room =
-      std::max<std::uint64_t>(1, options_.pool_bytes / space.slots.slot_bytes() * kPromptShare / 100);
+  const std::uint64_t reach = slots_in_reach(space);
+  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
   for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
@@ -92,6 +92,15 @@ Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
   result.disk_blocks =
       static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + result.matched_blocks, index::kNoSlot));
   return result;
+}
+
+// What the space has of host memory and could get. Other models keep what they have as long as they have engines.
+std::uint64_t Node::slots_in_reach(const Space& space) const {
+  std::uint64_t bytes = ranges_.free_bytes();
+  for (const auto& other : spaces_) {
+    if (other.get() != &space && idle(*other)) bytes += other->slots.slot_count() * other->slots.slot_bytes();
+  }
+  return space.slots.slot_count() + bytes / space.slots.slot_bytes();
 }
 
 // How many of the first `blocks`, whose slots are in the scratch vectors. What host memory has is taken to cost
@@ -327,30 +336,44 @@ void Node::pump_disk() {
   disk_->pumping = false;
 }
 
-// False: some have to wait.
+// In order, except that those of a model without room leave the way to those of others. False: the drives are busy.
 bool Node::pump_fetches(std::deque<FetchId>& queue, bool prefetch) {
-  while (!queue.empty()) {
-    const auto [number, key] = queue.front();
-    Space* space = find_space(number);
-    const Begun begun = space == nullptr ? Begun::kNothing : begin_fetch(*space, key, prefetch);
-    if (begun == Begun::kBusy) return false;
-    if (begun == Begun::kNoRoom && !prefetch) {
-      if (!make_way()) return false;
-      continue;
+  std::vector<SpaceNumber> full;
+  std::size_t kept = 0;  // in front of `at`
+  std::size_t at = 0;
+  bool busy = false;
+  for (; at < queue.size(); ++at) {
+    const FetchId fetch = queue[at];
+    const auto [number, key] = fetch;
+    Begun begun = Begun::kNothing;
+    if (std::ranges::find(full, number) != full.end()) {
+      begun = Begun::kNoRoom;
+    } else if (Space* space = find_space(number)) {
+      do {
+        begun = begin_fetch(*space, key, prefetch);
+      } while (begun == Begun::kNoRoom && !prefetch && make_way(*space));
+      if (begun == Begun::kNoRoom && !prefetch) full.push_back(number);
+      if (begun == Begun::kNoRoom && prefetch) drop_fetch(*space, key, Reason::kPoolFull);  // nobody waits for it yet
     }
-    queue.pop_front();
-    if (begun == Begun::kNoRoom) drop_fetch(*space, key, Reason::kPoolFull);  // nobody waits for it yet
+    busy = begun == Begun::kBusy;
+    if (busy) break;
+    if (begun == Begun::kNoRoom && !prefetch) queue[kept++] = fetch;
   }
-  return true;
+  queue.erase(queue.begin() + static_cast<std::ptrdiff_t>(kept), queue.begin() + static_cast<std::ptrdiff_t>(at));
+  return !busy;
 }
 
 // Loads wait for room that other loads hold while they wait, too: the newest of them gives up. False: none has to,
-// because something runs that will leave room when it ends.
-bool Node::make_way() {
-  const auto waits = [](const auto& job) { return job.second->missing > 0 && !job.second->failed; };
-  if (!disk_->ios.empty() || !std::ranges::all_of(jobs_, waits)) return false;
-  const auto newest =
-      std::ranges::max_element(jobs_, {}, [](const auto& job) { return std::pair(job.second->started_at, job.first); });
+// because something of this model runs that will leave room when it ends.
+bool Node::make_way(const Space& space) {
+  if (space.fetching > 0 || !space.writing.empty()) return false;
+  auto newest = jobs_.end();
+  for (auto job = jobs_.begin(); job != jobs_.end(); ++job) {
+    if (job->second->space != &space) continue;
+    if (job->second->missing == 0 || job->second->failed) return false;
+    const auto age = [](const auto& one) { return std::pair(one->second->started_at, one->first); };
+    if (newest == jobs_.end() || age(newest) < age(job)) newest = job;
+  }
   if (newest == jobs_.end()) return false;
   fail(newest->first, *newest->second, Reason::kNoRoomToLoad);
   return true;

@@ -276,6 +276,7 @@ class Node {
   Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
   void release(Path* path);                    // by one user
   Lookup served(const Engine& engine, const Sequence& sequence);
+  std::uint64_t slots_in_reach(const Space& space) const;
   std::uint32_t worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const;
   void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
@@ -289,7 +290,7 @@ class Node {
   void send_arrived(JobKey key);
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
-  bool make_way();
+  bool make_way(const Space& space);
 
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
