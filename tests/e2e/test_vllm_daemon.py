@@ -188,6 +188,21 @@ def test_injected_load_failures_are_recomputed(
     assert got["healed"].flexkv_hits > 0
 
 
+def test_a_load_that_fails_under_asynchronous_scheduling_does_not_end_the_engine(
+    tiny_model: Path, tmp_path: Path, run_both: RunBoth
+) -> None:
+    long = prompt("failing", LONG)
+    plain = [generate("first", [long]), *emptied(), generate("failing", [long]), *emptied(), generate("healed", [long])]
+    config = EngineConfig(flexkv=True, async_scheduling=True)
+    expected = run_both(config, plain).baseline
+    steps = [*plain[:3], {"op": "fail_loads", "on": True}, plain[3], {"op": "fail_loads", "on": False}, *plain[4:]]
+    got = run_engine(config, tiny_model, steps, tmp_path / "engine")
+    assert {name: result.outputs for name, result in got.items()} == {
+        name: result.outputs for name, result in expected.items()
+    }
+    assert got["healed"].flexkv_hits > 0
+
+
 def wait_until(condition: Any, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -106,6 +106,10 @@ class SchedulerSide:
         # With several groups vLLM takes failures only by request, and so only of parked ones.
         sync_blocks = settings.sync_load_max_bytes // max(_block_bytes_estimate(config, groups[0]), 1)
         self._sync_tokens_max = sync_blocks * groups[0].block_tokens if len(groups) == 1 else 0
+        # When a load within a step fails, vLLM (0.32) takes the request's token count back, but not the tokens that
+        # asynchronous scheduling has in flight: a wrong token, or an index error that ends the engine. Parked ones recover.
+        if getattr(getattr(config, "scheduler_config", None), "async_scheduling", False):
+            self._sync_tokens_max = 0
         self._metrics: Any = None
         self._steps = StepTimes()
         self._may_have_drives = True
