@@ -83,7 +83,7 @@ struct World final : disk::TierSink {
     }
   }
   void on_opened(SpaceHandle, const disk::Opened& what) override { opened = what; }
-  void on_health(unsigned, const disk::Health&) override {}
+  void on_health(unsigned, const disk::Health& now) override { health = now; }
   void write(disk::OpId id, std::uint32_t slot, key::BlockKey key, Page& page) {
     EXPECT_EQ(tier->write({id, SpaceHandle{1}, slot, key, disk::kNoParent, page.bytes}), disk::Admission::kQueued);
     settle();
@@ -101,6 +101,7 @@ struct World final : disk::TierSink {
   std::size_t recovered = 0;
   std::vector<std::uint32_t> slots;  // of those
   disk::Opened opened;
+  disk::Health health;
   std::unique_ptr<disk::DiskTier> tier;
 };
 
@@ -160,6 +161,23 @@ TEST(DiskTier, AHeaderThatCannotBeWrittenCostsNoBlocks) {
   }
   World world(medium);
   EXPECT_EQ(world.recovered, 1U);
+}
+
+TEST(DiskTier, ADriveThatAllowsNoWritesIsAskedForNoneForAWhileAndServesWhatItHas) {
+  for (const int error_number : {ENOSPC, EDQUOT, EROFS, EPERM, EACCES}) {
+    SCOPED_TRACE(error_number);
+    World world(std::make_shared<SimMedium>());
+    Page page{}, in;
+    world.write(1, 0, {1, 1}, page);
+    world.drive->fail_next(file::Op::kWrite, error_number);
+    ASSERT_EQ(world.tier->write({2, SpaceHandle{1}, 1, {1, 2}, disk::kNoParent, page.bytes}), disk::Admission::kQueued);
+    world.settle();
+    EXPECT_NE(world.done.at(2), disk::Outcome::kDone);
+    EXPECT_FALSE(world.health.writes);
+    EXPECT_TRUE(world.health.reads);
+    EXPECT_NE(world.tier->write({3, SpaceHandle{1}, 1, {1, 2}, disk::kNoParent, page.bytes}), disk::Admission::kQueued);
+    EXPECT_EQ(world.read(4, 0, {1, 1}, in), disk::Outcome::kDone);
+  }
 }
 
 TEST(DiskTier, ABlockIsYoungerThanCopiesWhoseRecordsCouldNotBeRead) {

@@ -150,9 +150,10 @@ def _result(
     reports = []
     if (file := fleet.out / "reports.jsonl").exists():
         reports = [json.loads(line) for line in file.read_text().splitlines()]
-    excused = sum(not verdict.really_late(one, fleet.daemon.away) for one in reports)
-    figures["saves told late, the daemon having been away"] = excused
-    problems = fleet.problems + [one for one in reports if verdict.really_late(one, fleet.daemon.away)]
+    away = {process.name: process.away for process in (fleet.daemon, *fleet.engines)}
+    wrong = [one for one in reports if not verdict.excused(one, away)]
+    figures["late only because a process was away"] = len(reports) - len(wrong)
+    problems = fleet.problems + wrong
     problems += verdict.over_limit(watch.samples, share_bytes(len(fleet.directories)))
     warm_up_s = min(60.0, took / 8)
     trends = verdict.process_trends(watch.samples[:loaded], warm_up_s)
@@ -184,6 +185,8 @@ def _result(
             "loads failed": str(status["loads"]["failed"]),
             "health": str(status["health"]),
         },
+        "reports": reports,
+        "away": away,
         "trends": [one.as_json() for one in trends],
         "samples": watch.samples,
     }
@@ -219,7 +222,7 @@ def main() -> int:
     (given.out / "soak.json").write_text(json.dumps(result))
     report.plot(result["samples"], given.out / "soak.png")
     if given.json:
-        print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=1))
+        print(json.dumps({key: value for key, value in result.items() if key not in ("samples", "reports", "away")}, indent=1))
     else:
         report.print_report(result)
         print(f"\n{'OK' if result['ok'] else 'FAILED'}; {given.out}/soak.json, soak.png, logs")

@@ -121,7 +121,7 @@ class Engine:
         self.counts[f"calls {call}"] += 1
         self.longest[call] = max(self.longest.get(call, 0.0), took)
         if took > _CALL_MAX_S:
-            self.report("slow call", call=call, began=begin, seconds=took)
+            self.report("slow call", call=call, began=begin, ended=begin + took, over_s=took - _CALL_MAX_S)
 
     def ended(self, operation: str, began: float, began_lag: float, limit: float) -> None:
         now = time.monotonic()
@@ -302,7 +302,7 @@ class Engine:
         failed = False
         for agent in self.agents:
             failed |= bool(agent.wait_loads([job]))
-        self.ended("load", request.began, request.began_lag, self.load_limit_s)
+        self.ended("load in parts", request.began, request.began_lag, self.load_limit_s)
         self.counts["loads in parts"] += 1
         request.failed = failed
         if wrong and not failed:

@@ -13,6 +13,14 @@ from soak.fleet import Fleet, Process
 _KIB = ("RssAnon", "RssFile", "RssShmem")
 
 
+def _thread_name(task: str) -> str:
+    try:
+        with open(f"{task}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def of_process(process: Process) -> dict[str, Any] | None:
     """None: it is just not there."""
     root = f"/proc/{process.pid}"
@@ -20,7 +28,9 @@ def of_process(process: Process) -> dict[str, Any] | None:
     try:
         with open(f"{root}/status") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
-        out["threads"] = int(fields["Threads"])
+        names = [_thread_name(f"{root}/task/{task}") for task in os.listdir(f"{root}/task")]
+        out["threads"] = sum(not name.startswith("iou-") for name in names)
+        out["kernel_workers"] = len(names) - out["threads"]  # of io_uring: they come and go
         out |= {name: int(fields[name].split()[0]) * 1024 for name in _KIB}
         out["fds"] = len(os.listdir(f"{root}/fd"))
         with open(f"{root}/maps") as file:

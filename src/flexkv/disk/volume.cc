@@ -233,7 +233,9 @@ void Volume::set_health(const Health& health, Actions& actions) {
 }
 
 void Volume::note_write_error(int error_number, Actions& actions) {
-  if (error_number != ENOSPC && error_number != EDQUOT && error_number != EROFS) return;
+  // Not permitted: the files are immutable, or something watches over the node. Each further write would fail, too.
+  constexpr int kNoWrites[] = {ENOSPC, EDQUOT, EROFS, EPERM, EACCES};
+  if (std::ranges::find(kNoWrites, error_number) == std::end(kNoWrites)) return;
   no_writes_until_ = environment_.options.now() + kNoWritesTime;
   no_writes_why_ = std::string("no more writes for now: ") + std::strerror(error_number);
   if (available_) set_health({true, false, no_writes_why_}, actions);
