@@ -202,6 +202,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the directories and logs of the run")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # processes and mounts must not stay behind
     work = Path(tempfile.mkdtemp(prefix="flexkv-soak-", dir=given.dir))
     result: dict[str, Any] = {}
     # What is printed on the way is no part of the JSON.
