@@ -18,8 +18,9 @@ from scenarios import LONG, emptied, generate, prompt, whole_blocks
 from test_vllm_daemon import wait_until
 
 _PROMPTS = 6
-# A block of the tiny model takes 32 KiB on a host, so this holds 32 of them: one prompt (20), and not two.
-_POOL = "1MB"
+# A block of the tiny model takes 32 KiB on a host, so this holds 64 of them: three prompts (of 20), and not six. A prompt
+# less would do, but what waits to be written is kept, and nothing waits for it.
+_POOL = "2MB"
 _KILLS = 3
 
 

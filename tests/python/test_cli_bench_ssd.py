@@ -236,7 +236,7 @@ class TestInstalled:
 
     @staticmethod
     def wait(condition: Any) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120  # a busy disk takes its time
         while not condition():
             assert time.monotonic() < until
             time.sleep(0.05)

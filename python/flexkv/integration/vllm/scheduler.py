@@ -23,7 +23,7 @@ from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
-from flexkv.integration.vllm.setup import plain_errors
+from flexkv.integration.vllm.setup import plain_errors, wait_until_served
 from flexkv.integration.vllm.step_times import StepTimes
 from flexkv.metrics import start_metrics
 from flexkv.node_sockets import somebody_listens
@@ -142,13 +142,17 @@ class SchedulerSide:
                     self._metrics = start_metrics(
                         self._settings.metrics_port, lambda: json.loads(node.status()), origin
                     )
-                return [_core.Client.embedded(node, *client) for client in who]
+                clients = [_core.Client.embedded(node, *client) for client in who]
+                wait_until_served(node.socket_path(), {client[0] for client in who})
+                return clients
         if not somebody_listens(target.socket):
             logger.warning(
                 "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
                 *(target.name, target.socket),
             )
-        return [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
+        clients = [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
+        wait_until_served(target.socket, {client[0] for client in who})
+        return clients
 
     # ---- lookup and load
 

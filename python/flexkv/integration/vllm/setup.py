@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from flexkv import _core
 from flexkv.config import ConfigError, Settings, load, untold
 from flexkv.logs import formatter
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = logging.getLogger("flexkv.vllm")
+
+_ATTACH_SECONDS = 2.0
 
 
 def load_settings(config: VllmConfig) -> Settings:
@@ -44,6 +49,20 @@ def plain_errors() -> Iterator[None]:
         for problem in error.problems:
             logger.error("FlexKV: %s", problem)
         raise
+
+
+def wait_until_served(socket: str, engine_ids: set[str]) -> None:
+    """At the start of the engine, until its node has heard of all its ranks: nothing that is computed before is kept. For
+    a moment, as it is a matter of milliseconds; an engine whose node is not there serves without it."""
+    deadline = time.monotonic() + _ATTACH_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            engines = json.loads(_core.query_status(socket))["engines"]
+            if engine_ids <= {engine["id"] for engine in engines if engine["state"] == "ready"}:
+                return
+        except (RuntimeError, ValueError, KeyError, TypeError):
+            return
+        time.sleep(0.01)
 
 
 def _show_our_logs(level: str, prefix: str) -> None:
