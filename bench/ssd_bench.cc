@@ -6,6 +6,7 @@
 //
 // `flexkv bench ssd` is the command for people: it runs fio in between, on the same files. The files and folders go
 // when the input ends, so also when whoever gave it was killed.
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
@@ -92,6 +93,8 @@ Json measure(Loads& loads, const std::string& way, std::istringstream& words) {
 }  // namespace
 
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories) {
+  // Whoever asked may be killed before the answer: the files are to go all the same.
+  ::signal(SIGPIPE, SIG_IGN);
   // Each block twice as often there as it may be under way: no two flights meet.
   if (file_bytes < 2 * kSsdMemoryBytes) return fail("a file needs at least 256 MiB");
   auto pool =
