@@ -437,23 +437,23 @@ void NodeServer::serve(std::uint64_t id, bool socket_event) {
     return;
   }
   channel.disarm();
-  std::vector<std::byte> record;
   do {
-    ipc::PopResult popped = ipc::PopResult::kEmpty;
-    while ((popped = channel.pop(record)) == ipc::PopResult::kRecord) {
-      if (peer->agent != 0) hear_client_of(peer->agent);
-      if (!apply(*peer, record)) {
-        expel(id);
-        return;
-      }
-    }
-    if (popped == ipc::PopResult::kCorrupt) {
-      log_error("process " + std::to_string(channel.peer_pid()) + " broke the ring format; expelled");
-      expel(id);
-      return;
-    }
+    if (!hear(*peer)) return expel(id);
   } while (!channel.arm_sleep());
   if (socket_event && channel.peer_gone()) expel(id);
+}
+
+// Takes all that has come from the peer. False: it broke the protocol.
+bool NodeServer::hear(Peer& peer) {
+  std::vector<std::byte> record;
+  ipc::PopResult popped = ipc::PopResult::kEmpty;
+  while ((popped = peer.channel.pop(record)) == ipc::PopResult::kRecord) {
+    if (peer.agent != 0) hear_client_of(peer.agent);
+    if (!apply(peer, record)) return false;
+  }
+  if (popped != ipc::PopResult::kCorrupt) return true;
+  log_error("process " + std::to_string(peer.channel.peer_pid()) + " broke the ring format; expelled");
+  return false;
 }
 
 // What an engine's client said before a rank reported is heard before the report. A client that cancels a save, and
@@ -468,11 +468,7 @@ void NodeServer::hear_client_of(node::AgentHandle agent) {
     client = found->second;
     id = client->id;
   }
-  std::vector<std::byte> record;
-  ipc::PopResult popped = ipc::PopResult::kEmpty;
-  bool well = true;
-  while (well && (popped = client->channel.pop(record)) == ipc::PopResult::kRecord) well = apply(*client, record);
-  if (!well || popped == ipc::PopResult::kCorrupt || client->channel.peer_gone()) expel(id);
+  if (!hear(*client) || client->channel.peer_gone()) expel(id);
 }
 
 bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {

@@ -86,6 +86,7 @@ class NodeServer final : private node::Outbox {
   Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
   void serve(std::uint64_t id, bool socket_event);
   bool apply(Peer& peer, std::span<const std::byte> record);
+  bool hear(Peer& peer);
   void hear_client_of(node::AgentHandle agent);
   void expel(std::uint64_t id);
   void drop(std::uint64_t id);
