@@ -146,18 +146,24 @@ def test_clear_of_nothing(tmp_path: Path) -> None:
 # ---- serve
 
 
-def test_serve_with_drives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    seen = {}
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The options of the last node that was made."""
+    options_of_node: dict[str, object] = {}
 
     class Node(fake_core.Node):
         def __init__(self, options: dict[str, object]) -> None:
-            seen.update(options)
+            options_of_node.update(options)
             super().__init__(options)
 
-        def wait(self, stop_fd: int) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(fake_core, "Node", Node)
+    return options_of_node
+
+
+def test_serve_with_drives(
+    seen: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", "/from/environment")
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
@@ -212,19 +218,9 @@ def test_a_directory_that_is_given_twice_is_named(given: str) -> None:
     ],
 )
 def test_serve_with_a_budget(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: dict[str, object]
+    seen: dict[str, object], monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: dict[str, object]
 ) -> None:
-    seen = {}
-
-    class Node(fake_core.Node):
-        def __init__(self, options: dict[str, object]) -> None:
-            seen.update(options)
-            super().__init__(options)
-
-        def wait(self, stop_fd: int) -> None:
-            pass
-
-    monkeypatch.setattr(fake_core, "Node", Node)
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
     result = CliRunner().invoke(app, ["serve", "--ssd-cache", "2T", "--cpu-cache", "1", *arguments])
     assert result.exit_code == 0, result.output
     assert {key: seen[key] for key in expected} == expected

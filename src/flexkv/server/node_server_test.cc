@@ -40,6 +40,16 @@ class NodeServerTest : public ::testing::Test {
     std::filesystem::remove_all(dir_);
   }
 
+  NodeServerOptions with_drives(std::vector<std::string> directories) const {
+    NodeServerOptions options;
+    options.node.pool_bytes = 16 * kBlockBytes;
+    options.runtime_dir = dir_;
+    options.name = "drives";
+    options.disk.bytes = 1U << 20;
+    options.disk.directories = std::move(directories);
+    return options;
+  }
+
   ipc::Channel attach_agent() const {
     proto::AgentHello hello;
     hello.engine_id = "engine";
@@ -132,12 +142,7 @@ TEST_F(NodeServerTest, ResetsAreCounted) {
 }
 
 TEST_F(NodeServerTest, WithDrivesItSaysWhatAdmissionDid) {
-  NodeServerOptions options;
-  options.node.pool_bytes = 16 * kBlockBytes;
-  options.runtime_dir = dir_;
-  options.name = "drives";
-  options.disk.bytes = 1U << 20;
-  options.disk.directories = {dir_ + "/ssd"};
+  NodeServerOptions options = with_drives({dir_ + "/ssd"});
   const auto admission = [&] {
     const auto node = NodeServer::start(options);
     return nlohmann::json::parse(node.value()->status_json()).at("disk").value("admission", nlohmann::json());
@@ -148,12 +153,7 @@ TEST_F(NodeServerTest, WithDrivesItSaysWhatAdmissionDid) {
 }
 
 TEST_F(NodeServerTest, ASsdCacheWithoutAUsableDirectoryIsOff) {
-  NodeServerOptions options;
-  options.node.pool_bytes = 16 * kBlockBytes;
-  options.runtime_dir = dir_;
-  options.name = "drives";
-  options.disk.bytes = 1U << 20;
-  options.disk.directories = {"/dev/null/a", dir_ + "/ssd"};
+  NodeServerOptions options = with_drives({"/dev/null/a", dir_ + "/ssd"});
   EXPECT_NE(NodeServer::start(options).value()->describe().find("SSD cache in 1 directories of 2"), std::string::npos);
   options.disk.directories = {"/dev/null/a", "/dev/null/b"};
   EXPECT_NE(NodeServer::start(options).value()->describe().find("SSD cache OFF"), std::string::npos);

@@ -101,8 +101,7 @@ class WorkerSide:
         pool_blocks = self._block_count or config.cache_config.num_gpu_blocks
         agents = []
         for group in self._groups:
-            layers = group.layers_of(kv_caches)
-            tensors, block_count, device = _describe(layers, pool_blocks)
+            tensors, block_count, device = _describe(group.layers_of(kv_caches), pool_blocks)
             engine_id = {"engine_id": group.engine_id(identity.engine_id(config))}
             agents.append(_core.RankAgent(options | engine_id, tensors, block_count, device))
             for line in agents[-1].layout().splitlines():
