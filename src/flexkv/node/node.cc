@@ -277,8 +277,8 @@ void Node::fail(JobKey key, Job& job, Reason reason) {
   finish_if_quiet(key, now_);
 }
 
-// There will be no command for this job. The workers may have armed it already: neither a load nor a fence that waits
-// for it must wait for its deadline.
+// There will be no command for this job. The workers may have armed it already: whoever waits for it must not wait for
+// its deadline.
 void Node::call_off(const Engine* engine, JobId job) {
   if (engine == nullptr) return;
   for (const auto& rank : engine->ranks) {

@@ -191,7 +191,7 @@ TEST_F(NodeTest, SavesNoBlockTwice) {
   ASSERT_EQ(save(e, 1, 1, keys_of(1, 2)), Reason::kNone);
   EXPECT_EQ(save(e, 2, 2, keys_of(1, 2)), Reason::kNone);  // carried by job 1
   EXPECT_TRUE(done(2));
-  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 2).size(), 1U);  // no fence waits for it
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 2).size(), 1U);  // nobody waits for it
   report(agents[0], 1);
   EXPECT_EQ(save(e, 3, 3, keys_of(1, 2)), Reason::kNone);  // kept
   EXPECT_TRUE(done(3));
