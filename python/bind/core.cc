@@ -246,12 +246,13 @@ class PyAgent {
     out.rank_count = nb::cast<std::uint32_t>(options["rank_count"]);
     out.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
     out.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
+    const auto stage_below = option<std::uint32_t>(options, "gpu_stage_below_bytes", device::kStageBelow);
     set_log_level_by_name(option<std::string>(options, "log_level", "info"));
     std::vector<layout::TensorDesc> descs;
     for (const nb::handle item : tensors) descs.push_back(tensor_desc(item));
 
     nb::gil_scoped_release release;
-    auto opened = device == "host" ? device::open_host_device() : open_cuda(device);
+    auto opened = device == "host" ? device::open_host_device() : open_cuda(device, stage_below);
     auto memory = unwrap(std::move(opened));
     auto plan = unwrap(layout::BlockLayout::derive(descs, block_count, memory->efficient_copy_bytes()));
     unwrap(device::self_test(*memory, plan, descs));
@@ -291,11 +292,11 @@ class PyAgent {
   }
 
  private:
-  static Result<std::shared_ptr<device::Device>> open_cuda(const std::string& device) {
+  static Result<std::shared_ptr<device::Device>> open_cuda(const std::string& device, std::uint32_t stage_below) {
     if (!device.starts_with("cuda:") || device.size() > 8) {
       return Error{ErrorCode::kInvalidArgument, "unknown device '" + device + "': allowed are host and cuda:N"};
     }
-    return device::open_cuda_device(std::atoi(device.c_str() + 5));
+    return device::open_cuda_device(std::atoi(device.c_str() + 5), stage_below);
   }
 
   std::unique_ptr<agent::RankAgent> agent_;

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft ssd
+# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft ssd paired
+# paired_graphs.
 # Uses cuda_device_test, a flexkv wheel and, if there, a packed vLLM (vllm026.tar.xz.*, reassemble.py) from carry/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
@@ -22,7 +23,7 @@ run() {
   local name=$1
   shift
   echo "== $name: $*"
-  timeout 280 "$@" >"$out/$name.log" 2>&1
+  timeout "${FLEXKV_GPU_SECONDS:-280}" "$@" >"$out/$name.log" 2>&1
   local code=$?
   grep -E "RESULT|engine started|PASSED|FAILED|GB/s" "$out/$name.log"
   [ $code = 0 ] || { failed=1; echo "$name: exit code $code"; tail -25 "$out/$name.log"; }
@@ -40,6 +41,8 @@ for part in $parts; do
       run ttft_stock python3 tests/gpu/vllm_ttft.py
       run ttft_full python3 tests/gpu/vllm_ttft.py --connector full
       ;;
+    paired) run paired python3 tests/gpu/vllm_paired.py --logs "$out" ;;
+    paired_graphs) run paired_graphs python3 tests/gpu/vllm_paired.py --logs "$out" --graphs ;;
     ssd)
       for policy in always auto; do
         run ssd_$policy python3 tests/gpu/vllm_ttft.py --connector full --cpu-cache 8GB --ssd /tmp/flexkv-ssd --load-policy $policy

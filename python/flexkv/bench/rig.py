@@ -21,7 +21,7 @@ class Rig:
     """Owned by one thread. Saves and loads are ordered by the scheduler's client and armed by the rank's agent, as an
     engine does it, and waited for where the worker learns of them."""
 
-    def __init__(self, memory: Memory, pool_bytes: int) -> None:
+    def __init__(self, memory: Memory, pool_bytes: int, stage_below: int) -> None:
         self.memory = memory
         self._hash_count = 0
         self._ended: dict[int, str] = {}  # job: what went wrong
@@ -33,7 +33,7 @@ class Rig:
             self._node.listen(runtime, "bench")
             stack.callback(self._node.stop)
             options = {"runtime_dir": runtime, "node_name": "bench", "engine_id": "bench", "rank": 0, "rank_count": 1}
-            options["log_level"] = "error"
+            options |= {"log_level": "error", "gpu_stage_below_bytes": stage_below}
             where = f"cuda:{device.index or 0}" if self._cuda else "host"
             self._agent = _core.RankAgent(options, memory.describe(), memory.block_count, where)
             stack.callback(self._agent.stop)

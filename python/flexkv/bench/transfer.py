@@ -79,6 +79,7 @@ def measure_alone(
     geometries: list[str],
     layouts: list[str],
     tokens: list[int],
+    stage_below: int,
     progress: Callable[[str], None],
 ) -> Iterator[Alone]:
     for name in geometries:
@@ -86,7 +87,7 @@ def measure_alone(
         largest = geometry.blocks(max(tokens))
         for layout in layouts:
             memory = Memory(geometry, layout, 2 * largest + 64, device)
-            with Rig(memory, _pool_bytes(geometry, 2 * largest + 64)) as rig:
+            with Rig(memory, _pool_bytes(geometry, 2 * largest + 64), stage_below) as rig:
                 for count in tokens:
                     progress(f"{name} {layout} {count} tokens")
                     yield _measure_size(rig, count)
@@ -134,10 +135,12 @@ def _measure_size(rig: Rig, tokens: int) -> Alone:
     )
 
 
-def measure_beside(device: torch.device, geometry: Geometry, layout: str, compute: str) -> Iterator[Beside]:
+def measure_beside(
+    device: torch.device, geometry: Geometry, layout: str, stage_below: int, compute: str
+) -> Iterator[Beside]:
     count = _BESIDE_BYTES // geometry.block_bytes
     memory = Memory(geometry, layout, 4 * count, device)
-    with Rig(memory, _pool_bytes(geometry, 12 * count)) as rig:
+    with Rig(memory, _pool_bytes(geometry, 12 * count), stage_below) as rig:
         work = Compute(compute, device)
         for direction in ("save", "load", "both"):
             alone = min(work.seconds(_BESIDE_SECONDS)[0] for _ in range(2))

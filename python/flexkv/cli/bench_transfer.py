@@ -43,21 +43,24 @@ def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: lis
 
     from flexkv.bench.geometry import GEOMETRIES
     from flexkv.bench.transfer import measure_alone, measure_beside, measure_link
+    from flexkv.config import load
 
+    stage_below = load().gpu_stage_below_bytes
     with BenchProgress("flexkv bench transfer") as progress:
         progress.say("plain copies")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         link = measure_link(device)
-        alone = list(measure_alone(device, geometries, layouts, tokens, progress.say))
+        alone = list(measure_alone(device, geometries, layouts, tokens, stage_below, progress.say))
         beside = []
         if device.type == "cuda":
             for compute in ("gemm", "reader"):
                 progress.say(f"beside work of the GPU: {compute}")
-                beside += measure_beside(device, GEOMETRIES[geometries[0]], layouts[0], compute)
+                beside += measure_beside(device, GEOMETRIES[geometries[0]], layouts[0], stage_below, compute)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host memory"
     return {
         "device": name,
+        "gpu_stage_below_bytes": stage_below,
         "link": dataclasses.asdict(link),
         "alone": [dataclasses.asdict(row) for row in alone],
         "beside": [dataclasses.asdict(row) for row in beside],

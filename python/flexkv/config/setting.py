@@ -99,7 +99,7 @@ def size(bare_unit: int, low: int, high: int, *, auto: Callable[[], sizes.AutoSi
         parsed = sizes.parse_size(value, bare_unit)
         return parsed if low <= parsed <= high else _refuse(value)
 
-    unit = {1: "bytes", sizes.MIB: "MiB", sizes.GIB: "GiB"}[bare_unit]
+    unit = {1: "bytes", sizes.KIB: "KiB", sizes.MIB: "MiB", sizes.GIB: "GiB"}[bare_unit]
     bounds = f"from {sizes.format_size(low)} to {sizes.format_size(high)}"
     auto_text = ", or auto" if auto else ""
     return Kind(

@@ -299,6 +299,15 @@ class Settings:
         topic="Transfers",
         key="sync_load_max_mb",
     )
+    gpu_stage_below_bytes: int = setting(
+        size(sizes.KIB, 0, 16 * sizes.MIB),
+        64 * sizes.KIB,
+        "Blocks that lie on the GPU in pieces shorter than this, on average, are loaded through a buffer of 16 MiB there, so "
+        "that whole blocks cross the link; not while the model keeps the GPU too busy for that. 0: all are copied where they "
+        "lie. `flexkv bench transfer` measures what this setting makes of it.",
+        topic="Transfers",
+        key="gpu_stage_below_kb",
+    )
 
     # ---- metrics
     enable_metrics: bool = setting(switch(), False, "Serve Prometheus metrics on 127.0.0.1.", topic="Metrics")

@@ -8,7 +8,7 @@
 
 namespace flexkv::device {
 
-constexpr std::uint32_t kCudaAbiVersion = 1;
+constexpr std::uint32_t kCudaAbiVersion = 2;
 constexpr std::uint32_t kCudaAbi = kCudaAbiVersion << 24 |
                                    static_cast<std::uint32_t>(sizeof(layout::BlockLayout)) << 12 |
                                    static_cast<std::uint32_t>(sizeof(layout::Strip));
@@ -16,7 +16,8 @@ constexpr std::uint32_t kCudaAbi = kCudaAbiVersion << 24 |
 enum class CudaOpened : int { kOk = 0, kFailed = 1, kOtherAbi = 2 };
 
 // The one exported function, extern "C". With kOtherAbi nothing but `abi` was looked at; kFailed has filled *error.
-using CudaOpen = CudaOpened (*)(std::uint32_t abi, int ordinal, std::shared_ptr<Device>* device, Error* error);
+using CudaOpen = CudaOpened (*)(std::uint32_t abi, int ordinal, std::uint32_t stage_below,
+                                std::shared_ptr<Device>* device, Error* error);
 constexpr const char* kCudaOpenName = "flexkv_cuda_open";
 
 }  // namespace flexkv::device

@@ -25,7 +25,7 @@ std::string library_path() {
 
 }  // namespace
 
-Result<std::shared_ptr<Device>> open_cuda_device(int ordinal) {
+Result<std::shared_ptr<Device>> open_cuda_device(int ordinal, std::uint32_t stage_below) {
   const std::string path = library_path();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
@@ -36,7 +36,8 @@ Result<std::shared_ptr<Device>> open_cuda_device(int ordinal) {
   const auto open = reinterpret_cast<CudaOpen>(dlsym(library, kCudaOpenName));
   std::shared_ptr<Device> device;
   Error error;
-  const CudaOpened opened = open == nullptr ? CudaOpened::kOtherAbi : open(kCudaAbi, ordinal, &device, &error);
+  const CudaOpened opened =
+      open == nullptr ? CudaOpened::kOtherAbi : open(kCudaAbi, ordinal, stage_below, &device, &error);
   if (opened == CudaOpened::kOk) return device;
   if (opened == CudaOpened::kFailed) return error;
   return Error{ErrorCode::kUnsupported, path + " belongs to another build of FlexKV" + kHowToBuild};

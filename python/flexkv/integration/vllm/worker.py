@@ -96,6 +96,7 @@ class WorkerSide:
             "rank_count": identity.rank_count(config),
             "load_timeout_ms": self._settings.load_timeout_ms,
             "save_timeout_ms": self._settings.save_timeout_ms,
+            "gpu_stage_below_bytes": self._settings.gpu_stage_below_bytes,
             "log_level": self._settings.log_level,
         }
         pool_blocks = self._block_count or config.cache_config.num_gpu_blocks

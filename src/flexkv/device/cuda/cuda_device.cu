@@ -1,7 +1,9 @@
 // The Device on one NVIDIA GPU, and the library's entry point.
 #include <string>
 
+#include "flexkv/base/log.h"
 #include "flexkv/base/mutex.h"
+#include "flexkv/device/cuda/cuda_device_form.h"
 #include "flexkv/device/cuda/cuda_gate.h"
 #include "flexkv/device/cuda/cuda_stream.h"
 #include "flexkv/device/cuda_abi.h"
@@ -11,7 +13,7 @@ namespace {
 
 class CudaDevice final : public Device {
  public:
-  static Result<std::shared_ptr<Device>> open(int ordinal) {
+  static Result<std::shared_ptr<Device>> open(int ordinal, std::uint32_t stage_below) {
     Result<std::shared_ptr<Context>> context = Context::open(ordinal);
     if (!context) return context.error();
     ContextScope scope(*context.value());
@@ -23,7 +25,7 @@ class CudaDevice final : public Device {
     if (!plain) return plain.error();
     const std::string name = "CUDA device " + std::to_string(ordinal) + " (" + properties.name + ")";
     return std::shared_ptr<Device>(
-        new CudaDevice(std::move(context).value(), std::move(plain).value(), name, properties.memPitch));
+        new CudaDevice(std::move(context).value(), std::move(plain).value(), name, properties.memPitch, stage_below));
   }
 
   ~CudaDevice() override { unregister_pool(); }
@@ -47,8 +49,18 @@ class CudaDevice final : public Device {
     if (!scope.ok()) return scope.status().error();
     Result<std::unique_ptr<Stream>> stream = Stream::create(context_);
     if (!stream) return stream.error();
-    return std::unique_ptr<CopyStream>(std::make_unique<CudaStream>(context_, pinned_, std::move(stream).value(),
-                                                                    direction, layout, pool, max_pitch_));
+    std::unique_ptr<Staging> staging;
+    if (direction == Direction::kToDevice && Staging::suits(layout, stage_below_)) {
+      auto created = Staging::create(context_, layout);
+      if (created) {
+        staging = std::move(created).value();
+      } else {
+        log_warning(name_ +
+                    ": no memory for staging, short runs will be copied one by one: " + created.error().message);
+      }
+    }
+    return std::unique_ptr<CopyStream>(std::make_unique<CudaStream>(
+        context_, pinned_, std::move(stream).value(), std::move(staging), direction, layout, pool, max_pitch_));
   }
 
   Result<std::unique_ptr<EngineEvent>> record(std::uintptr_t engine_stream) override {
@@ -91,8 +103,13 @@ class CudaDevice final : public Device {
   }
 
  private:
-  CudaDevice(std::shared_ptr<Context> context, std::unique_ptr<Stream> plain, std::string name, std::size_t max_pitch)
-      : context_(std::move(context)), name_(std::move(name)), max_pitch_(max_pitch), plain_(std::move(plain)) {}
+  CudaDevice(std::shared_ptr<Context> context, std::unique_ptr<Stream> plain, std::string name, std::size_t max_pitch,
+             std::uint32_t stage_below)
+      : context_(std::move(context)),
+        name_(std::move(name)),
+        max_pitch_(max_pitch),
+        stage_below_(stage_below),
+        plain_(std::move(plain)) {}
 
   // Not on the default stream: cudaMemcpy from pageable memory may return before the bytes arrive.
   Status copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
@@ -108,19 +125,26 @@ class CudaDevice final : public Device {
   const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
   const std::string name_;
   const std::size_t max_pitch_;
+  const std::uint32_t stage_below_;
   Mutex mutex_;                                                    // one plain copy at a time
   std::shared_ptr<GateCounters> gates_ FLEXKV_GUARDED_BY(mutex_);  // made when first wanted
   const std::unique_ptr<Stream> plain_ FLEXKV_GUARDED_BY(mutex_);
 };
 
 }  // namespace
+
+Result<std::shared_ptr<Device>> open_cuda_form(int ordinal, std::uint32_t stage_below) {
+  return CudaDevice::open(ordinal, stage_below);
+}
+
 }  // namespace flexkv::device
 
 extern "C" __attribute__((visibility("default"))) flexkv::device::CudaOpened flexkv_cuda_open(
-    std::uint32_t abi, int ordinal, std::shared_ptr<flexkv::device::Device>* device, flexkv::Error* error) {
+    std::uint32_t abi, int ordinal, std::uint32_t stage_below, std::shared_ptr<flexkv::device::Device>* device,
+    flexkv::Error* error) {
   using flexkv::device::CudaOpened;
   if (abi != flexkv::device::kCudaAbi) return CudaOpened::kOtherAbi;
-  auto opened = flexkv::device::CudaDevice::open(ordinal);
+  auto opened = flexkv::device::open_cuda_form(ordinal, stage_below);
   if (!opened) {
     *error = opened.error();
     return CudaOpened::kFailed;

@@ -72,9 +72,10 @@ Status CudaGate::raise_after(CopyStream& stream, std::uint32_t count) {
   ContextScope scope(*counters_->context_);
   if (!scope.ok()) return scope.status();
   // By default it is fenced: the copies before it are seen by whoever sees it.
-  return driver_checked(
-      counters_->write_(cuda_stream->handle(), address(), base_ + count, CU_STREAM_WRITE_VALUE_DEFAULT),
-      "cuStreamWriteValue32");
+  return cuda_stream->after_all([&](cudaStream_t after) {
+    return driver_checked(counters_->write_(after, address(), base_ + count, CU_STREAM_WRITE_VALUE_DEFAULT),
+                          "cuStreamWriteValue32");
+  });
 }
 
 Status CudaGate::hold(std::uintptr_t engine_stream, std::uint32_t count) {

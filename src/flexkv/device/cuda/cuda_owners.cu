@@ -62,8 +62,8 @@ Event::~Event() {
 
 Status Event::record(cudaStream_t stream) {
   if (event_ == nullptr) {
-    Status made = checked(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
-                          "cudaEventCreateWithFlags");
+    const unsigned flags = cudaEventBlockingSync | (timing_ == Timing::kOn ? 0U : cudaEventDisableTiming);
+    Status made = checked(cudaEventCreateWithFlags(&event_, flags), "cudaEventCreateWithFlags");
     if (!made) return made;
   }
   return checked(cudaEventRecord(event_, stream), "cudaEventRecord");
@@ -74,15 +74,34 @@ Status Event::wait() const {
   return checked(cudaEventSynchronize(event_), "cudaEventSynchronize");
 }
 
+Result<Nanos> Event::since(const Event& earlier) const {
+  float milliseconds = 0;
+  Status status = checked(cudaEventElapsedTime(&milliseconds, earlier.event_, event_), "cudaEventElapsedTime");
+  if (!status) return status.error();
+  return static_cast<Nanos>(static_cast<double>(milliseconds) * kMillisecond);
+}
+
 Status Event::order(cudaStream_t stream) const {
   if (event_ == nullptr) return {};
   return checked(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
 }
 
 Result<std::unique_ptr<Stream>> Stream::create(std::shared_ptr<Context> context) {
+  return create(std::move(context), 0);
+}
+
+Result<std::unique_ptr<Stream>> Stream::create_urgent(std::shared_ptr<Context> context) {
+  int least = 0;
+  int greatest = 0;
+  Status status = checked(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  if (!status) return status.error();
+  return create(std::move(context), greatest);
+}
+
+Result<std::unique_ptr<Stream>> Stream::create(std::shared_ptr<Context> context, int priority) {
   std::unique_ptr<Stream> stream(new Stream(std::move(context)));
-  Status made =
-      checked(cudaStreamCreateWithFlags(&stream->stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  Status made = checked(cudaStreamCreateWithPriority(&stream->stream_, cudaStreamNonBlocking, priority),
+                        "cudaStreamCreateWithPriority");
   if (!made) return made.error();
   return Result<std::unique_ptr<Stream>>(std::move(stream));
 }

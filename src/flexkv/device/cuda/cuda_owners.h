@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "flexkv/base/result.h"
+#include "flexkv/base/time.h"
 
 namespace flexkv::device {
 
@@ -72,7 +73,9 @@ class ContextScope {
 // An owned event. Waiting for it sleeps. Created on first record. REQUIRES of all calls, destruction apart: a scope.
 class Event {
  public:
-  explicit Event(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+  enum class Timing : bool { kOff, kOn };
+  explicit Event(std::shared_ptr<Context> context, Timing timing = Timing::kOff)
+      : context_(std::move(context)), timing_(timing) {}
   ~Event();
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
@@ -80,11 +83,14 @@ class Event {
   Status record(cudaStream_t stream);
   // Ok at once when nothing was recorded.
   Status wait() const;
+  // Time from `earlier` to this, by the device's clock. REQUIRES: timing is on for both, and both were waited for.
+  Result<Nanos> since(const Event& earlier) const;
   // Makes `stream` wait, on the device.
   Status order(cudaStream_t stream) const;
 
  private:
   std::shared_ptr<Context> context_;
+  Timing timing_;
   cudaEvent_t event_ = nullptr;
 };
 
@@ -92,6 +98,8 @@ class Event {
 class Stream {
  public:
   static Result<std::unique_ptr<Stream>> create(std::shared_ptr<Context> context);
+  // Its kernels are given processors before those of other streams.
+  static Result<std::unique_ptr<Stream>> create_urgent(std::shared_ptr<Context> context);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -100,6 +108,7 @@ class Stream {
 
  private:
   explicit Stream(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+  static Result<std::unique_ptr<Stream>> create(std::shared_ptr<Context> context, int priority);
 
   std::shared_ptr<Context> context_;
   cudaStream_t stream_ = nullptr;

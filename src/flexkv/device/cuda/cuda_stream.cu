@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <numeric>
 
+#include "flexkv/base/time.h"
 #include "flexkv/device/cuda/cuda_stream.h"
 
 namespace flexkv::device {
@@ -10,17 +12,18 @@ void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); 
 }  // namespace
 
 CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const PinnedPool> pinned,
-                       std::unique_ptr<Stream> stream, Direction direction, const layout::BlockLayout& layout,
-                       std::span<std::byte> pool, std::uint64_t max_pitch)
+                       std::unique_ptr<Stream> stream, std::unique_ptr<Staging> staging, Direction direction,
+                       const layout::BlockLayout& layout, std::span<std::byte> pool, std::uint64_t max_pitch)
     : context_(context),
       pinned_(std::move(pinned)),
       stream_(std::move(stream)),
+      staging_(std::move(staging)),
       direction_(direction),
       layout_(layout),
       pool_(pool),
       max_pitch_(max_pitch),
       done_(context),
-      marks_{Event(context), Event(context), Event(context)} {
+      marks_{Mark(context), Mark(context), Mark(context), Mark(context)} {
   const auto add = [&](std::span<const layout::Rectangle> rectangles) {
     plans_.push_back({rectangles, std::vector<bool>(rectangles.size(), false)});
   };
@@ -39,20 +42,49 @@ Status CudaStream::order_after(const EngineEvent& event) {
   FLEXKV_ASSERT(cuda_event != nullptr);
   ContextScope scope(*context_);
   if (!scope.ok()) return keep(scope.status());
-  return keep(cuda_event->event.order(stream_->get()));
+  Status status = cuda_event->event.order(stream_->get());
+  if (status && staging_ != nullptr) status = staging_->order_after(cuda_event->event);
+  return keep(std::move(status));
 }
 
 Status CudaStream::submit(std::span<const BlockCopy> copies, std::size_t part) {
   if (failed_) return *failed_;
   if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
   FLEXKV_ASSERT(part == kAllParts || part < layout_.parts().size());
-  Plan& plan = plans_[part == kAllParts ? 0 : part + 1];
   ContextScope scope(*context_);
-  Status status = scope.status();
+  if (!scope.ok()) return keep(scope.status());
+  if (staging_ != nullptr && pace_.stage(monotonic_now())) return keep(submit_staged(copies, part));
+  staged_since_mark_ = false;
+  Plan& plan = plans_[part == kAllParts ? 0 : part + 1];
+  Status status;
   for (std::size_t i = 0; i < copies.size() && status; ++i) status = queue_block(copies[i], plan);
   if (status) status = flush_batch();
   return keep(std::move(status));
 }
+
+Status CudaStream::submit_staged(std::span<const BlockCopy> copies, std::size_t part) {
+  const StagedStretch& stretch = staging_->stretch(part);
+  Status status = staging_->check_memory();
+  while (!copies.empty() && status) {
+    const auto round = copies.first(std::min(copies.size(), stretch.blocks_at_once()));
+    copies = copies.subspan(round.size());
+    status = staging_->make_room(stream_->get());
+    if (status) status = queue_staged(round, stretch);
+    if (status) status = staging_->scatter(round, stretch, stream_->get());
+  }
+  return status;
+}
+
+Status CudaStream::queue_staged(std::span<const BlockCopy> copies, const StagedStretch& stretch) {
+  Status status;
+  for (std::size_t i = 0; i < copies.size() && status; ++i) {
+    std::byte* host = pool_.data() + copies[i].host_offset + stretch.host_begin;
+    status = queue_run(staging_->address(i, stretch), host, stretch.bytes, pinned_->covers(host, stretch.bytes));
+  }
+  return status ? flush_batch() : status;
+}
+
+Status CudaStream::join() { return staging_ != nullptr ? staging_->join(stream_->get()) : Status{}; }
 
 Status CudaStream::queue_block(const BlockCopy& copy, Plan& plan) {
   std::byte* extent = pool_.data() + copy.host_offset;
@@ -69,7 +101,7 @@ Status CudaStream::queue_block(const BlockCopy& copy, Plan& plan) {
       plan.by_row[i] = result == cudaErrorInvalidValue;
       if (Status status = checked(result, "cudaMemcpy2DAsync"); !status && !plan.by_row[i]) return status;
       if (!plan.by_row[i]) {
-        if (Status status = count(1); !status) return status;
+        if (Status status = count(1, std::size_t{rectangle.row_bytes} * rectangle.rows); !status) return status;
         continue;
       }
     }
@@ -128,39 +160,57 @@ Status CudaStream::flush_batch() {
       status = checked(cudaMemcpyAsync(targets_[i], sources_[i], sizes_[i], kind, stream_->get()), "cudaMemcpyAsync");
     }
   }
+  const std::size_t bytes = std::accumulate(sizes_.begin(), sizes_.end(), std::size_t{0});
   targets_.clear();
   sources_.clear();
   sizes_.clear();
-  return status ? count(size) : status;
+  return status ? count(size, bytes) : status;
 }
 
-Status CudaStream::count(std::size_t copies) {
-  since_mark_ += copies;
-  if (since_mark_ < kGroup) return {};
-  since_mark_ = 0;
-  if (Status status = marks_[next_mark_].record(stream_->get()); !status) return status;
+Status CudaStream::count(std::size_t copies, std::size_t bytes) {
+  copies_since_mark_ += copies;
+  bytes_since_mark_ += bytes;
+  if (copies_since_mark_ < kGroup && bytes_since_mark_ < kGroupBytes) return {};
+  Mark& mark = marks_[next_mark_];
+  mark.bytes = std::exchange(bytes_since_mark_, 0);
+  mark.staged = std::exchange(staged_since_mark_, true);
+  copies_since_mark_ = 0;
+  if (Status status = mark.event.record(stream_->get()); !status) return status;
+  // This group and the one before it may be in flight.
+  const Mark& passed = marks_[(next_mark_ + 2) % kMarks];
+  const Mark& before = marks_[(next_mark_ + 1) % kMarks];
   next_mark_ = (next_mark_ + 1) % kMarks;
-  return marks_[next_mark_].wait();
+  if (Status status = passed.event.wait(); !status) return status;
+  if (passed.bytes > 0 && before.bytes > 0) {
+    Result<Nanos> took = passed.event.since(before.event);
+    if (!took) return took.error();
+    pace_.arrived(monotonic_now(), took.value(), passed.bytes, passed.staged);
+  }
+  return {};
 }
 
 Status CudaStream::synchronize() {
   ContextScope scope(*context_);
   if (!scope.ok()) return keep(scope.status());
   if (!failed_) {
-    Status status = done_.record(stream_->get());
+    Status status = join();
+    if (status) status = done_.record(stream_->get());
     if (status) status = done_.wait();
+    for (Mark& mark : marks_) mark.bytes = 0;
     if (status) return status;
     (void)keep(std::move(status));
   }
   // A failed stream may still have copies in flight. When this fails as well the context is lost, and with it they are.
   (void)checked(cudaStreamSynchronize(stream_->get()), "cudaStreamSynchronize");
+  if (staging_ != nullptr) staging_->synchronize();
   return *failed_;
 }
 
 Status CudaStream::order_engine(cudaStream_t engine_stream) {
-  if (failed_) return *failed_;
-  if (Status status = keep(done_.record(stream_->get())); !status) return status;
-  return done_.order(engine_stream);
+  return after_all([&](cudaStream_t stream) {
+    Status status = done_.record(stream);
+    return status ? done_.order(engine_stream) : status;
+  });
 }
 
 Status CudaStream::keep(Status status) {
