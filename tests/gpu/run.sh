@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device equality ttft ssd
+# What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device doctor equality ttft ssd
 # Uses cuda_device_test, a flexkv wheel and, if there, a packed vLLM (vllm026.tar.xz.*, reassemble.py) from carry/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 out=$1
 shift
-parts=${*:-device equality ttft ssd}
+parts=${*:-device doctor equality ttft ssd}
 site=/tmp/site
 failed=0
 if [ ! -d $site/flexkv ]; then
@@ -15,6 +15,7 @@ import sys, zipfile
 for wheel in sys.argv[2:]:
     zipfile.ZipFile(wheel).extractall(sys.argv[1])
 P
+  chmod -f +x $site/flexkv/bin/* # zipfile forgets it
 fi
 export PYTHONPATH=$site VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_ENABLE_V1_MULTIPROCESSING=0 HF_HUB_OFFLINE=1 \
   VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-WARNING} FLEXKV_RUNTIME_DIR=/tmp/flexkv-gpu
@@ -30,6 +31,22 @@ run() {
 for part in $parts; do
   case $part in
     device) run device carry/cuda_device_test ;;
+    doctor)
+      mkdir -m 700 /tmp/flexkv-ssd
+      export FLEXKV_CPU_CACHE_GB=8 FLEXKV_SSD_CACHE_GB=8 FLEXKV_SSD_CACHE_DIR=/tmp/flexkv-ssd
+      run doctor python3 -m flexkv.cli doctor --measure
+      cat "$out/doctor.log"
+      # cuFile asks udev what lies on the drive, and nobody runs one there.
+      record=/run/udev/data/b$(findmnt -no MAJ:MIN -T /tmp/flexkv-ssd | tr -d ' ')
+      if [ ! -e "$record" ]; then
+        mkdir -p /run/udev/data
+        printf 'E:ID_FS_USAGE=filesystem\nE:ID_FS_TYPE=%s\n' "$(findmnt -no FSTYPE -T /tmp/flexkv-ssd)" >"$record"
+        run doctor_udev python3 -m flexkv.cli doctor --measure --json
+        cat "$out/doctor_udev.log"
+      fi
+      unset FLEXKV_CPU_CACHE_GB FLEXKV_SSD_CACHE_GB FLEXKV_SSD_CACHE_DIR
+      rm -rf /tmp/flexkv-ssd
+      ;;
     equality)
       for load in sync async; do
         run equality_stock_$load python3 tests/gpu/vllm_equality.py --load $load
