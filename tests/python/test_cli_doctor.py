@@ -1,14 +1,16 @@
 """`flexkv doctor` as a command: lines, JSON, exit codes, and what it measures where there is no GPU."""
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flexkv.cli import run_bench
+from flexkv.cli import measure_machine, run_bench
 from flexkv.cli.app import app
-from flexkv.doctor import nvml
+from flexkv.doctor import copies, nvml
 from typer.testing import CliRunner, Result
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -46,7 +48,7 @@ def test_a_machine_on_which_nothing_is_wrong() -> None:
     result = run()
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["looked", "at", "found", "what", "to", "do"]
+    assert lines[0].split() == ["looked", "at", "found,", "and", "what", "to", "do"]
     assert lines[-1].endswith(", 0 wrong")
     for looked_at in ("FlexKV", "host memory", "pages of the pool", "io_uring", "locked memory", "runtime directory"):
         assert any(line.startswith(looked_at) for line in lines), looked_at
@@ -94,6 +96,32 @@ def test_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("flexkv: cpu_cache_gb: wrong value 'much'")
+
+
+@pytest.mark.usefixtures("core")
+def test_copies_stand_beside_the_link(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the memory of this process for that of a GPU, and the smallest of the cases: the others take GiB."""
+    monkeypatch.setattr(copies, "CASES", copies.CASES[:1])
+    torch = pytest.importorskip("torch")
+    steps: list[str] = []
+    link, row = copies.measure_copies(torch.device("cpu"), 32, steps.append)
+    assert steps == ["the link", row.what]
+    assert link.of_link_to_host is None
+    assert row.equal
+    assert row.of_link_to_host == pytest.approx(row.to_host / link.to_host)
+    assert row.of_link_to_device == pytest.approx(row.to_device / link.to_device)
+    report: dict[str, Any] = {
+        "copies": {"device": "host", "tokens": 32, "rows": [dataclasses.asdict(link), dataclasses.asdict(row)]},
+        "drives": [],
+        "gds": {"error": "none"},
+    }
+    assert not measure_machine.is_wrong(report)
+    measure_machine.show(report)
+    out = capsys.readouterr().out
+    assert "runs of 18 KiB (MLA)" in out
+    assert out.count("yes") == 2
+    report["copies"]["rows"][1]["equal"] = False
+    assert measure_machine.is_wrong(report)
 
 
 @pytest.mark.usefixtures("core")

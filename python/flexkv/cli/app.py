@@ -151,7 +151,7 @@ def reset(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\nflexkv doctor\n\n"
-    "flexkv doctor --measure      [dim]# copies, drives, GPUDirect Storage: a quarter of a minute[/dim]\n\n"
+    "flexkv doctor --measure      [dim]# copies, drives, GPUDirect Storage: up to a minute[/dim]\n\n"
     "flexkv doctor -c /etc/flexkv.yml --json"
 )
 def doctor(

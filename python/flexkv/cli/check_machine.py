@@ -58,12 +58,12 @@ def _show(findings: list[Finding]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("looked at", overflow="fold")
     table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    table.add_column("what to do", overflow="fold")
+    table.add_column("found, and what to do", overflow="fold")
     for one in findings:
+        style = _STYLES[one.verdict]
         # Text, not str: paths and messages may hold what Rich would take for markup.
-        verdict = Text(one.verdict.value, style=_STYLES[one.verdict])
-        table.add_row(Text(one.looked_at), verdict, Text(one.found), Text(one.advice))
+        found = Text.assemble(one.found, (f"\n-> {one.advice}" if one.advice else "", style))
+        table.add_row(Text(one.looked_at), Text(one.verdict.value, style=style), found)
     console().print(table)
     counts = Counter(one.verdict for one in findings)
     print(", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict))

@@ -21,7 +21,8 @@ _NOTICEABLE = 1.05  # less than this is noise
 
 def measure(settings: Settings) -> dict[str, Any]:
     directories = [path for path in settings.ssd_cache_dir if os.path.isdir(path)] if settings.ssd_cache_bytes else []
-    with BenchProgress("flexkv doctor --measure", copies.STEPS + len(directories) + 1) as progress:
+    gpu_steps = copies.STEPS if nvml.driver_is_there() else 0
+    with BenchProgress("flexkv doctor --measure", gpu_steps + len(directories) + 1) as progress:
         measured: dict[str, Any] = {"copies": _copies(progress), "drives": []}
         for path in directories:
             progress.say(path)
@@ -54,7 +55,7 @@ def _copies(progress: BenchProgress) -> dict[str, Any]:
     report = {"device": torch.cuda.get_device_name(0), "tokens": copies.TOKENS, "rows": rows}
     try:
         progress.say("copies between GPU and host memory")
-        for row in copies.measure_copies(torch.device("cuda:0"), progress.advance):
+        for row in copies.measure_copies(torch.device("cuda:0"), copies.TOKENS, progress.advance):
             rows.append(dataclasses.asdict(row))
     except (RuntimeError, MemoryError, OSError, ImportError) as error:  # torch's out of memory is a RuntimeError
         report["error"] = _first_line(error)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 TOKENS = 4096
 
 # What engines make of a block: its planes in allocations of their own, and for comparison all of it in one piece.
-_CASES = (
+CASES = (
     ("runs of 18 KiB (MLA)", "mla16", "apart"),
     ("runs of 32 KiB", "mha16", "apart"),
     ("runs of 128 KiB", "mha64", "apart"),
     ("whole blocks of 4 MiB", "mha16", "whole"),
 )
-STEPS = 1 + len(_CASES)
+STEPS = 1 + len(CASES)
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class CopyRate:
     equal: bool = True  # what came back is what went
 
 
-def measure_copies(device: torch.device, done: Callable[[str], None]) -> Iterator[CopyRate]:
-    """The link first. `done` hears of each step. RuntimeError where the memory for it is not to be had."""
+def measure_copies(device: torch.device, tokens: int, done: Callable[[str], None]) -> Iterator[CopyRate]:
+    """The link first, then copies of so many tokens. `done` hears of each step. RuntimeError: too little memory."""
     from flexkv.bench.transfer import measure_alone, measure_link
 
     link = measure_link(device)
     yield CopyRate("the link: plain copies of 256 MiB", link.to_host, link.to_device)
     done("the link")
-    for what, geometry, layout in _CASES:
-        for row in measure_alone(device, [geometry], [layout], [TOKENS], lambda _: None):
+    for what, geometry, layout in CASES:
+        for row in measure_alone(device, [geometry], [layout], [tokens], lambda _: None):
             to_host, to_device = row.bytes / row.save_seconds, row.bytes / row.load_seconds
             yield CopyRate(what, to_host, to_device, to_host / link.to_host, to_device / link.to_device, row.equal)
         done(what)

@@ -70,7 +70,6 @@ class CuFile:
     def __init__(self, library: ctypes.CDLL, descriptor: int, memory: int, count: int) -> None:
         self._library = library
         self._memory = memory
-        self._function("cufileop_status_error").restype = ctypes.c_char_p
         self._function("cuFileRead").restype = ctypes.c_ssize_t
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -98,7 +97,7 @@ class CuFile:
         )
         if done == count:
             return
-        raise CuFileError(f"cuFileRead: {self._text(-done) if done < 0 else f'{done} of {count} bytes'}")
+        raise CuFileError(f"cuFileRead: {_text(-done) if done < 0 else f'{done} of {count} bytes'}")
 
     def _function(self, name: str) -> Any:
         try:
@@ -110,16 +109,14 @@ class CuFile:
         function = self._function(name)
         function.restype = _Error
         if (error := function(*arguments)).code != 0:
-            raise CuFileError(f"{name}: {self._text(error.code)}")
+            raise CuFileError(f"{name}: {_text(error.code)}")
 
     def _close_driver(self) -> None:
         close = getattr(self._library, "cuFileDriverClose_v2", None) or self._library.cuFileDriverClose
         close.restype = _Error
         close()
 
-    def _text(self, code: int) -> str:
-        code = abs(code)
-        if code < _FIRST_ERROR:
-            return os.strerror(code)
-        text = self._library.cufileop_status_error(ctypes.c_int(code))
-        return f"{text.decode(errors='replace') if text else 'unknown error'} ({code})"
+
+def _text(code: int) -> str:
+    """The library has no names for its own codes; it writes what was wrong to its log."""
+    return f"error {abs(code)}" if abs(code) > _FIRST_ERROR else os.strerror(abs(code))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,9 @@ def directory(path: str, may_make_parents: bool) -> Finding:
             looked_at, f"belongs to uid {info.st_uid}, not to uid {os.geteuid()}", f"chown {os.geteuid()} {path}"
         )
     if mode & 0o022:
-        return wrong(looked_at, f"can be written by others ({mode:04o})", f"chmod go-w {path}, or name one below it")
+        ours = os.path.exists(os.path.join(path, "node.secret"))  # the mode of other directories is not ours to change
+        advice = f"chmod go-w {path}" if ours else f"set FLEXKV_SSD_CACHE_DIR to one of its own below it, {path}/flexkv"
+        return wrong(looked_at, f"can be written by others ({mode:04o})", advice)
     if not os.access(path, os.W_OK | os.X_OK):
         return wrong(
             looked_at, f"cannot be written ({mode:04o}, or mounted read-only)", f"chmod 700 {path}, or remount"
@@ -103,29 +107,13 @@ def file_system(path: str, mount: Mount, wants_direct: bool) -> Finding:
 def direct_io_refusal(path: str) -> str:
     """Why a page cannot be written and read past the page cache there; empty if it can. Leaves nothing behind."""
     try:
-        descriptor = _nameless_file(path)
+        with tempfile.TemporaryFile(dir=path, buffering=0) as file, mmap.mmap(-1, _PAGE) as page:  # aligned
+            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
+            os.pwrite(file.fileno(), page, 0)
+            os.preadv(file.fileno(), [page], 0)
     except OSError as error:
         return error.strerror or str(error)
-    try:
-        with mmap.mmap(-1, _PAGE) as page:  # aligned
-            os.pwrite(descriptor, page, 0)
-            os.preadv(descriptor, [page], 0)
-        return ""
-    except OSError as error:
-        return error.strerror or str(error)
-    finally:
-        os.close(descriptor)
-
-
-def _nameless_file(path: str) -> int:
-    try:
-        return os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT, 0o600)
-    except OSError:
-        # Not every file system has nameless files, or the flag: then a file whose name goes at once.
-        name = os.path.join(path, f".flexkv-doctor-{os.getpid()}")
-        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_DIRECT, 0o600)
-        os.unlink(name)
-        return descriptor
+    return ""
 
 
 def space(settings: Settings, paths: list[str]) -> Iterator[Finding]:

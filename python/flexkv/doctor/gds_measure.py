@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def compare(directory: str) -> dict[str, Any]:
 def _in_child(folder: str) -> dict[str, Any]:
     log = Path(folder, "cufile.log")
     environment = os.environ | {"CUFILE_LOGFILE_PATH": str(log), "CUFILE_LOGGING_LEVEL": "NOTICE"}
+    environment.setdefault("CUFILE_ALLOW_COMPAT_MODE", "true")
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
@@ -67,17 +69,18 @@ def _in_child(folder: str) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"error": f"the measuring process ended with code {done.returncode}: {last}"}
+        how = f"code {done.returncode}" if done.returncode >= 0 else signal.strsignal(-done.returncode)
+        return {"error": f"the measuring process ended with {how}: {last}{_first_error(written)}"}
     if "error" in report:
-        report["error"] += _last_error(written)
+        report["error"] += _first_error(written)
     else:
         direct = not any(mark in written for mark in _COMPAT_MARKS)
         report["mode"] = "direct" if direct else "compatibility mode, which copies through host memory itself"
     return report
 
 
-def _last_error(log: str) -> str:
-    """What cuFile itself says; the first line of the reasons, since those after it follow from it."""
+def _first_error(log: str) -> str:
+    """What cuFile itself says; what comes after the first follows from it."""
     lines = [line.partition(" ERROR ")[2].strip() for line in log.splitlines() if " ERROR " in line]
     return f" [cufile.log: {lines[0]}]" if lines else ""
 

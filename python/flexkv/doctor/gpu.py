@@ -59,7 +59,9 @@ def cuda_library(core: Any) -> Finding:
     try:
         return Finding("CUDA library of FlexKV", f"opens {core.cuda_device(0)}")
     except RuntimeError as error:
-        return wrong("CUDA library of FlexKV", str(error), "without it engines on GPUs run without the cache")
+        return wrong(
+            "CUDA library of FlexKV", str(error), "as it says; until then engines on GPUs run without the cache"
+        )
 
 
 def numa_node(pci_address: str, sys: Path = Path("/sys")) -> int | None:

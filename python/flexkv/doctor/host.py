@@ -127,7 +127,7 @@ def locked_memory(settings: Settings, proc: Path = Path("/proc")) -> Finding:
         return Finding(looked_at, found)
     return better(
         looked_at,
-        f"{found}: the rest is not registered, and reads cost more",
+        f"{found}: the rest is not registered, and reads are slower",
         "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity; Docker: --ulimit memlock=-1)",
     )
 
