@@ -48,10 +48,9 @@ def test_a_machine_on_which_nothing_is_wrong() -> None:
     result = run()
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["looked", "at", "found,", "and", "what", "to", "do"]
     assert lines[-1].endswith(", 0 wrong")
     for looked_at in ("FlexKV", "host memory", "pages of the pool", "io_uring", "locked memory", "runtime directory"):
-        assert any(line.startswith(looked_at) for line in lines), looked_at
+        assert any(line.startswith(("ok ", "could be better ")) and f"  {looked_at}" in line for line in lines)
     assert result.stderr == ""
 
 

@@ -94,7 +94,7 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
     rows: list[Row] = []
     about: dict[str, Any] = {"load_average": [_load_average()]}
     try:
-        with _sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
+        with sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
             rows = _rows(len(directories))
             _measure(rows, measuring, about, notes, seconds)
     except (BenchError, ProgramError) as error:
@@ -112,7 +112,7 @@ def measure_shortly(directory: str) -> list[Row]:
     """Reads and writes of the largest blocks in a file of 256 MiB: ours and the threads'. A second or two. Raises
     BenchError or ProgramError."""
     rows = [Row(op, "random", max(_BLOCKS), 1, {_OURS: [], _THREADS: []}) for op in ("read", "write")]
-    with _sigterm_as_interrupt(), _Program([directory], FILE_BYTES_MIN) as measuring:
+    with sigterm_as_interrupt(), _Program([directory], FILE_BYTES_MIN) as measuring:
         measuring.fill()
         for row, turn in itertools.product(rows, range(2)):
             for who, rates in row.rates.items():
@@ -139,7 +139,7 @@ def _load_average() -> float:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """So that what has to go, goes. (The files go in any case: the program removes them when it hears no more of us.)"""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -55,15 +55,13 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("looked at", overflow="fold")
-    table.add_column("", no_wrap=True)
-    table.add_column("found, and what to do", overflow="fold")
+    table = Table.grid(padding=(0, 2, 0, 0))
     for one in findings:
         style = _STYLES[one.verdict]
+        advice = f"\n-> {one.advice}" if one.advice else ""
         # Text, not str: paths and messages may hold what Rich would take for markup.
-        found = Text.assemble(one.found, (f"\n-> {one.advice}" if one.advice else "", style))
-        table.add_row(Text(one.looked_at), Text(one.verdict.value, style=style), found)
+        line = Text.assemble((one.looked_at, "bold"), f": {one.found}", (advice, style))
+        table.add_row(Text(one.verdict.value, style=style), line)
     console().print(table)
     counts = Counter(one.verdict for one in findings)
     print(", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict))

@@ -22,7 +22,8 @@ _NOTICEABLE = 1.05  # less than this is noise
 def measure(settings: Settings) -> dict[str, Any]:
     directories = [path for path in settings.ssd_cache_dir if os.path.isdir(path)] if settings.ssd_cache_bytes else []
     gpu_steps = copies.STEPS if nvml.driver_is_there() else 0
-    with BenchProgress("flexkv doctor --measure", gpu_steps + len(directories) + 1) as progress:
+    steps = gpu_steps + len(directories) + 1
+    with bench_ssd.sigterm_as_interrupt(), BenchProgress("flexkv doctor --measure", steps) as progress:
         measured: dict[str, Any] = {"copies": _copies(progress), "drives": []}
         for path in directories:
             progress.say(path)

@@ -60,7 +60,9 @@ def cuda_library(core: Any) -> Finding:
         return Finding("CUDA library of FlexKV", f"opens {core.cuda_device(0)}")
     except RuntimeError as error:
         return wrong(
-            "CUDA library of FlexKV", str(error), "as it says; until then engines on GPUs run without the cache"
+            "CUDA library of FlexKV",
+            str(error),
+            "install a driver or a wheel that fits; until then engines on GPUs run without the cache",
         )
 
 
