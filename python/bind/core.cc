@@ -23,6 +23,7 @@
 #include "flexkv/disk/directory.h"
 #include "flexkv/ipc/runtime_dir.h"
 #include "flexkv/server/node_server.h"
+#include "machine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -328,6 +329,7 @@ NB_MODULE(_core, m) {
     info["compiler"] = __VERSION__;
     return info;
   });
+  bind_machine(m);
   m.def(
       "query_status", [](const std::string& path) { return ask(path, proto::Role::kStatus); }, "socket_path"_a,
       "The status of the node that listens at this path, as JSON. RuntimeError when none answers.");

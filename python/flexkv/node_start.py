@@ -17,6 +17,8 @@ def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
     fit. A size that nobody asked for gives way to one that fits."""
     for warning in too_large_for_drives(settings):
         _log.warning("%s", warning)
+    if settings.enable_gds:
+        _log.warning("GPUDirect Storage is not used: %s; blocks go through host memory", _why_no_gds(settings))
     options = settings.node_options() | {"mode": mode}
     asked = settings.origin("cpu_cache_gb") != "default"
     memory = read_host_memory()
@@ -37,6 +39,12 @@ def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
         return _listen(core, options | {"pool_bytes": size}, name)
     except MemoryError as error:
         raise ConfigError([f"{_does_not_fit(settings, memory)}; nor does {format_size(size)}: {error}"]) from None
+
+
+def _why_no_gds(settings: Settings) -> str:
+    if settings.ssd_cache_bytes == 0:
+        return "there is no SSD tier (ssd_cache_gb is 0)"
+    return "this version has no path from drives to the GPU (`flexkv doctor --measure` tells what it would bring here)"
 
 
 def _listen(core: Any, options: dict[str, Any], name: str) -> Any:

@@ -101,15 +101,34 @@ def test_watch_until_interrupted(daemon: subprocess.Popen[str], json_option: lis
 
 def test_the_servers_settings_name_the_node(tmp_path: Path) -> None:
     file = tmp_path / "flexkv.yml"
-    file.write_text("server_client_mode: true\nserver_recv_port: ipc:///tmp/flexkv_server_7\nenable_gds: true\n")
+    file.write_text("server_client_mode: true\nserver_recv_port: ipc:///tmp/flexkv_server_7\nenable_nixl: true\n")
     process = start("serve", "-c", str(file), FLEXKV_CPU_CACHE_GB="2", FLEXKV_LOGGING_PREFIX="mine")
     assert process.stdout is not None
     assert "node flexkv_server_7 listens" in process.stdout.readline()
     process.terminate()
     code, _, err = finish(process)
     assert code == 0
-    assert "enable_gds" in err
+    assert "enable_nixl" in err
     assert "no effect yet" in err
+
+
+@pytest.mark.parametrize(
+    ("ssd_cache_gb", "reason"),
+    [("0", "there is no SSD tier (ssd_cache_gb is 0)"), ("1", "this version has no path from drives to the GPU (")],
+)
+def test_gpudirect_storage_that_is_asked_for_is_a_line_at_the_start(
+    ssd_cache_gb: str, reason: str, tmp_path: Path
+) -> None:
+    ssd = {"FLEXKV_SSD_CACHE_GB": ssd_cache_gb, "FLEXKV_SSD_CACHE_DIR": str(tmp_path)}
+    process = start("serve", "--cpu-cache", "1", FLEXKV_ENABLE_GDS="1", **ssd)
+    assert process.stdout is not None
+    assert "node default listens" in process.stdout.readline()
+    process.terminate()
+    code, _, err = finish(process)
+    assert code == 0
+    (line,) = err.splitlines()
+    assert f"GPUDirect Storage is not used: {reason}" in line
+    assert line.endswith("; blocks go through host memory")
 
 
 def test_metrics_of_a_daemon() -> None:

@@ -12,6 +12,7 @@ import typer
 from flexkv.cli import (
     bench_ssd,
     bench_transfer,
+    check_machine,
     config_show,
     disk_files,
     reset_nodes,
@@ -146,6 +147,25 @@ def reset(
 ) -> None:
     """Make the nodes of this machine forget all blocks: after the weights of a model changed under its name."""
     reset_nodes.run(name, config)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nflexkv doctor\n\n"
+    "flexkv doctor --measure      [dim]# copies, drives, GPUDirect Storage: up to a minute[/dim]\n\n"
+    "flexkv doctor -c /etc/flexkv.yml --json"
+)
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure, too: makes files of up to 512 MiB in the SSD directories, which go."),
+    ] = False,
+    as_json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Whether this machine can run FlexKV well with these settings, and what to change.
+
+    Changes nothing. Exit code 1 if something is wrong."""
+    check_machine.run(as_json, measure, config)
 
 
 @disk_app.command(

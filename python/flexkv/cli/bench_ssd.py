@@ -51,6 +51,10 @@ class BenchError(Exception):
     """What a person can do something about."""
 
 
+class ProgramError(Exception):
+    """`flexkv-bench` has ended, or does not answer: nothing more can be measured."""
+
+
 @dataclass
 class Row:
     op: str
@@ -90,10 +94,10 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
     rows: list[Row] = []
     about: dict[str, Any] = {"load_average": [_load_average()]}
     try:
-        with _sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
+        with sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
             rows = _rows(len(directories))
             _measure(rows, measuring, about, notes, seconds)
-    except BenchError as error:
+    except (BenchError, ProgramError) as error:
         fail(error)
     about["load_average"].append(_load_average())
     if as_json:
@@ -102,6 +106,18 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
         _show(rows, about, notes)
     if any(row.errors for row in rows):
         raise typer.Exit(EXIT_FAILED)
+
+
+def measure_shortly(directory: str) -> list[Row]:
+    """Reads and writes of the largest blocks in a file of 256 MiB: ours and the threads'. A second or two. Raises
+    BenchError or ProgramError."""
+    rows = [Row(op, "random", max(_BLOCKS), 1, {_OURS: [], _THREADS: []}) for op in ("read", "write")]
+    with sigterm_as_interrupt(), _Program([directory], FILE_BYTES_MIN) as measuring:
+        measuring.fill()
+        for row, turn in itertools.product(rows, range(2)):
+            for who, rates in row.rates.items():
+                rates.append(measuring.measure(who, row, _ROUND_SECONDS / 2, turn))
+    return rows
 
 
 def _check_space(directories: list[str], bytes_each: int) -> None:
@@ -123,7 +139,7 @@ def _load_average() -> float:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """So that what has to go, goes. (The files go in any case: the program removes them when it hears no more of us.)"""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -192,7 +208,7 @@ class _Program:
         assert self._process.stdout is not None
         patience = None if seconds is None else seconds + _PATIENCE
         if not select.select([self._process.stdout], [], [], patience)[0]:
-            fail(f"no answer for {patience:g} s: does the drive hang? See the kernel's log")
+            raise ProgramError(f"no answer for {patience:g} s: does the drive hang? See the kernel's log")
         line = self._process.stdout.readline()
         if not line:
             self._ended()
@@ -202,7 +218,7 @@ class _Program:
         return answer
 
     def _ended(self) -> NoReturn:
-        fail(f"flexkv-bench ended with code {self._process.wait()}")
+        raise ProgramError(f"flexkv-bench ended with code {self._process.wait()}")
 
 
 def _rows(directories: int) -> list[Row]:

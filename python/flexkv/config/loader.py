@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from flexkv.config.setting import Setting, Status, WrongValue, show_value
-from flexkv.config.settings import IgnoredEntry, Settings
+from flexkv.config.setting import IgnoredEntry, Setting, Status, WrongValue, show_value
+from flexkv.config.settings import Settings
 from flexkv.config.table import BY_ENV, BY_KEY
 
 _told: set[str] = set()

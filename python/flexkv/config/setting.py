@@ -47,6 +47,15 @@ class Setting:
         return "***" if self.secret else self.kind.show(value)
 
 
+@dataclass(frozen=True)
+class IgnoredEntry:
+    """A setting of the original that was given and has no effect here."""
+
+    setting: Setting
+    value: object
+    origin: str
+
+
 class WrongValue(ValueError):
     """Of a value that needs more words than what is allowed."""
 

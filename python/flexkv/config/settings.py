@@ -11,6 +11,7 @@ from typing import Any
 
 from flexkv.config import sizes
 from flexkv.config.setting import (
+    IgnoredEntry,
     Setting,
     Status,
     choice,
@@ -59,15 +60,6 @@ class NodeTarget:
     @property
     def socket(self) -> str:
         return os.path.join(self.runtime_dir, f"{self.name}.sock")
-
-
-@dataclass(frozen=True)
-class IgnoredEntry:
-    """A setting of the original that was given and has no effect here."""
-
-    setting: Setting
-    value: object
-    origin: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +197,13 @@ class Settings:
         "auto",
         "auto: what the engine is expected to compute faster than the drives deliver it is computed. always: what is "
         "kept is loaded.",
+        topic="SSD tier",
+    )
+
+    enable_gds: bool = setting(
+        switch(),
+        False,
+        "Asks for GPUDirect Storage, which this version has no path for: a line at the node's start says so.",
         topic="SSD tier",
     )
 

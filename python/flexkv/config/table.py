@@ -26,7 +26,6 @@ _PLANNED = (
         Status.PLANNED,
         "SSD tier",
         """
-        enable_gds: reads from SSD straight into GPU memory
         enable_nixl: the NIXL library for those reads
         nixl_backend_plugin: the NIXL plugin to use
         """,

@@ -1,0 +1,1 @@
+"""What `flexkv doctor` looks at. See README.md in this folder."""
