@@ -23,7 +23,7 @@ CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const P
       pool_(pool),
       max_pitch_(max_pitch),
       done_(context),
-      marks_{Mark(context), Mark(context), Mark(context), Mark(context)} {
+      marks_{Mark(context), Mark(context), Mark(context), Mark(context), Mark(context), Mark(context)} {
   const auto add = [&](std::span<const layout::Rectangle> rectangles) {
     plans_.push_back({rectangles, std::vector<bool>(rectangles.size(), false)});
   };
@@ -176,7 +176,7 @@ Status CudaStream::count(std::size_t copies, std::size_t bytes) {
   mark.staged = std::exchange(staged_since_mark_, true);
   copies_since_mark_ = 0;
   if (Status status = mark.event.record(stream_->get()); !status) return status;
-  // This group and the one before it may be in flight.
+  // This group and the three before it may be in flight.
   const Mark& passed = marks_[(next_mark_ + 2) % kMarks];
   const Mark& before = marks_[(next_mark_ + 1) % kMarks];
   next_mark_ = (next_mark_ + 1) % kMarks;

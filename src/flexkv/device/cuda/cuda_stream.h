@@ -45,11 +45,11 @@ class CudaStream final : public CopyStream {
 
  private:
   // Copies queued between two marks, and the most runs given to one batched call.
-  static constexpr std::size_t kGroup = 256;
+  static constexpr std::size_t kGroup = 200;
   // Bytes between two marks: what a cancellation, or the change from staging to copies in place, comes after.
-  static constexpr std::size_t kGroupBytes = 32U << 20;
-  // A stream takes about 1,020 copies, then its calls spin: with two full groups and one growing it never gets there.
-  static constexpr std::size_t kMarks = 4;
+  static constexpr std::size_t kGroupBytes = 16U << 20;
+  // A stream takes about 1,020 copies, then its calls spin: with four full groups and one growing it never gets there.
+  static constexpr std::size_t kMarks = 6;
 
   // The rectangles that make up a block, or a part of each.
   struct Plan {
