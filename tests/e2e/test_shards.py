@@ -38,6 +38,7 @@ def shards(
     architecture: str = "LlamaForCausalLM",
     quantization: str | None = None,
     draft: Any = None,
+    device: str = "cuda",
 ) -> list[int]:
     """Of all ranks."""
     layers = {f"layer.{i}": Layer(spec) for i, spec in enumerate(specs)}
@@ -52,6 +53,7 @@ def shards(
             architecture=architecture, quantization=quantization, get_total_num_kv_heads=lambda: heads
         ),
         speculative_config=draft,
+        device_config=SimpleNamespace(device_type=device),
         compilation_config=SimpleNamespace(static_forward_context=layers),
     )
     return [shard_of(config, rank, layers) for rank in range(tp * pp * pcp)]
@@ -88,6 +90,12 @@ def test_context_parallel_ranks_hold_different_tokens() -> None:
     assert shards(LATENT, tp=2, pcp=2) == [0, 1, 2, 3]
 
 
+def test_sums_over_more_than_two_ranks_are_not_alike_on_cpus() -> None:
+    assert shards(LATENT, tp=2, pp=2, device="cpu") == [0, 0, 2, 2]
+    assert shards(LATENT, tp=4, device="cpu") == [0, 1, 2, 3]
+    assert shards(HEAD, tp=4, heads=2, device="cpu") == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "unlike",
     [
@@ -110,6 +118,7 @@ def test_the_least_that_all_layers_have_in_common_counts() -> None:
 def test_a_layer_that_the_engine_does_not_know_is_not_alike() -> None:
     config: Any = SimpleNamespace(
         parallel_config=SimpleNamespace(tensor_parallel_size=2),
+        device_config=SimpleNamespace(device_type="cuda"),
         compilation_config=SimpleNamespace(static_forward_context={}),
     )
     assert [shard_of(config, rank, ["layer.0"]) for rank in range(2)] == [0, 1]

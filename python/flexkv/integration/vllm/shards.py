@@ -35,11 +35,14 @@ def shard_of(config: VllmConfig, rank: int, layer_names: Iterable[str]) -> int:
     layers and are never alike. Ranks of decode context parallelism are tensor parallel neighbours with different tokens.
     """
     parallel = config.parallel_config
+    ranks = parallel.tensor_parallel_size
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return rank
-    alike = math.gcd(
-        parallel.tensor_parallel_size, *(_alike(config, _spec(config, layer_name)) for layer_name in layer_names)
-    )
+    # CPUs add up the ranks' parts of a layer beginning with their own: sums of three and more differ in the last bits,
+    # and so does the KV of the next layer. GPUs add in one order, or in one place.
+    if str(config.device_config.device_type) == "cpu" and ranks > 2:
+        return rank
+    alike = math.gcd(ranks, *(_alike(config, _spec(config, layer_name)) for layer_name in layer_names))
     with_other_tokens = getattr(parallel, "decode_context_parallel_size", 1)
     if alike % with_other_tokens != 0:
         return rank
