@@ -245,6 +245,7 @@ class PyAgent {
     out.engine_id = nb::cast<std::string>(options["engine_id"]);
     out.rank = nb::cast<std::uint32_t>(options["rank"]);
     out.rank_count = nb::cast<std::uint32_t>(options["rank_count"]);
+    out.shard = option<std::uint32_t>(options, "shard", out.rank);
     out.load_timeout = option<std::int64_t>(options, "load_timeout_ms", 10'000) * kMillisecond;
     out.save_timeout = option<std::int64_t>(options, "save_timeout_ms", 30'000) * kMillisecond;
     const auto stage_below = option<std::uint32_t>(options, "gpu_stage_below_bytes", device::kStageBelow);

@@ -61,7 +61,9 @@ class RealThreads : public ::testing::Test {
 // One engine: its device memory, an agent per rank, and a client.
 class Engine {
  public:
-  Engine(const std::string& dir, const std::string& id, std::uint32_t ranks) : id_(id), ranks_(ranks) {
+  // Ranks whose numbers are equal modulo `shards` hold the same bytes; 0: none do.
+  Engine(const std::string& dir, const std::string& id, std::uint32_t ranks, std::uint32_t shards = 0)
+      : id_(id), ranks_(ranks), shards_(shards > 0 ? shards : ranks) {
     for (std::uint32_t rank = 0; rank < ranks; ++rank) {
       memory_.push_back(std::make_unique<std::vector<std::byte>>(std::size_t{kDeviceBlocks} * kBlockBytes));
       // As layers side by side within each block.
@@ -81,6 +83,7 @@ class Engine {
       options.engine_id = id;
       options.rank = rank;
       options.rank_count = ranks;
+      if (shards > 0) options.shard = shard_of(rank);
       auto agent = agent::RankAgent::start(options, device::open_host_device().value(), std::move(layout).value());
       EXPECT_TRUE(agent.ok());
       agents_.push_back(std::move(agent).value());
@@ -109,13 +112,14 @@ class Engine {
 
   void fill(std::uint32_t device_block, std::uint64_t content) {
     for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
-      std::memset(at(rank, device_block), static_cast<int>(Prng::mix(content * 31 + rank) & 0xFF), kBlockBytes);
+      std::memset(at(rank, device_block), static_cast<int>(Prng::mix(content * 31 + shard_of(rank)) & 0xFF),
+                  kBlockBytes);
     }
   }
   std::byte first_byte(std::uint32_t rank, std::uint32_t block) { return at(rank, block)[0]; }
   bool holds(std::uint32_t device_block, std::uint64_t content) {
     for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
-      const auto expected = static_cast<std::byte>(Prng::mix(content * 31 + rank) & 0xFF);
+      const auto expected = static_cast<std::byte>(Prng::mix(content * 31 + shard_of(rank)) & 0xFF);
       for (std::uint32_t i = 0; i < kBlockBytes; ++i) {
         if (at(rank, device_block)[i] != expected) return false;
       }
@@ -164,6 +168,7 @@ class Engine {
   }
 
  private:
+  std::uint32_t shard_of(std::uint32_t rank) const { return rank % shards_; }
   std::byte* at(std::uint32_t rank, std::uint32_t block) {
     return memory_[rank]->data() + std::size_t{block} * kBlockBytes;
   }
@@ -173,6 +178,7 @@ class Engine {
 
   const std::string id_;
   const std::uint32_t ranks_;
+  const std::uint32_t shards_;
   std::vector<std::unique_ptr<std::vector<std::byte>>> memory_;
   std::vector<std::unique_ptr<agent::RankAgent>> agents_;
   std::unique_ptr<client::Client> client_;
@@ -253,6 +259,36 @@ TEST_F(RealThreads, SecondEngineFindsWhatTheFirstSaved) {
   second.connect(dir_);
   ASSERT_TRUE(eventually([&] { return second.load(hashes) == kBlocks; }));
   for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(second.holds(32 + block, 5000 + block));
+}
+
+TEST_F(RealThreads, WhatRanksHoldAlikeIsStoredOnceAndServedToAnyNumberOfThem) {
+  const auto node = start_node();
+  {
+    Engine wide(dir_, "wide", 5, 2);
+    wide.connect(dir_);
+    const auto copied = [&] {
+      std::uint64_t blocks = 0;
+      for (std::uint32_t rank = 0; rank < 5; ++rank) blocks += wide.agent(rank).counters().saved_blocks;
+      return blocks;
+    };
+    save_and_load(wide, 5);  // from now on all ranks are there
+    const std::uint64_t before = copied();
+    save_and_load(wide, 6);
+    wide.fill(0, 42);
+    const auto short_prompt = prompt(7, 1);  // a single block: most ranks have nothing to copy
+    ASSERT_TRUE(wide.save(short_prompt));
+    ASSERT_TRUE(eventually([&] { return wide.load(short_prompt) == 1; }));
+    EXPECT_TRUE(wide.holds(32, 42));
+    EXPECT_EQ(copied() - before, 2 * (kBlocks + 1));
+  }
+  Engine narrow(dir_, "narrow", 2, 2);
+  narrow.connect(dir_);
+  ASSERT_TRUE(eventually([&] { return narrow.load(prompt(5)) == kBlocks; }));
+  for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(narrow.holds(32 + block, 5000 + block));
+  const auto spaces = nlohmann::json::parse(node->status_json())["spaces"];
+  ASSERT_EQ(spaces.size(), 1U);
+  EXPECT_EQ(spaces[0]["block_bytes"], 2 * kBlockBytes);
+  EXPECT_EQ(spaces[0]["slot_bytes"], 2 * kBlockBytes);
 }
 
 TEST_F(RealThreads, EngineOutlivesItsNode) {

@@ -47,6 +47,7 @@ void print(const SimTotals& totals) {
   show("of them ok", totals.loads_ok);
   show("blocks hit", totals.blocks_hit);
   show("block shards loaded", totals.blocks_loaded);
+  show("of them held alike", totals.blocks_loaded_alike);
   show("blocks saved", totals.blocks_saved);
   show("evicted", totals.blocks_evicted);
   show("fetched from drives", totals.blocks_fetched);
@@ -83,6 +84,7 @@ TEST(Simulation, Seeds) {
   // A world in which nothing is ever found would pass all checks.
   EXPECT_GE(totals.requests, 20 * count);
   EXPECT_GE(totals.loads_ok, 5 * count);
+  EXPECT_GE(totals.blocks_loaded_alike, 5 * count);
   EXPECT_GE(totals.blocks_saved, 20 * count);
   EXPECT_GE(totals.blocks_written, 5 * count);
   EXPECT_GE(totals.blocks_fetched, count);

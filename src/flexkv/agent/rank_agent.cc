@@ -104,6 +104,7 @@ Result<ipc::Connection> RankAgent::connect() {
   hello.engine_id = options_.engine_id;
   hello.rank = options_.rank;
   hello.rank_count = options_.rank_count;
+  hello.shard = options_.shard;
   static_assert(sizeof(hello.layout_id) == sizeof(layout_.id().bytes));
   std::memcpy(hello.layout_id.data(), layout_.id().bytes.data(), hello.layout_id.size());
   hello.shard_bytes = layout_.shard_bytes();
@@ -276,6 +277,8 @@ void RankAgent::lane_loop(device::Direction direction) {
 }
 
 JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
+  // Its slice is empty, or its blocks are all still on drives: there is nothing to wait for.
+  if (work.command->runs.empty()) return JobStatus::kDone;
   device::CopyStream& stream = *session.streams[static_cast<int>(work.command->direction)];
   Status status;
   if (work.event != nullptr) status = stream.order_after(*work.event);

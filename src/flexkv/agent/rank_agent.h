@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -29,6 +30,7 @@ struct RankAgentOptions {
   std::string engine_id;
   std::uint32_t rank = 0;
   std::uint32_t rank_count = 1;
+  std::optional<std::uint32_t> shard;  // as in proto::AgentHello
   Nanos load_timeout = 10 * kSecond;
   Nanos save_timeout = 30 * kSecond;
 };

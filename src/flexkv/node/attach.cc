@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <map>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/key/namespace.h"
@@ -15,14 +16,18 @@ std::uint64_t aligned(std::uint64_t bytes) {
   return (bytes + kExtentAlignment - 1) / kExtentAlignment * kExtentAlignment;
 }
 
-std::string hex_prefix(std::span<const std::uint8_t> bytes) {
+std::string hex_prefix(std::span<const std::byte> bytes) {
   std::string text;
-  for (const std::uint8_t byte : bytes.first(6)) {
+  for (const std::byte byte : bytes.first(6)) {
     char digits[3];
-    std::snprintf(digits, sizeof digits, "%02x", unsigned{byte});
+    std::snprintf(digits, sizeof digits, "%02x", std::to_integer<unsigned>(byte));
     text += digits;
   }
   return text;
+}
+
+std::string form_of(const proto::AgentHello& hello) {
+  return std::to_string(hello.shard_bytes) + " bytes in the layout " + hex_prefix(hello.layout_id);
 }
 
 }  // namespace
@@ -103,8 +108,22 @@ Result<AgentHandle> Node::attach_agent(const proto::AgentHello& hello) {
     return refuse(who + " has blocks of " + std::to_string(hello.shard_bytes) + " bytes; the host pool has " +
                   std::to_string(options_.pool_bytes) + " bytes: raise cpu_cache_gb");
   }
+  const std::uint32_t shard = hello.shard_number();
+  if (shard >= engine.rank_count) {
+    return refuse(who + " says it holds shard " + std::to_string(shard) + "; with " +
+                  std::to_string(engine.rank_count) + " ranks shards are numbered from 0 to " +
+                  std::to_string(engine.rank_count - 1));
+  }
+  for (const Engine::Rank& rank : engine.ranks) {
+    if (rank.agent == 0 || rank.hello.shard_number() != shard) continue;
+    if (rank.hello.shard_bytes == hello.shard_bytes && rank.hello.layout_id == hello.layout_id) continue;
+    return refuse(who + " has blocks of " + form_of(hello) + ", rank " + std::to_string(rank.hello.rank) + " of " +
+                  form_of(rank.hello) + ", though both say they hold shard " + std::to_string(shard) +
+                  ": ranks that do not hold the same bytes must name different shards");
+  }
   const AgentHandle handle = next_agent_++;
-  engine.ranks[hello.rank] = {handle, hello};
+  engine.ranks[hello.rank].agent = handle;
+  engine.ranks[hello.rank].hello = hello;
   agents_.emplace(handle, Agent{engine.handle, hello.rank});
   bind_space(engine);
   return handle;
@@ -159,19 +178,26 @@ void Node::unbind_space(Engine& engine) {
   engine.space = nullptr;
 }
 
-Node::Space* Node::open_space(const Engine& engine) {
+// In a slot the shards follow one another by their numbers. How many ranks hold each is no matter of the space.
+Node::Space* Node::open_space(Engine& engine) {
   // No secret: a space is not a key, only the name of a place.
   key::NamespaceBuilder digest_of(std::array<std::uint8_t, 32>{});
   digest_of.add(key::Field::kModel, engine.fingerprint);
   std::uint64_t slot_bytes = 0;
   std::uint64_t block_bytes = 0;
-  std::vector<std::uint64_t> rank_offset;
-  for (const auto& rank : engine.ranks) {
-    digest_of.add(key::Field::kLayout, rank.hello.layout_id);
-    digest_of.add(key::Field::kParallel, std::as_bytes(std::span(&rank.hello.shard_bytes, 1)));
-    rank_offset.push_back(slot_bytes);
-    slot_bytes += aligned(rank.hello.shard_bytes);
-    block_bytes += rank.hello.shard_bytes;
+  std::map<std::uint32_t, std::vector<Engine::Rank*>> holders;
+  for (Engine::Rank& rank : engine.ranks) holders[rank.hello.shard_number()].push_back(&rank);
+  for (const auto& [shard, ranks] : holders) {
+    const proto::AgentHello& hello = ranks.front()->hello;
+    digest_of.add(key::Field::kLayout, hello.layout_id);
+    digest_of.add(key::Field::kParallel, std::as_bytes(std::span(&hello.shard_bytes, 1)));
+    for (std::uint32_t holder = 0; holder < ranks.size(); ++holder) {
+      ranks[holder]->host_offset = slot_bytes;
+      ranks[holder]->holder_count = static_cast<std::uint32_t>(ranks.size());
+      ranks[holder]->holder = holder;
+    }
+    slot_bytes += aligned(hello.shard_bytes);
+    block_bytes += hello.shard_bytes;
   }
   const key::Root digest = digest_of.finish();
   for (const auto& space : spaces_) {
@@ -185,7 +211,6 @@ Node::Space* Node::open_space(const Engine& engine) {
   space->digest = digest;
   space->fingerprint = engine.fingerprint;
   space->model = engine.model;
-  space->rank_offset = std::move(rank_offset);
   space->block_bytes = block_bytes;
   if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
   spaces_.push_back(std::move(space));
@@ -222,8 +247,9 @@ std::vector<Node::EngineInfo> Node::engines() const {
 std::vector<Node::SpaceInfo> Node::spaces() const {
   std::vector<SpaceInfo> infos;
   for (const auto& space : spaces_) {
-    infos.push_back({hex_prefix(space->digest), space->model, space->block_bytes, space->slots.slot_bytes(),
-                     space->slots.slot_count(), space->slots.slot_count() - space->slots.free_count(), space->reserved,
+    infos.push_back({hex_prefix(std::as_bytes(std::span(space->digest))), space->model, space->block_bytes,
+                     space->slots.slot_bytes(), space->slots.slot_count(),
+                     space->slots.slot_count() - space->slots.free_count(), space->reserved,
                      space->index.memory_bytes(), space->engines, space->disk_slots ? space->disk_slots->capacity() : 0,
                      space->disk_slots ? space->disk_slots->used() : 0, space->disk_state == Space::DiskState::kOpening,
                      space->admission ? space->admission->stats() : admission::AdmissionFilter::Stats{}});

@@ -1,6 +1,7 @@
 #include "flexkv/node/node.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/node/node_state.h"
@@ -200,6 +201,7 @@ Node::Job& Node::start_job(EngineHandle handle, Engine& engine, const proto::Tra
   job->space = engine.space;
   job->direction = direction;
   job->generation = engine.space->generation;
+  job->block_bytes = request.save ? engine.space->block_bytes : engine.device_bytes();
   job->started_at = now;
   job->deadline = now + (request.save ? options_.save_timeout : options_.load_timeout);
   job->waiting.assign(engine.rank_count, false);
@@ -249,10 +251,21 @@ void Node::dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed) {
   if (job.failed) cancel_ranks(key, job);
 }
 
-bool Node::send_piece(JobKey key, const Job& job, std::uint32_t rank, const SlotRuns& runs, bool armed) {
-  const AgentHandle agent = find_engine(key.first)->ranks[rank].agent;
-  if (agent == 0) return false;
+// Of a save, only the rank's slice: those that hold a shard alike divide the blocks as evenly as they can, and who gets
+// the larger part, or any at all of a few, goes round with the jobs.
+bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed) {
+  const Engine& engine = *find_engine(key.first);
+  const Engine::Rank& rank = engine.ranks[number];
+  // With other ranks than at its beginning, shards lie elsewhere now.
+  if (rank.agent == 0 || engine.space != job.space) return false;
   const Space& space = *job.space;
+  std::uint64_t begin = 0;
+  std::uint64_t end = std::numeric_limits<std::uint64_t>::max();
+  if (job.direction == device::Direction::kToHost) {
+    const std::uint64_t turn = (rank.holder + key.second) % rank.holder_count;
+    begin = job.blocks * turn / rank.holder_count;
+    end = job.blocks * (turn + 1) / rank.holder_count;
+  }
   proto::CopyCommand command;
   command.job = key.second;
   command.direction = job.direction;
@@ -261,10 +274,17 @@ bool Node::send_piece(JobKey key, const Job& job, std::uint32_t rank, const Slot
   command.piece = job.pieces;
   command.last = job.missing == 0;
   command.runs.reserve(runs.size());
+  std::uint64_t at = 0;  // the run's first block, of those of the piece
   for (const SlotRun& run : runs) {
-    command.runs.push_back({run.device_block, run.count, space.slots.offset(run.slot) + space.rank_offset[rank]});
+    const auto skipped = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(begin, at, at + run.count) - at);
+    const auto stop = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(end, at, at + run.count) - at);
+    if (skipped < stop) {
+      command.runs.push_back(
+          {run.device_block + skipped, stop - skipped, space.slots.offset(run.slot + skipped) + rank.host_offset});
+    }
+    at += run.count;
   }
-  return outbox_.send(agent, command);
+  return outbox_.send(rank.agent, command);
 }
 
 // The job ends without success once its ranks are quiet.
@@ -561,7 +581,7 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
     }
   } else {
     direction.blocks += job->blocks;
-    direction.bytes += job->blocks * job->space->block_bytes;
+    direction.bytes += job->blocks * job->block_bytes;
     direction.latency.record(now - job->started_at);
     if (save) stats_.blocks_saved += job->blocks;
   }

@@ -8,6 +8,9 @@
 // pinned by lookups and load jobs -> evicted. INVARIANT: a slot is neither freed nor reused while any rank may still
 // read or write it, that is until each rank of each job on it has reported or disconnected; nor while a drive may.
 //
+// A block is stored once, shard by shard. What several ranks hold alike (AgentHello::shard) is one shard: of a save
+// each of them copies a slice of the blocks, a load goes to each of them whole.
+//
 // With drives (DiskPort), published blocks are written behind to slots there, and a load fetches what is only there:
 // what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
 #pragma once
@@ -180,7 +183,7 @@ class Node {
   struct SpaceInfo {
     std::string id;
     std::string model;
-    std::uint64_t block_bytes = 0;  // payload, all ranks
+    std::uint64_t block_bytes = 0;  // payload; what several ranks hold alike counts once
     std::uint64_t slot_bytes = 0;   // with padding to page boundaries
     std::uint32_t slots = 0;
     std::uint32_t used = 0;      // published and reserved
@@ -233,7 +236,7 @@ class Node {
   void bind_space(Engine& engine);
   void unbind_space(Engine& engine);
   void drop_engine_if_empty(EngineHandle handle);
-  Space* open_space(const Engine& engine);
+  Space* open_space(Engine& engine);
 
   // The sequence with the keys appended; or why not.
   std::pair<Sequence*, Reason> sequence_of(Engine& engine, SequenceId id, std::uint32_t base,
@@ -257,7 +260,7 @@ class Node {
   static std::uint32_t append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
                                    std::span<const index::Slot> slots, SlotRuns& runs);
   void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
-  bool send_piece(JobKey key, const Job& job, std::uint32_t rank, const SlotRuns& runs, bool armed);
+  bool send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed);
   void fail(JobKey key, Job& job, Reason reason);
   void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);

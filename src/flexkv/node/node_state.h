@@ -38,7 +38,7 @@ struct Node::Fetch {
   std::vector<Waiter> waiters;
 };
 
-// All blocks of one kind: same model, same weights, same bytes per block on every rank.
+// All blocks of one kind: same model, same weights, same bytes in every shard.
 struct Node::Space {
   Space(RangeAllocator& ranges, std::uint64_t slot_bytes, std::uint64_t pool_bytes,
         const index::PrefixIndex::Options& index_options)
@@ -49,8 +49,7 @@ struct Node::Space {
   std::string model;
   SlotSpace slots;
   index::PrefixIndex index;
-  std::vector<std::uint64_t> rank_offset;  // of a rank's shard within a slot
-  std::uint64_t block_bytes = 0;           // payload, all ranks
+  std::uint64_t block_bytes = 0;  // payload, each shard once
   std::uint32_t engines = 0;
   std::uint32_t jobs = 0;
   std::uint32_t reserved = 0;    // slots held by save jobs, not yet in the index
@@ -147,6 +146,10 @@ struct Node::Engine {
   struct Rank {
     AgentHandle agent = 0;  // 0: not attached
     proto::AgentHello hello;
+    // Once there is a space:
+    std::uint64_t host_offset = 0;   // of its shard within a slot
+    std::uint32_t holder_count = 1;  // ranks that hold the same shard
+    std::uint32_t holder = 0;        // which of them this is
   };
   std::vector<Rank> ranks;
   Space* space = nullptr;
@@ -157,6 +160,12 @@ struct Node::Engine {
     for (const Rank& rank : ranks) count += rank.agent != 0;
     return count;
   }
+  // Of a block, on all ranks together.
+  std::uint64_t device_bytes() const {
+    std::uint64_t bytes = 0;
+    for (const Rank& rank : ranks) bytes += rank.hello.shard_bytes;
+    return bytes;
+  }
 };
 
 struct Node::Job {
@@ -165,6 +174,7 @@ struct Node::Job {
   device::Direction direction = device::Direction::kToHost;
   std::uint64_t generation = 0;
   std::uint32_t blocks = 0;
+  std::uint64_t block_bytes = 0;  // copied for each block, all ranks
   Nanos started_at = 0;
   Nanos deadline = 0;  // 0: none pending any more
   bool failed = false;

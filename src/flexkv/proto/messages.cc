@@ -132,6 +132,7 @@ std::vector<std::byte> encode(const AgentHello& value) {
   writer.pod(value.shard_bytes);
   writer.pod(value.block_count);
   writer.string(value.device);
+  writer.pod(value.shard_number());
   return writer.take();
 }
 
@@ -145,6 +146,7 @@ Result<AgentHello> decode_agent_hello(std::span<const std::byte> bytes) {
   value.shard_bytes = reader.pod<std::uint64_t>();
   value.block_count = reader.pod<std::uint32_t>();
   value.device = reader.string(kNameBytesMax);
+  value.shard = reader.pod<std::uint32_t>();
   return finish(reader, std::move(value), "agent hello");
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -36,6 +37,11 @@ struct AgentHello {
   std::uint64_t shard_bytes = 0;  // host bytes of one block on this rank
   std::uint32_t block_count = 0;  // device blocks
   std::string device;
+  // Which part of a block the rank holds, below rank_count: ranks of one engine that say the same number hold the same
+  // bytes. Not set: that of its rank.
+  std::optional<std::uint32_t> shard = std::nullopt;
+
+  std::uint32_t shard_number() const { return shard.value_or(rank); }
 };
 
 struct ClientHello {
@@ -66,12 +72,13 @@ struct BlockRun {
   }
 };
 
-// node -> agent. A job comes in one piece, or in several as its host blocks become available.
+// node -> agent. A job comes in one piece, or in several as its host blocks become available. Of a save that other
+// ranks can carry as well a rank may get a slice only, or nothing to copy; it reports all the same.
 struct CopyCommand {
   JobId job = 0;
   device::Direction direction = device::Direction::kToHost;
   bool armed = false;             // may start at once; otherwise waits until the engine's worker arms it
-  std::uint64_t host_stride = 0;  // bytes of a slot, all ranks
+  std::uint64_t host_stride = 0;  // bytes of a slot, all shards
   std::vector<BlockRun> runs;
   std::uint32_t piece = 0;  // 0, 1, ...
   bool last = true;         // no piece follows: the job is reported once this one is copied

@@ -57,9 +57,24 @@ TEST(Messages, ClientMessagesSurviveTheTrip) {
   const auto reply = decode_to_client(encode(ToClient{LookupReply{1, 2, Reason::kEvicted}}));
   ASSERT_TRUE(reply.ok());
   EXPECT_EQ(std::get<LookupReply>(reply.value()).reason, Reason::kEvicted);
+}
+
+TEST(Messages, ARankThatNamesNoShardHoldsThatOfItsRank) {
   AgentHello hello{"engine", 1, 2, {}, 4096, 100, "host"};
-  ASSERT_TRUE(decode_agent_hello(encode(hello)).ok());
-  EXPECT_EQ(decode_agent_hello(encode(hello)).value().engine_id, "engine");
+  auto decoded = decode_agent_hello(encode(hello));
+  ASSERT_TRUE(decoded.ok());
+  EXPECT_EQ(decoded.value().engine_id, "engine");
+  EXPECT_EQ(decoded.value().shard_number(), 1U);
+  hello.shard = 0;
+  auto bytes = encode(hello);
+  decoded = decode_agent_hello(bytes);
+  ASSERT_TRUE(decoded.ok());
+  EXPECT_EQ(decoded.value().shard_number(), 0U);
+  for (std::size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_FALSE(decode_agent_hello(std::span(bytes).first(size)).ok());
+  }
+  bytes.push_back(std::byte{0});
+  EXPECT_FALSE(decode_agent_hello(bytes).ok());
 }
 
 TEST(Messages, EveryTruncationAndExtensionIsRefused) {

@@ -398,7 +398,7 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
     agents_[peer->agent] = peer.get();
     log_info("rank " + std::to_string(decoded.value().rank) + " of engine " + decoded.value().engine_id +
              " attached (" + decoded.value().device + ", " + std::to_string(decoded.value().shard_bytes) +
-             " bytes a block)");
+             " bytes a block, shard " + std::to_string(decoded.value().shard_number()) + ")");
     return peer;
   }
   if (role == proto::Role::kClient) {

@@ -29,6 +29,7 @@ void SimEngine::start() {
     agent.layout_id[0] = static_cast<std::byte>(kind.layers);
     agent.shard_bytes = kind.shard_bytes();
     agent.block_count = plan_.device_blocks;
+    agent.shard = kind.shard_of(rank);
     SimRank::Callbacks callbacks;
     callbacks.ready_for_forward = [this](std::uint64_t step) { rank_ready(step); };
     callbacks.step_done = [this](std::uint64_t step, const StepReport& report) {

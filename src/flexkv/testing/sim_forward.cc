@@ -13,12 +13,16 @@ void SimEngine::rank_ready(std::uint64_t number) {
 }
 
 void SimEngine::fill(std::uint32_t block, std::uint64_t tag) {
-  for (std::uint32_t rank = 0; rank < ranks_.size(); ++rank) fill_kv(ranks_[rank]->device_block(block), tag, rank);
+  const SimPlan::Kind& kind = plan_.kinds[kind_];
+  for (std::uint32_t rank = 0; rank < ranks_.size(); ++rank) {
+    fill_kv(ranks_[rank]->device_block(block), tag, kind.shard_of(rank));
+  }
 }
 
 bool SimEngine::holds(std::uint32_t block, std::uint64_t tag) const {
+  const SimPlan::Kind& kind = plan_.kinds[kind_];
   for (std::uint32_t rank = 0; rank < ranks_.size(); ++rank) {
-    if (!holds_kv(ranks_[rank]->device_block(block), tag, rank)) return false;
+    if (!holds_kv(ranks_[rank]->device_block(block), tag, kind.shard_of(rank))) return false;
   }
   return true;
 }

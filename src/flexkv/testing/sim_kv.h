@@ -1,5 +1,5 @@
 // What KV bytes must look like. A block's bytes follow from its tag (which names the model, its weights, and every
-// token up to the block's end), its rank and its layer; so right bytes in a wrong place are wrong. Pure.
+// token up to the block's end), its shard and its layer; so right bytes in a wrong place are wrong. Pure.
 #pragma once
 
 #include <cstddef>
@@ -16,22 +16,22 @@ constexpr std::uint64_t kGarbage = 0xBADBADBAD;
 
 inline std::uint64_t next_tag(std::uint64_t tag, std::uint32_t chunk) { return Prng::mix(tag ^ Prng::mix(chunk + 77)); }
 
-inline std::uint64_t kv_word(std::uint64_t tag, std::uint32_t rank, std::size_t word) {
-  return Prng::mix(tag + 0x9E3779B97F4A7C15ULL * ((std::uint64_t{rank} << 32) + word + 1));
+inline std::uint64_t kv_word(std::uint64_t tag, std::uint32_t shard, std::size_t word) {
+  return Prng::mix(tag + 0x9E3779B97F4A7C15ULL * ((std::uint64_t{shard} << 32) + word + 1));
 }
 
-inline void fill_kv(std::span<std::byte> shard, std::uint64_t tag, std::uint32_t rank) {
-  for (std::size_t word = 0; word < shard.size() / 8; ++word) {
-    const std::uint64_t value = kv_word(tag, rank, word);
-    std::memcpy(shard.data() + word * 8, &value, 8);
+inline void fill_kv(std::span<std::byte> bytes, std::uint64_t tag, std::uint32_t shard) {
+  for (std::size_t word = 0; word < bytes.size() / 8; ++word) {
+    const std::uint64_t value = kv_word(tag, shard, word);
+    std::memcpy(bytes.data() + word * 8, &value, 8);
   }
 }
 
-inline bool holds_kv(std::span<const std::byte> shard, std::uint64_t tag, std::uint32_t rank) {
-  for (std::size_t word = 0; word < shard.size() / 8; ++word) {
+inline bool holds_kv(std::span<const std::byte> bytes, std::uint64_t tag, std::uint32_t shard) {
+  for (std::size_t word = 0; word < bytes.size() / 8; ++word) {
     std::uint64_t value = 0;
-    std::memcpy(&value, shard.data() + word * 8, 8);
-    if (value != kv_word(tag, rank, word)) return false;
+    std::memcpy(&value, bytes.data() + word * 8, 8);
+    if (value != kv_word(tag, shard, word)) return false;
   }
   return true;
 }

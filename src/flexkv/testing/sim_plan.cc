@@ -19,10 +19,12 @@ SimPlan::SimPlan(SimLoop& loop) {
     Kind kind;
     kind.model = static_cast<std::uint32_t>(loop.below(2));
     kind.ranks = one_of({1, 1, 2, 2, 3, 4});
+    kind.shards = loop.chance(500) ? kind.ranks : static_cast<std::uint32_t>(loop.between(1, kind.ranks));
+    kind.neighbours = loop.chance(500);
     kind.layers = static_cast<std::uint32_t>(loop.between(1, 3));
     kind.layer_bytes = one_of({16, 24, 64});
     if (loop.chance(100)) kind.layer_bytes = 4096;
-    slot_pages_max = std::max(slot_pages_max, kind.ranks * ((kind.shard_bytes() + 4095) / 4096));
+    slot_pages_max = std::max(slot_pages_max, kind.shards * ((kind.shard_bytes() + 4095) / 4096));
     kinds.push_back(kind);
   }
   const std::uint32_t engine_count = one_of({1, 2, 2, 3, 4});

@@ -13,14 +13,22 @@ namespace flexkv::testing {
 struct SimPlan {
   explicit SimPlan(SimLoop& loop);
 
-  // One per model and number of ranks: engines of the same kind share blocks.
+  // Engines of the same kind share blocks; so do those of kinds that differ only in which ranks hold which shard.
   struct Kind {
     std::uint32_t model = 0;
     std::uint32_t ranks = 1;
+    std::uint32_t shards = 1;  // of them distinct
+    bool neighbours = true;    // which ranks hold a shard alike: those side by side, or every shards-th
     std::uint32_t layers = 1;
     std::uint32_t layer_bytes = 16;
     std::uint32_t engines = 0;
     std::uint64_t shard_bytes() const { return std::uint64_t{layers} * layer_bytes; }
+    std::uint32_t shard_of(std::uint32_t rank) const { return neighbours ? rank * shards / ranks : rank % shards; }
+    bool shared(std::uint32_t shard) const {
+      std::uint32_t holders = 0;
+      for (std::uint32_t rank = 0; rank < ranks; ++rank) holders += shard_of(rank) == shard;
+      return holders > 1;
+    }
   };
   std::vector<Kind> kinds;
   std::vector<std::uint32_t> engine_kinds;  // per engine

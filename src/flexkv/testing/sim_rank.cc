@@ -23,6 +23,8 @@ SimRank::SimRank(SimWorld& world, const SimPlan::Kind& kind, proto::AgentHello h
       loop_(world.loop()),
       plan_(world.plan()),
       rank_(hello.rank),
+      shard_(hello.shard_number()),
+      shard_is_shared_(kind.shared(shard_)),
       shard_bytes_(kind.shard_bytes()),
       hello_(std::move(hello)),
       callbacks_(std::move(callbacks)),
@@ -214,10 +216,11 @@ void SimRank::lane_done(device::Direction direction) {
       const auto at = std::find(blocks.begin(), blocks.end(), copied.device_block);
       SIM_CHECK(at != blocks.end());
       const std::uint64_t tag = order->second->tags[static_cast<std::size_t>(at - blocks.begin())];
-      SIM_CHECK(holds_kv(device_block(copied.device_block), tag, rank_));  // NEVER WRONG
+      SIM_CHECK(holds_kv(device_block(copied.device_block), tag, shard_));  // NEVER WRONG
       SIM_CHECK(copied_[job].insert(copied.device_block).second);
     }
     world_.totals().blocks_loaded += lane.blocks.size();
+    if (shard_is_shared_) world_.totals().blocks_loaded_alike += lane.blocks.size();
   }
   lane.work.reset();
   lane.link.reset();

@@ -94,6 +94,8 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   SimLoop& loop_;
   const SimPlan& plan_;
   const std::uint32_t rank_;
+  const std::uint32_t shard_;
+  const bool shard_is_shared_;
   const std::uint64_t shard_bytes_;
   const proto::AgentHello hello_;
   const Callbacks callbacks_;

@@ -17,6 +17,7 @@ void SimTotals::add(const SimTotals& other) {
   loads_ok += other.loads_ok;
   blocks_hit += other.blocks_hit;
   blocks_loaded += other.blocks_loaded;
+  blocks_loaded_alike += other.blocks_loaded_alike;
   blocks_saved += other.blocks_saved;
   blocks_evicted += other.blocks_evicted;
   blocks_fetched += other.blocks_fetched;

@@ -17,7 +17,8 @@ struct SimTotals {
   std::uint64_t loads = 0;
   std::uint64_t loads_ok = 0;
   std::uint64_t blocks_hit = 0;
-  std::uint64_t blocks_loaded = 0;  // per rank
+  std::uint64_t blocks_loaded = 0;        // per rank
+  std::uint64_t blocks_loaded_alike = 0;  // of them, by ranks whose shard others hold, too
   std::uint64_t blocks_saved = 0;
   std::uint64_t blocks_evicted = 0;
   std::uint64_t blocks_fetched = 0;  // from drives

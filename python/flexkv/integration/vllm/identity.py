@@ -14,6 +14,7 @@ import vllm
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+_CONTEXT_SIZES = ("decode_context_parallel_size", "prefill_context_parallel_size", "cp_kv_cache_interleave_size")
 # Safe to share between processes; others are seeded at random or are no cryptographic hashes.
 _SAFE_HASHES = ("sha256", "sha256_cbor", "sha256_cbor_64bit")
 
@@ -102,6 +103,8 @@ def fingerprint(config: VllmConfig, namespace: str) -> bytes:
         "block_size": cache.block_size,
         "max_model_len_rope": str(getattr(model, "hf_overrides", None)),
         "parallel": [parallel.tensor_parallel_size, parallel.pipeline_parallel_size],
+        # Which tokens of a block lie on which rank: no layout tells that.
+        "context": [getattr(parallel, name, None) for name in _CONTEXT_SIZES],
         "speculative": str(getattr(getattr(config, "speculative_config", None), "model", None)),
         "device": str(getattr(config.device_config, "device_type", None)),
         "attention": str(getattr(getattr(config, "attention_config", None), "backend", None)),

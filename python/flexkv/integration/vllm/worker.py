@@ -15,6 +15,7 @@ from flexkv.config import Settings
 from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder, by_group
+from flexkv.integration.vllm.shards import shard_of
 from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ class WorkerSide:
         config = self._config
         target = self._settings.node_target
         embedded = target.mode == "embedded"
+        rank = identity.worker_rank(config)
         options = {
             "runtime_dir": target.runtime_dir,
             "node_name": identity.embedded_node_name(config) if embedded else target.name,
-            "rank": identity.worker_rank(config),
+            "rank": rank,
             "rank_count": identity.rank_count(config),
             "load_timeout_ms": self._settings.load_timeout_ms,
             "save_timeout_ms": self._settings.save_timeout_ms,
@@ -102,11 +104,15 @@ class WorkerSide:
         pool_blocks = self._block_count or config.cache_config.num_gpu_blocks
         agents = []
         for group in self._groups:
-            tensors, block_count, device = _describe(group.layers_of(kv_caches), pool_blocks)
-            engine_id = {"engine_id": group.engine_id(identity.engine_id(config))}
-            agents.append(_core.RankAgent(options | engine_id, tensors, block_count, device))
+            layers = group.layers_of(kv_caches)
+            tensors, block_count, device = _describe(layers, pool_blocks)
+            shard = shard_of(config, rank, layers)
+            of_group = {"engine_id": group.engine_id(identity.engine_id(config)), "shard": shard}
+            agents.append(_core.RankAgent(options | of_group, tensors, block_count, device))
             for line in agents[-1].layout().splitlines():
                 logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
+            if shard != rank:
+                logger.info("FlexKV: rank %d holds the same KV as rank %d: it is stored once", rank, shard)
         self._agents = agents
         # Loads within a step are for models of one group only (SchedulerSide).
         self._followed = _FollowedLoads(dict(zip(self._groups[0].layers_of(kv_caches), agents[0].parts(), strict=True)))
