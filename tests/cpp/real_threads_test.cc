@@ -241,6 +241,31 @@ TEST_F(RealThreads, LayersAreThereWhenTheEngineIsHeldForThemNoLonger) {
   engine.disconnect();
 }
 
+TEST_F(RealThreads, AClientWaitsForTheEndOfItsJobsOrOfItsNode) {
+  auto node = start_node();
+  for (const bool embedded : {true, false}) {
+    Engine engine(dir_, embedded ? "embedded" : "remote", 1);
+    embedded ? engine.embed(*node) : engine.connect(dir_);
+    save_and_load(engine, embedded ? 1 : 2);
+    // What it ordered so far: a save and a load at least.
+    for (std::size_t ended = 0; ended < 2;) {
+      engine.client().wait_for_ended_jobs(60 * kSecond);
+      const std::size_t more = engine.client().take_ended_jobs().size();
+      ASSERT_GT(more, 0U);
+      ended += more;
+    }
+    if (embedded) {
+      engine.disconnect();
+    } else {
+      std::jthread stopping([&] { node.reset(); });
+      while (engine.client().ready()) {
+        engine.client().wait_for_ended_jobs(60 * kSecond);
+        (void)engine.client().take_ended_jobs();
+      }
+    }
+  }
+}
+
 TEST_F(RealThreads, SecondEngineFindsWhatTheFirstSaved) {
   const auto node = start_node();
   const auto hashes = prompt(5);

@@ -146,8 +146,12 @@ class Scheduling:
 
     def __init__(self, monkeypatch: Any, kept_full: int, kept_window: int) -> None:
         self.full, self.window = Client(kept_full), Client(kept_window)
-        monkeypatch.setattr(SchedulerSide, "_open_clients", lambda side, config: [self.full, self.window])
-        settings: Any = SimpleNamespace(sync_load_max_bytes=1 << 40, min_load_tokens=0)
+        clients = [self.full, self.window]
+        monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
+        target = SimpleNamespace(mode="embedded")
+        settings: Any = SimpleNamespace(
+            sync_load_max_bytes=1 << 40, min_load_tokens=0, node_target=target, ssd_cache_bytes=0
+        )
         self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
         self.request: Any = SimpleNamespace(
             request_id="r",
