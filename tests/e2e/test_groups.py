@@ -188,6 +188,13 @@ def test_lookup_counts_what_all_groups_have(
     assert run.window.hashes == run.request.block_hashes
 
 
+def test_a_request_that_needs_its_whole_prompt_computed_loads_nothing(monkeypatch: Any) -> None:
+    """For the log-probabilities of its prompt; vLLM asks all the same before 0.31."""
+    run = Scheduling(monkeypatch, 6, 12)
+    run.request.skip_reading_prefix_cache = True
+    assert run.side.get_num_new_matched_tokens(run.request, 0) == (0, False)
+
+
 def test_only_blocks_with_memory_are_loaded(monkeypatch: Any) -> None:
     run = Scheduling(monkeypatch, 6, 12)
     run.side.get_num_new_matched_tokens(run.request, 64)

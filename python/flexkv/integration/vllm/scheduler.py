@@ -110,7 +110,9 @@ class SchedulerSide:
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
         # a request that waits for its blocks at the head of the queue would keep those behind it from giving theirs back.
         failed = tracked.loaded_in_life == request.num_preemptions
-        if failed or wanted < max(self._settings.min_load_tokens, 1):
+        # Who wants the log-probabilities of its prompt needs all of it computed; vLLM heeds that itself only from 0.31 on.
+        all_computed = getattr(request, "skip_reading_prefix_cache", False)
+        if failed or all_computed or wanted < max(self._settings.min_load_tokens, 1):
             return 0, False
         tracked.load_async = on_drives or wanted > self._load_within_step_max()
         return wanted, tracked.load_async
