@@ -4,6 +4,7 @@ agent, client and node. Whoever touched the memory then would end the process, s
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import subprocess
 import sys
@@ -85,9 +86,7 @@ class Worker:
             raise OSError(ctypes.get_errno(), "mprotect")
 
     def wait_until_served(self) -> None:
-        from flexkv.integration.vllm.setup import wait_until_served
-
-        wait_until_served(self.node.socket_path(), {"engine"})
+        until(lambda: [e["state"] for e in json.loads(self.node.status())["engines"]] == ["ready"], "the node")
 
     def order_save(self, sequence: int) -> int:
         """Of the first half of the device blocks."""
