@@ -49,9 +49,9 @@ def test_names_that_a_description_of_groups_may_lack() -> None:
     assert compat.hash_tokens(bare) is None
 
 
-def test_sleep_hooks_as_033_calls_them() -> None:
+def test_sleep_hooks_as_033_and_later_ones_call_them() -> None:
     assert FlexKVConnector.supports_sleep_mode(kv_transfer_config=None) is True  # type: ignore[arg-type]
-    for name in ("unregister_kv_caches", "restore_kv_caches"):
+    for name in ("unregister_kv_caches", "release_kv_caches", "restore_kv_caches"):
         inspect.signature(getattr(FlexKVConnector, name)).bind("self")
 
 
@@ -61,10 +61,10 @@ def config(sleep_mode: bool) -> Any:
 
 
 def test_who_waits_for_saves_before_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(base.KVConnectorBase_V1, "restore_kv_caches", raising=False)
+    monkeypatch.delattr(base.KVConnectorBase_V1, "unregister_kv_caches", raising=False)
     assert compat.sleep_follows_reset(config(sleep_mode=True))
     assert not compat.sleep_follows_reset(config(sleep_mode=False))
-    monkeypatch.setattr(base.KVConnectorBase_V1, "restore_kv_caches", lambda self: None, raising=False)
+    monkeypatch.setattr(base.KVConnectorBase_V1, "unregister_kv_caches", lambda self: None, raising=False)
     assert not compat.sleep_follows_reset(config(sleep_mode=True)), "its workers are told themselves"
 
 

@@ -39,4 +39,4 @@ def may_sleep(config: VllmConfig) -> bool:
 
 def sleep_follows_reset(config: VllmConfig) -> bool:
     """The engine may sleep, and its workers' connectors are not told: but the scheduler's is, to reset, right before."""
-    return may_sleep(config) and not hasattr(base.KVConnectorBase_V1, "restore_kv_caches")
+    return may_sleep(config) and not hasattr(base.KVConnectorBase_V1, "unregister_kv_caches")

@@ -48,6 +48,8 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
     def unregister_kv_caches(self) -> None:
         self._flexkv_connector.unregister_kv_caches()
 
+    release_kv_caches = unregister_kv_caches  # its name after 0.33
+
     def restore_kv_caches(self) -> None:
         self._flexkv_connector.restore_kv_caches()
 
