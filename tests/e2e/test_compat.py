@@ -43,6 +43,11 @@ def test_without_new_hooks_only_their_features_are_gone(as_in_026: Any) -> None:
         groups_of(CONFIG, described(FULL, WINDOW))
 
 
+def test_several_groups_need_to_know_what_a_hash_stands_for() -> None:
+    with pytest.raises(UnsupportedGroups, match="does not tell over how many tokens"):
+        groups_of(CONFIG, described(FULL, WINDOW, hash_tokens=None))
+
+
 def test_names_that_a_description_of_groups_may_lack() -> None:
     bare: Any = SimpleNamespace(kv_cache_groups=["a", "b"])
     assert list(compat.prefix_cacheable(bare)) == [0, 1]

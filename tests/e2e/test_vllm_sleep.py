@@ -13,12 +13,9 @@ from engine import EngineConfig, Results, run_engine
 from scenarios import LONG, emptied, generate, prompt, whole_blocks
 from test_vllm_ssd import ssd
 
-CONFIGURATIONS = [
-    EngineConfig(flexkv=True, full=True),
-    EngineConfig(flexkv=True, full=True, async_scheduling=True),
-    EngineConfig(flexkv=True, full=True, in_process=False),
-    EngineConfig(flexkv=True, full=True, in_process=False, tensor_parallel=2),
-]
+IN_PROCESS = EngineConfig(flexkv=True, full=True)
+MULTI_PROCESS = EngineConfig(flexkv=True, full=True, in_process=False)
+TWO_RANKS = EngineConfig(flexkv=True, full=True, in_process=False, tensor_parallel=2)
 EMPTY_ENGINE_CACHE = {"op": "reset"}
 
 
@@ -32,7 +29,7 @@ def assert_equal_outputs(results: Results, expected: Results) -> None:
     }
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=ids)
+@pytest.mark.parametrize("config", [IN_PROCESS, TWO_RANKS], ids=ids)
 def test_kv_memory_goes_and_comes_back_elsewhere(run_both: RunBoth, config: EngineConfig) -> None:
     kept, other = prompt("kept", LONG), prompt("other", LONG)
     without_engine = [
@@ -89,8 +86,11 @@ def fresh_with_new_weights(tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     return run_engine(EngineConfig(flexkv=False), tiny_model, steps, directory)["new weights"].outputs
 
 
-@pytest.mark.parametrize("settle", [True, False], ids=["saved", "saves_under_way"])
-@pytest.mark.parametrize("config", [CONFIGURATIONS[0], CONFIGURATIONS[2]], ids=ids)
+@pytest.mark.parametrize(
+    ("config", "settle"),
+    [(IN_PROCESS, True), (IN_PROCESS, False), (MULTI_PROCESS, False)],
+    ids=["in_process-saved", "in_process-saves_under_way", "multi_process-saves_under_way"],
+)
 def test_a_reset_makes_blocks_of_old_weights_unreachable(
     tiny_model: Path,
     tmp_path: Path,
@@ -110,7 +110,7 @@ def test_without_a_reset_they_are_served(
     tiny_model: Path, tmp_path: Path, fresh_with_new_weights: list[list[int]]
 ) -> None:
     """What the tests above can see."""
-    results = run_engine(CONFIGURATIONS[0], tiny_model, weights_steps(False, True), tmp_path / "engine")
+    results = run_engine(IN_PROCESS, tiny_model, weights_steps(False, True), tmp_path / "engine")
     assert results["new weights"].flexkv_hits == whole_blocks(LONG)
     assert results["new weights"].outputs != fresh_with_new_weights
 
@@ -121,7 +121,7 @@ def test_blocks_of_old_and_new_weights_on_drives_go_to_those_who_have_these_weig
     """The engine that starts again has the weights as stored, and finds none of those that changed in place."""
     written = {"op": "settle", "seconds": 1.0}
     steps = [*weights_steps(True, True)[:1], written, *weights_steps(True, True)[2:], written]
-    config = dataclasses.replace(CONFIGURATIONS[0], environment=ssd(tmp_path / "ssd"))
+    config = dataclasses.replace(IN_PROCESS, environment=ssd(tmp_path / "ssd"))
     first = run_engine(config, tiny_model, steps, tmp_path / "first")
     assert first["new weights"].outputs == fresh_with_new_weights
     assert first["new weights again"].outputs == fresh_with_new_weights

@@ -130,7 +130,9 @@ def _check(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) 
 def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> Group:
     spec = group.kv_cache_spec
     hash_tokens = compat.hash_tokens(kv_cache_config)
-    if not hash_tokens or spec.block_size % hash_tokens != 0:
+    if not hash_tokens:
+        raise UnsupportedGroups("several KV cache groups: this vLLM does not tell over how many tokens a block hash goes")
+    if spec.block_size % hash_tokens != 0:
         raise UnsupportedGroups(
             f"KV cache group {index} has blocks of {spec.block_size} tokens, block hashes are over {hash_tokens}"
         )
