@@ -421,6 +421,13 @@ NB_MODULE(_core, m) {
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")
       .def(
+          "wait_for_ended_jobs",
+          [](PyClient& client, double seconds) {
+            nb::gil_scoped_release release;
+            client.get().wait_for_ended_jobs(static_cast<Nanos>(seconds * kSecond));
+          },
+          "seconds"_a, "Waits, at most so long, until take_ended_jobs() has more to tell or the node is gone.")
+      .def(
           "generation", [](PyClient& client) { return client.get().generation(); },
           "Changes whenever jobs may have been forgotten and kept blocks be gone. 0: no node now.")
       .def("reset", [](PyClient& client) { client.get().reset(); })

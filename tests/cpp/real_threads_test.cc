@@ -247,6 +247,31 @@ TEST_F(RealThreads, LayersAreThereWhenTheEngineIsHeldForThemNoLonger) {
   engine.disconnect();
 }
 
+TEST_F(RealThreads, AClientWaitsForTheEndOfItsJobsOrOfItsNode) {
+  auto node = start_node();
+  for (const bool embedded : {true, false}) {
+    Engine engine(dir_, embedded ? "embedded" : "remote", 1);
+    embedded ? engine.embed(*node) : engine.connect(dir_);
+    save_and_load(engine, embedded ? 1 : 2);
+    // What it ordered so far: a save and a load at least.
+    for (std::size_t ended = 0; ended < 2;) {
+      engine.client().wait_for_ended_jobs(60 * kSecond);
+      const std::size_t more = engine.client().take_ended_jobs().size();
+      ASSERT_GT(more, 0U);
+      ended += more;
+    }
+    if (embedded) {
+      engine.disconnect();
+    } else {
+      std::jthread stopping([&] { node.reset(); });
+      while (engine.client().ready()) {
+        engine.client().wait_for_ended_jobs(60 * kSecond);
+        (void)engine.client().take_ended_jobs();
+      }
+    }
+  }
+}
+
 TEST_F(RealThreads, SecondEngineFindsWhatTheFirstSaved) {
   const auto node = start_node();
   const auto hashes = prompt(5);
@@ -384,10 +409,15 @@ TEST_F(RealThreads, BlocksThatHostMemoryCannotHoldComeFromDrivesAlsoAfterARestar
   EXPECT_EQ(after.at("disk").at("recovered_blocks"), kPrompts * kBlocks);
   EXPECT_GE(after.at("transfers").at("from_disk").at("blocks"), kPrompts * kBlocks);
   engine.client().reset();
-  EXPECT_TRUE(eventually([&] { return engine.load(prompt(1)) == 0; }));
+  EXPECT_EQ(engine.load(prompt(1)), 0U);
+  engine.disconnect();
+  engine.connect(dir_);  // a client of the weights as stored: its keys are those from before the reset
+  EXPECT_TRUE(eventually([&] { return engine.client().ready(); }));
+  EXPECT_EQ(engine.load(prompt(1)), 0U);
   node.reset();
   node = start_node(kPool, 64U << 20);
   ASSERT_TRUE(eventually([&] { return engine.agent(0).counters().attached && engine.agent(1).counters().attached; }));
+  ASSERT_TRUE(eventually([&] { return engine.client().ready(); }));
   EXPECT_EQ(engine.load(prompt(1)), 0U) << "a reset counts after a restart, too";
 }
 

@@ -214,6 +214,8 @@ def _environment(config: EngineConfig, runtime: Path, mark: str) -> dict[str, st
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
+        # Steps that reach into workers send them functions.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.in_process else "1",
         "OMP_NUM_THREADS": "1",
         # A hung engine that gets SIGABRT writes the stacks of its Python threads into the log.

@@ -4,7 +4,12 @@ Steps are objects with `op`:
   generate  `prompts` (token ids) together, greedy, `max_tokens` each; optional `salt`, `lora` ({name, path}),
             `prompt_logprobs`; a `name` under which the result is kept
   abort     the same prompts are added and aborted after `engine_steps` steps of the engine
-  reset     empties the engine's own prefix cache; it must not refuse, as a block that is still held would make it
+  reset     empties the engine's own prefix cache, with `connector` also FlexKV's; it must not refuse, as a block that is
+            still held would make it
+  weights   changes the model's weights where they are
+  sleep     vLLM's sleep, and what it does on GPUs: the connectors are told, and the memory of the KV cache is given away;
+            `engine` false: without vLLM's part, which empties all caches
+  wake      the end of that: other memory, the connectors told, vLLM's part
   settle    waits `seconds`: saves run beside the engine
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
@@ -67,9 +72,24 @@ class Engine:
     def reset(self, step: dict[str, Any]) -> bool:
         # With the engine in a process of its own an abort may still be on its way there.
         deadline = time.monotonic() + step.get("patience", 5.0)
-        while not (done := self._llm.reset_prefix_cache()) and time.monotonic() < deadline:
+        arguments = {"reset_connector": True} if step.get("connector") else {}
+        while not (done := self._llm.reset_prefix_cache(**arguments)) and time.monotonic() < deadline:
             time.sleep(0.1)
         return done
+
+    def change_weights(self) -> None:
+        self._llm.collective_rpc(_change_weights)
+
+    def sleep(self, step: dict[str, Any]) -> None:
+        if step.get("engine", True):
+            self._llm.sleep(level=1)
+        self._llm.collective_rpc(_give_kv_memory_away)
+
+    def wake(self, step: dict[str, Any]) -> None:
+        if not all(self._llm.collective_rpc(_take_other_kv_memory)):
+            sys.exit("the KV cache was to get other memory, and has not")
+        if step.get("engine", True):
+            self._llm.wake_up()
 
     @staticmethod
     def run(step: dict[str, Any]) -> None:
@@ -139,6 +159,43 @@ def _chosen_logprobs(output: Any) -> list[float]:
     return [position[token].logprob for token, position in positions if position]
 
 
+def _change_weights(worker: Any) -> None:
+    import torch
+
+    draw = torch.Generator().manual_seed(7)
+    for weights in worker.model_runner.model.parameters():
+        weights.data *= 1 + 0.3 * torch.randn(weights.shape, generator=draw, dtype=weights.dtype)
+
+
+def _give_kv_memory_away(worker: Any) -> None:
+    """As vLLM's allocator does on GPUs, where a connector of vLLM's own, or none, is told nothing."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    if has_kv_transfer_group():
+        getattr(get_kv_transfer_group(), "unregister_kv_caches", lambda: None)()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in worker.model_runner.kv_caches
+    }
+    worker.e2e_asleep = [(storage, storage.nbytes(), address) for address, storage in storages.items()]
+    for storage in storages.values():
+        storage.resize_(0)
+
+
+def _take_other_kv_memory(worker: Any) -> bool:
+    """Whether it lies elsewhere now. It is full of 0.747, which no block of a model's KV is."""
+    import torch
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    # What takes the place of the old memory.
+    worker.e2e_filler = [torch.ones(size, dtype=torch.uint8) for _, size, _ in worker.e2e_asleep]
+    for storage, size, _ in worker.e2e_asleep:
+        storage.resize_(size)
+        torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0x3F)
+    if has_kv_transfer_group():
+        getattr(get_kv_transfer_group(), "restore_kv_caches", lambda: None)()
+    return all(storage.data_ptr() != address for storage, _, address in worker.e2e_asleep)
+
+
 def _force_async_scheduling() -> None:
     """vLLM's CPU platform switches it off whatever the user says; the scheduler itself does not mind."""
     from vllm.platforms.cpu import CpuPlatform
@@ -170,6 +227,12 @@ def main() -> None:
                 engine.abort(step)
             case "reset":
                 last_reset = engine.reset(step)
+            case "weights":
+                engine.change_weights()
+            case "sleep":
+                engine.sleep(step)
+            case "wake":
+                engine.wake(step)
             case "settle":
                 time.sleep(step["seconds"])
             case "run":

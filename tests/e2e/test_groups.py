@@ -146,8 +146,12 @@ class Scheduling:
 
     def __init__(self, monkeypatch: Any, kept_full: int, kept_window: int) -> None:
         self.full, self.window = Client(kept_full), Client(kept_window)
-        monkeypatch.setattr(SchedulerSide, "_open_clients", lambda side, config: [self.full, self.window])
-        settings: Any = SimpleNamespace(sync_load_max_bytes=1 << 40, min_load_tokens=0)
+        clients = [self.full, self.window]
+        monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
+        target = SimpleNamespace(mode="embedded")
+        settings: Any = SimpleNamespace(
+            sync_load_max_bytes=1 << 40, min_load_tokens=0, node_target=target, ssd_cache_bytes=0
+        )
         self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
         self.request: Any = SimpleNamespace(
             request_id="r",
@@ -182,6 +186,13 @@ def test_lookup_counts_what_all_groups_have(
     assert run.side.get_num_new_matched_tokens(run.request, local) == (loaded, loaded > 0)
     assert run.full.hashes == run.request.block_hashes[1::2]
     assert run.window.hashes == run.request.block_hashes
+
+
+def test_a_request_that_needs_its_whole_prompt_computed_loads_nothing(monkeypatch: Any) -> None:
+    """For the log-probabilities of its prompt; vLLM asks all the same before 0.31."""
+    run = Scheduling(monkeypatch, 6, 12)
+    run.request.skip_reading_prefix_cache = True
+    assert run.side.get_num_new_matched_tokens(run.request, 0) == (0, False)
 
 
 def test_only_blocks_with_memory_are_loaded(monkeypatch: Any) -> None:

@@ -3,15 +3,17 @@ engine."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flexkv.integration.vllm import identity
+from flexkv.integration.vllm import compat, identity
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
 from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
-from flexkv.integration.vllm.scheduler import SchedulerSide, _Tracked
+from flexkv.integration.vllm.scheduler import SchedulerSide
+from flexkv.integration.vllm.tracked import Tracked
 
 BLOCK = 32
 
@@ -46,6 +48,8 @@ class FakeClient:
         self.connection = 1
         self.saves: list[tuple[int, int]] = []  # first block, blocks
         self.canceled: list[int] = []
+        self.waits = 0
+        self.slow = False
 
     def open_sequence(self) -> int:
         return 1
@@ -78,15 +82,28 @@ class FakeClient:
     def reset(self) -> None:
         pass
 
+    def wait_for_ended_jobs(self, seconds: float) -> None:
+        """All that was canceled ends, or, should the node be slow, so much time passes."""
+        self.waits += 1
+        if self.slow:
+            time.sleep(seconds)
+        self.ended = [] if self.slow else [(job, "canceled") for job in self.canceled]
+
 
 class Decoding:
     """One request that computes a block in each step, in front of the scheduler side."""
 
-    def __init__(self, monkeypatch: Any) -> None:
+    def __init__(self, monkeypatch: Any, sleep_mode: bool = False) -> None:
         self.client = FakeClient()
-        monkeypatch.setattr(SchedulerSide, "_open_clients", lambda side, config: [self.client])
-        config: Any = SimpleNamespace(model_config=None)
-        settings: Any = SimpleNamespace(sync_load_max_bytes=0, min_load_tokens=0)
+        monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: ([self.client], None, None))
+        config: Any = SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleep_mode))
+        settings: Any = SimpleNamespace(
+            sync_load_max_bytes=0,
+            min_load_tokens=0,
+            save_timeout_ms=100,
+            node_target=SimpleNamespace(mode="embedded"),
+            ssd_cache_bytes=0,
+        )
         self.side = SchedulerSide(config, settings, [Group(0, 1, BLOCK, 1, None, None)])
         self.blocks = 0
         self.request: Any = SimpleNamespace(
@@ -194,18 +211,18 @@ def test_an_adapter_that_was_trained_anew_finds_nothing_of_the_old_one(monkeypat
     adapted: Any = SimpleNamespace(block_hashes=[b"1"], num_preemptions=0, lora_request=lora)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"old")
     identity._stamp_at_load.cache_clear()
-    before = _Tracked(adapted, [], True).block_hashes().copy()
-    assert _Tracked(plain, [], True).block_hashes() == [b"1", b"2"]
+    before = Tracked(adapted, [], True).block_hashes().copy()
+    assert Tracked(plain, [], True).block_hashes() == [b"1", b"2"]
     assert before != [b"1"]
 
     (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
-    again = _Tracked(adapted, [], True)
+    again = Tracked(adapted, [], True)
     assert again.block_hashes() == before  # what this engine has loaded is what it was
     adapted.block_hashes.append(b"2")
     assert again.block_hashes()[:1] == before
     assert len(again.block_hashes()) == 2
     identity._stamp_at_load.cache_clear()  # as after a restart
-    assert _Tracked(adapted, [], True).block_hashes()[0] != before[0]
+    assert Tracked(adapted, [], True).block_hashes()[0] != before[0]
 
 
 def test_what_rests_on_a_failed_load_is_not_saved(monkeypatch: Any) -> None:
@@ -250,3 +267,32 @@ def test_blocks_from_before_a_reset_are_not_saved(monkeypatch: Any) -> None:
     assert run.step().saves == []
     run.side.get_num_new_matched_tokens(run.request, 0)  # computes from the start, after a preemption
     assert run.step().saves == [(0, 2)]
+
+
+def test_before_the_engine_gives_its_memory_away_a_reset_waits_for_saves(monkeypatch: Any) -> None:
+    monkeypatch.setattr(compat, "sleep_follows_reset", compat.may_sleep)  # workers are not told themselves
+    run = Decoding(monkeypatch, sleep_mode=True)
+    run.step()
+    run.step(block=1)  # called off already, which does not mean that its copy has ended
+    while len(run.client.saves) == 1:
+        run.step()
+    assert run.side.reset_cache() is True
+    assert run.client.canceled == [1, 2]
+    assert run.client.waits == 1
+    assert run.side.reset_cache() is True
+    assert run.client.waits == 1
+
+
+def test_a_reset_before_sleep_fails_while_a_save_does_not_end(monkeypatch: Any) -> None:
+    monkeypatch.setattr(compat, "sleep_follows_reset", compat.may_sleep)
+    run = Decoding(monkeypatch, sleep_mode=True)
+    run.client.slow = True
+    run.step()
+    assert run.side.reset_cache() is False
+
+
+def test_a_reset_waits_for_nobody_where_memory_stays(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch)
+    run.step()
+    assert run.side.reset_cache() is True
+    assert run.client.waits == 0

@@ -25,7 +25,17 @@ JobId random_first_job() {
 }
 
 Client::Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello, JobId first_job)
-    : port_(std::move(port)), hello_(hello), next_job_(first_job) {}
+    : port_(std::move(port)), hello_(hello), first_job_(first_job), next_job_(first_job) {}
+
+key::Root Client::root() const {
+  key::NamespaceBuilder fields(port_->key_secret());
+  fields.add(key::Field::kModel, hello_.fingerprint);
+  if (epoch_ > 0) {
+    const std::uint64_t epoch[] = {first_job_, epoch_};
+    fields.add(key::Field::kWeightEpoch, std::as_bytes(std::span(epoch)));
+  }
+  return fields.finish();
+}
 
 // Posts what is owed to the node. False: it may not be asked for blocks yet, it would serve some from before a reset.
 bool Client::settle(std::uint64_t generation) {
@@ -48,10 +58,10 @@ Client::Sequence* Client::current(SequenceId id) {
   if (generation != generation_) {
     generation_ = generation;
     told_prefill_ = {};
-    root_ = key::NamespaceBuilder(port_->key_secret()).add(key::Field::kModel, hello_.fingerprint).finish();
+    root_ = root();
   }
-  Sequence& sequence = sequences_[id];
-  if (sequence.generation != generation) sequence = Sequence{generation, 0, {}, 0};
+  Sequence& sequence = sequences_.try_emplace(id, Sequence{.at_node = id}).first->second;
+  if (sequence.generation != generation) sequence = Sequence{.at_node = sequence.at_node, .generation = generation};
   return &sequence;
 }
 
@@ -60,10 +70,14 @@ SequenceId Client::open_sequence() { return next_sequence_++; }
 void Client::close_sequence(SequenceId id) {
   const auto found = sequences_.find(id);
   if (found == sequences_.end()) return;
+  leave_to_close(found->second.at_node);
   sequences_.erase(found);
-  // Whatever this side knows of it: an answer that came too late may have left it open.
-  if (unclosed_.size() < kUnclosedMax) unclosed_.push_back(id);
   (void)settle(port_->generation());
+}
+
+// Whatever this side knows of it: an answer that came too late may have left it open.
+void Client::leave_to_close(SequenceId at_node) {
+  if (unclosed_.size() < kUnclosedMax) unclosed_.push_back(at_node);
 }
 
 std::uint32_t Client::known_hashes(SequenceId id) {
@@ -91,7 +105,7 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
   if (keys.empty() && sequence->looked_up_at != 0 && now - sequence->looked_up_at < port_->reuse_time()) {
     return sequence->last;
   }
-  const auto reply = port_->lookup({0, id, sequence->known, std::move(keys)});
+  const auto reply = port_->lookup({0, sequence->at_node, sequence->known, std::move(keys)});
   if (reply.reason != Reason::kNoNode) reset_owed_ = false;  // what was posted before has been read before
   switch (reply.reason) {
     case Reason::kNoNode:
@@ -111,7 +125,7 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
 void Client::prefetch(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
   Sequence* sequence = current(id);
   if (sequence == nullptr || first_hash > sequence->known) return;
-  proto::PrefetchRequest request{id, sequence->known, fold(*sequence, first_hash, hashes)};
+  proto::PrefetchRequest request{sequence->at_node, sequence->known, fold(*sequence, first_hash, hashes)};
   const auto added = static_cast<std::uint32_t>(request.keys.size());
   if (port_->post(std::move(request))) sequence->known += added;
 }
@@ -120,7 +134,7 @@ JobId Client::load(SequenceId id, std::uint32_t first_block, std::span<const std
   const JobId job = next_job_++;
   Sequence* sequence = current(id);
   if (sequence == nullptr) return job;  // no rank will hear of it: each reports it as failed
-  proto::TransferRequest request{false, false, id, job, sequence->known, {}, first_block, {}};
+  proto::TransferRequest request{false, false, sequence->at_node, job, sequence->known, {}, first_block, {}};
   request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
   (void)port_->post(std::move(request));
   return job;
@@ -131,8 +145,8 @@ JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::
   Sequence* sequence = current(id);
   if (sequence == nullptr || first_hash > sequence->known) return 0;
   const JobId job = next_job_++;
-  proto::TransferRequest request{true,        false, id, job, sequence->known, fold(*sequence, first_hash, hashes),
-                                 first_block, {}};
+  proto::TransferRequest request{
+      true, false, sequence->at_node, job, sequence->known, fold(*sequence, first_hash, hashes), first_block, {}};
   request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
   const auto added = static_cast<std::uint32_t>(request.keys.size());
   if (!port_->post(std::move(request))) return 0;
@@ -160,10 +174,15 @@ std::vector<proto::JobResult> Client::take_ended_jobs() {
 }
 
 void Client::reset() {
+  ++epoch_;
+  generation_ = 0;
+  for (auto& [id, sequence] : sequences_) {
+    leave_to_close(sequence.at_node);
+    sequence = Sequence{.at_node = next_sequence_++};
+  }
   reset_owed_ = true;
   reset_posted_ = 0;
   (void)settle(port_->generation());
-  for (auto& [id, sequence] : sequences_) sequence.looked_up_at = 0;
 }
 
 bool Client::ready() { return port_->generation() != 0; }

@@ -28,7 +28,7 @@ class Client {
  public:
   // `first_job`: the jobs of this client are numbered from here. Ranks may outlive a client and remember jobs of the
   // one before it under the same engine id, so two clients of one engine must not share numbers: see
-  // random_first_job().
+  // random_first_job(). Also tells its weight epochs from those of any other client.
   Client(std::unique_ptr<NodePort> port, const proto::ClientHello& hello, JobId first_job = 1);
 
   // A request's chain of blocks. `hashes` is always the whole chain so far, as the engine's own chained block hashes;
@@ -57,6 +57,11 @@ class Client {
   // all its blocks has no reason; one that kept some is kDone with a reason. Best effort: a node that went away does
   // not say it, see generation().
   std::vector<proto::JobResult> take_ended_jobs();
+  // Waits until take_ended_jobs() has more to tell, the connection has ended, or `patience` is over.
+  void wait_for_ended_jobs(Nanos patience) { port_->wait_for_ended_jobs(patience); }
+  // The weights may be others from now on: a new weight epoch, part of every key, begins. Nothing that this client or
+  // any other saved before is found by it again, and nothing that it saves from now on by any other client, whose
+  // weights may not have changed. The node is told to forget what it has of the model as well.
   void reset();
 
   bool ready();
@@ -66,19 +71,24 @@ class Client {
 
  private:
   struct Sequence {
+    SequenceId at_node = 0;        // another one after a reset: the node knows it by keys of before
     std::uint64_t generation = 0;  // of the connection that its keys were sent over
     std::uint32_t known = 0;       // hashes folded and sent
-    proto::LookupReply last;
+    proto::LookupReply last{};
     Nanos looked_up_at = 0;
   };
 
   bool settle(std::uint64_t generation);
+  key::Root root() const;
+  void leave_to_close(SequenceId at_node);
   Sequence* current(SequenceId id);
   std::vector<key::BlockKey> fold(Sequence& sequence, std::uint32_t first_hash, Hashes hashes) const;
 
   std::unique_ptr<NodePort> port_;
   const proto::ClientHello hello_;
-  std::uint64_t generation_ = 0;
+  const JobId first_job_;
+  std::uint64_t epoch_ = 0;       // resets so far
+  std::uint64_t generation_ = 0;  // that root_ is of
   key::Root root_{};
   std::unordered_map<SequenceId, Sequence> sequences_;
   // What the node must not miss is posted again until it is sure to have arrived.

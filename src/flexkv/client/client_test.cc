@@ -41,6 +41,7 @@ class ScriptedPort final : public NodePort {
   }
   void hang_up() override { ++line_.hang_ups; }
   std::vector<proto::JobResult> take_ended_jobs() override { return {}; }
+  void wait_for_ended_jobs(Nanos) override {}
   Nanos reuse_time() const override { return line_.reuse_time; }
 
  private:
@@ -93,7 +94,7 @@ TEST_F(ClientTest, ReusesAnAnswerForAShortWhileUntilAReset) {
   (void)client.lookup(sequence, 2, {});
   EXPECT_EQ(line.lookups.size(), 1U);
   client.reset();
-  (void)client.lookup(sequence, 2, {});
+  (void)client.lookup(sequence, 0, hashes(0, 2));
   EXPECT_EQ(line.lookups.size(), 2U);
 }
 
@@ -189,6 +190,41 @@ TEST_F(ClientTest, RepeatsAResetThatMayHaveBeenLostWithItsConnection) {
   line.generation = 3;
   (void)client.lookup(client.open_sequence(), 0, hashes(0, 4));
   EXPECT_EQ(line.count<proto::ResetRequest>(), 2U);
+}
+
+TEST_F(ClientTest, AResetBeginsAnEpochWhoseKeysNobodyElseHas) {
+  const auto key_of = [&](Client& of, std::uint64_t generation) {
+    line.generation = generation;
+    const auto sequence = of.open_sequence();
+    (void)of.lookup(sequence, 0, hashes(0, 1));
+    of.close_sequence(sequence);
+    return line.lookups.back().keys.at(0);
+  };
+  Client other(std::make_unique<ScriptedPort>(line), hello(), 1000);
+  const auto before = key_of(client, 1);
+  EXPECT_EQ(key_of(other, 1), before);
+  client.reset();
+  const auto after = key_of(client, 1);
+  EXPECT_NE(after, before);
+  EXPECT_EQ(key_of(client, 2), after);  // over another connection, too
+  EXPECT_EQ(key_of(other, 2), before);
+  other.reset();
+  EXPECT_NE(key_of(other, 2), after);  // its weights need not be the same
+  client.reset();
+  EXPECT_NE(key_of(client, 2), after);
+}
+
+TEST_F(ClientTest, AnOpenSequenceGoesOnAfterAResetUnderAnotherName) {
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  client.reset();
+  EXPECT_EQ(client.known_hashes(sequence), 0U);
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  ASSERT_EQ(line.lookups.size(), 2U);
+  EXPECT_EQ(line.lookups[1].keys.size(), 4U);
+  EXPECT_NE(line.lookups[1].sequence, line.lookups[0].sequence);
+  client.close_sequence(sequence);
+  EXPECT_EQ(line.count<proto::CloseSequence>(), 2U);  // both
 }
 
 // Whoever cancels goes on as if it had been heard.

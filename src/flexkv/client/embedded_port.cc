@@ -12,6 +12,7 @@ class EmbeddedPort final : public NodePort {
   const std::array<std::uint8_t, 32>& key_secret() override { return node_.key_secret(); }
   Nanos reuse_time() const override { return 0; }
   std::vector<proto::JobResult> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
+  void wait_for_ended_jobs(Nanos patience) override { node_.wait_for_ended_jobs(engine_, patience); }
 
   proto::LookupReply lookup(proto::LookupRequest request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);

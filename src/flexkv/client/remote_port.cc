@@ -59,21 +59,25 @@ class RemotePort final : public NodePort {
         if (reply->reason == proto::Reason::kUnknownSequence) ++generation_;
         return *reply;
       }
-      if (!channel_ || !channel_->arm_sleep()) continue;
       const Nanos left = deadline - monotonic_now();
       if (left <= 0) {
-        channel_->disarm();
         mute_until_ = monotonic_now() + kMuteTime;
         log_warning("node '" + node_name_ + "' did not answer a lookup in time: not asking again for a second");
         return nothing;
       }
-      pollfd fds[] = {{channel_->wake_fd(), POLLIN, 0}, {channel_->socket_fd(), POLLIN, 0}};
-      const timespec timeout{left / kSecond, left % kSecond};
-      (void)::ppoll(fds, 2, &timeout, nullptr);
-      channel_->disarm();
-      if (fds[1].revents != 0 && channel_->peer_gone()) lose();
+      if (channel_) wait_for_news(left);
     }
     return nothing;
+  }
+
+  void wait_for_ended_jobs(Nanos patience) override {
+    const Nanos deadline = monotonic_now() + patience;
+    while (channel_ && ended_.empty()) {
+      (void)drain(0);
+      const Nanos left = deadline - monotonic_now();
+      if (left <= 0) return;
+      if (channel_ && ended_.empty()) wait_for_news(left);
+    }
   }
 
   bool post(const proto::FromClient& message) override {
@@ -87,6 +91,16 @@ class RemotePort final : public NodePort {
   }
 
  private:
+  // Until something comes, the node goes, or `patience` is over. REQUIRES: all that had come has been taken in.
+  void wait_for_news(Nanos patience) {
+    if (!channel_->arm_sleep()) return;
+    pollfd fds[] = {{channel_->wake_fd(), POLLIN, 0}, {channel_->socket_fd(), POLLIN, 0}};
+    const timespec timeout{patience / kSecond, patience % kSecond};
+    (void)::ppoll(fds, 2, &timeout, nullptr);
+    channel_->disarm();
+    if (fds[1].revents != 0 && channel_->peer_gone()) lose();
+  }
+
   bool send(const proto::FromClient& message) {
     const auto bytes = proto::encode(message);
     if (bytes.size() <= channel_->max_record() && channel_->send(bytes)) return true;

@@ -205,6 +205,16 @@ std::vector<proto::JobResult> NodeServer::take_ended_jobs(node::EngineHandle eng
   return found == ended_.end() ? std::vector<proto::JobResult>{} : std::exchange(found->second, {});
 }
 
+void NodeServer::wait_for_ended_jobs(node::EngineHandle engine, Nanos patience) {
+  const Nanos deadline = monotonic_now() + patience;
+  MutexLock lock(mutex_);
+  for (Nanos left = patience; left > 0; left = deadline - monotonic_now()) {
+    const auto found = ended_.find(engine);
+    if (found == ended_.end() || !found->second.empty()) return;
+    ended_one_.wait_for(mutex_, std::chrono::nanoseconds(left));
+  }
+}
+
 std::string NodeServer::socket_path() const { return ipc::socket_path(options_.runtime_dir, options_.name); }
 
 std::string NodeServer::describe() const {
@@ -255,6 +265,7 @@ void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result)
   if (direct == ended_.end()) return;
   if (direct->second.size() == kEndedMax) direct->second.erase(direct->second.begin());
   direct->second.push_back(result);
+  ended_one_.notify_all();
 }
 
 void NodeServer::wake_if_earlier() {

@@ -53,6 +53,8 @@ class NodeServer final : private node::Outbox {
   bool ready(node::EngineHandle engine) const;
   // The engine's jobs that have ended since the last call; a client that never asks loses the oldest.
   std::vector<proto::JobResult> take_ended_jobs(node::EngineHandle engine);
+  // Waits, at most so long, until there are some.
+  void wait_for_ended_jobs(node::EngineHandle engine, Nanos patience);
 
   const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
   // What `flexkv status` shows, as JSON (docs/reference/status.md).
@@ -107,7 +109,8 @@ class NodeServer final : private node::Outbox {
   Fd wake_;  // stop, or a deadline that came nearer
 
   mutable Mutex mutex_;
-  std::condition_variable_any written_;  // nothing is left to be written to drives
+  std::condition_variable_any written_;    // nothing is left to be written to drives
+  std::condition_variable_any ended_one_;  // ended_ has grown
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);

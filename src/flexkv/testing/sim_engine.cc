@@ -40,9 +40,7 @@ void SimEngine::start() {
   }
   auto port = std::make_unique<SimPort>(world_, hello);
   port_ = port.get();
-  client_ = std::make_unique<client::Client>(std::move(port), hello);
-  weights_ = world_.weights(kind.model);
-  if (weights_ > 0) client_->reset();  // its predecessor may have died before its own reset was heard
+  client_ = std::make_unique<client::Client>(std::move(port), hello, (id_ << 32) + 1);
   tick();
 }
 
@@ -64,10 +62,6 @@ void SimEngine::die() {
 void SimEngine::kill_rank(std::uint64_t rank) {
   ranks_[rank % ranks_.size()]->stop();
   later(loop_.delay(10 * kMillisecond), [](SimEngine& self) { self.die(); });
-}
-
-bool SimEngine::alone() const {
-  return plan_.kinds[kind_].engines == 1 && world_.engines_of_model(plan_.kinds[kind_].model) == 1;
 }
 
 bool SimEngine::idle() const {
@@ -181,7 +175,7 @@ void SimEngine::take_new_weights() {
   }
   blocks_.forget_all();
   reset_cache();
-  weights_ = world_.new_weights(plan_.kinds[kind_].model);
+  weights_ = world_.new_weights();
   for (auto& [id, request] : requests_) name_blocks(*request);
   weights_pending_ = false;
   loop_.note("engine: new weights", id_, weights_);

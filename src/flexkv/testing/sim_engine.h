@@ -37,9 +37,9 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void lose_agent_connection(std::uint64_t rank) { ranks_[rank % ranks_.size()]->lose_node(); }
   void kill_rank(std::uint64_t rank);
   void reset_cache();
-  // Takes effect once nothing runs; the blocks computed before must not be served afterwards.
+  // Takes effect once nothing runs; the blocks computed before must not be served afterwards, nor this engine's new
+  // ones to others, which go on with the weights as stored, as does this engine after a restart.
   void change_weights() { weights_pending_ = true; }
-  bool alone() const;
 
  private:
   struct Request {
@@ -133,7 +133,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   std::unique_ptr<client::Client> client_;
   std::vector<std::shared_ptr<SimRank>> ranks_;
   SimBlocks blocks_;
-  std::uint64_t weights_ = 0;
+  std::uint64_t weights_ = 0;  // as stored
   bool weights_pending_ = false;
   bool draining_ = false;
   bool dead_ = false;

@@ -73,12 +73,6 @@ void SimWorld::start_engine(std::size_t index) {
   engines_[index]->start();
 }
 
-std::uint32_t SimWorld::engines_of_model(std::uint32_t model) const {
-  std::uint32_t count = 0;
-  for (const auto& kind : plan_.kinds) count += kind.model == model ? kind.engines : 0;
-  return count;
-}
-
 Nanos SimWorld::transfer_time_max() const {
   const Nanos pieces = 2 * plan_.device_blocks;
   return std::max(plan_.load_timeout, plan_.save_timeout) + plan_.stall_time + pieces * plan_.piece_time +
@@ -103,7 +97,7 @@ void SimWorld::strike() {
     if (loop_.chance(plan_.agent_loses_node)) engine.lose_agent_connection(loop_.below(4));
     if (loop_.chance(plan_.client_loses_node)) engine.lose_client_connection();
     if (loop_.chance(plan_.reset)) engine.reset_cache();
-    if (loop_.chance(plan_.new_weights) && engine.alone()) engine.change_weights();
+    if (loop_.chance(plan_.new_weights)) engine.change_weights();
     if (loop_.chance(plan_.rank_dies)) engine.kill_rank(loop_.below(4));
     if (loop_.chance(plan_.engine_dies)) engine.die();
   }

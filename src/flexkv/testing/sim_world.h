@@ -47,9 +47,7 @@ class SimWorld {
   SimNode* node() { return node_.get(); }
   std::uint64_t epoch() const { return epoch_; }
   SimTotals& totals() { return totals_; }
-  std::uint64_t weights(std::uint32_t model) { return weights_[model]; }
-  std::uint64_t new_weights(std::uint32_t model) { return ++weights_[model]; }
-  std::uint32_t engines_of_model(std::uint32_t model) const;
+  std::uint64_t new_weights() { return ++last_weights_; }  // any model's; 0: as stored
   // No transfer may take longer from when it was allowed to run.
   Nanos transfer_time_max() const;
 
@@ -68,7 +66,7 @@ class SimWorld {
   SimStore store_;
   std::unique_ptr<SimNode> node_;
   std::uint64_t epoch_ = 0;
-  std::map<std::uint32_t, std::uint64_t> weights_;
+  std::uint64_t last_weights_ = 0;
   std::vector<std::shared_ptr<SimEngine>> engines_;
   std::uint64_t next_engine_ = 1;
 };

@@ -5,7 +5,7 @@
 
 It adds to vLLM's own FlexKVConnectorV1 (its base, so that whoever checks for that class is content): saves that run
 beside the next step on every model runner, several KV cache groups, a reset that reaches the cache, failures reported
-by request, statistics.
+by request, statistics, sleep mode. What a vLLM does not call yet (`compat`) is simply not called.
 """
 
 from __future__ import annotations
@@ -13,25 +13,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    CacheHitSource,
-    KVConnectorTransferResults,
-    SupportsHMA,
-)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import SupportsHMA
 from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
+from flexkv.integration.vllm import compat
 from flexkv.integration.vllm.guard import never_raises
 from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
 from flexkv.integration.vllm.vllm_v1_adapter import FlexKVConnectorV1Impl, ours
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.v1.request import Request
 
 
 class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
-    _cache_hit_source = CacheHitSource.HOST
+    _cache_hit_source = compat.HOST_MEMORY
 
     def __init__(self, vllm_config: VllmConfig, role: Any, kv_cache_config: Any) -> None:
         # Its constructor would make an implementation that knows nothing of the KV cache groups.
@@ -44,13 +41,26 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
         """A save that is dropped is a miss later on, nothing worse."""
         return False
 
-    @never_raises(KVConnectorTransferResults)
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: KVTransferConfig) -> bool:
+        return True
+
+    def unregister_kv_caches(self) -> None:
+        self._flexkv_connector.unregister_kv_caches()
+
+    release_kv_caches = unregister_kv_caches  # its name after 0.33
+
+    def restore_kv_caches(self) -> None:
+        self._flexkv_connector.restore_kv_caches()
+
+    @never_raises(compat.TransferResults)
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """Loads by request. Where vLLM does not ask for that, it asks get_finished(), and failures come by block."""
         worker = self._flexkv_connector.worker
         if worker is None:
-            return KVConnectorTransferResults()
+            return compat.TransferResults()
         ended = worker.take_ended_loads(ours(self._connector_metadata).step)
-        return KVConnectorTransferResults(
+        return compat.TransferResults(
             finished_recving={order.request_id for order, _ in ended},
             failed_recving={order.request_id for order, ok in ended if not ok},
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1 import kv_cache_interface as specs
 
+from flexkv.integration.vllm import compat
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
@@ -95,6 +97,8 @@ def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list
         return [Group(0, 1, _block_tokens(config), 1, _window(described[0].kv_cache_spec), None)]
     if len(described) > _GROUPS_MAX:
         raise UnsupportedGroups(f"{len(described)} KV cache groups; at most {_GROUPS_MAX} are supported")
+    if compat.TransferResults is None:
+        raise UnsupportedGroups("several KV cache groups: this vLLM cannot be told which request's load has failed")
     if _context_ranks(config) > 1:
         raise UnsupportedGroups("several KV cache groups together with context parallelism are not supported")
     return [_group(index, group, kv_cache_config) for index, group in enumerate(described)]
@@ -118,15 +122,17 @@ def _context_ranks(config: VllmConfig) -> int:
 
 def _check(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> None:
     kinds = {type(layer) for layer in _layer_specs(group.kv_cache_spec)}
-    if not kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or index not in kv_cache_config.prefix_cacheable_group_ids:
+    if not kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or index not in compat.prefix_cacheable(kv_cache_config):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UnsupportedGroups(f"KV cache group {index} holds other than full or windowed attention ({names})")
 
 
 def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> Group:
     spec = group.kv_cache_spec
-    hash_tokens = kv_cache_config.hash_block_size
-    if not hash_tokens or spec.block_size % hash_tokens != 0:
+    hash_tokens = compat.hash_tokens(kv_cache_config)
+    if not hash_tokens:
+        raise UnsupportedGroups("several KV cache groups: this vLLM does not tell over how many tokens a block hash goes")
+    if spec.block_size % hash_tokens != 0:
         raise UnsupportedGroups(
             f"KV cache group {index} has blocks of {spec.block_size} tokens, block hashes are over {hash_tokens}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from flexkv.integration.vllm.metadata import Job
@@ -54,6 +55,8 @@ class RunningSaves:
 
     def __init__(self) -> None:
         self._saves: dict[Job, Save] = {}
+        # Nothing of them is kept whatever they read, which they may still do for a moment.
+        self._called_off: set[Job] = set()
         self._by_block: dict[int, Job] = {}
         # Few: large ones, and those with a block that another one reads already (a prefix in the engine's own cache
         # belongs to every request that shares it).
@@ -78,17 +81,36 @@ class RunningSaves:
                 jobs.add(job)
 
     def end(self, job: Job) -> Save | None:
-        """Forgets the save, which reads nothing any more; None if it is not one of ours."""
+        """The save reads nothing any more; None if it is not one of ours, or was called off."""
+        self._called_off.discard(job)
+        return self._forget(job)
+
+    def call_off(self, job: Job) -> Save | None:
+        """The node has been told to keep nothing of the save."""
+        if (save := self._forget(job)) is not None:
+            self._called_off.add(job)
+        return save
+
+    def call_off_all(self) -> list[Job]:
+        """Returns the jobs that the node is to be told of."""
+        jobs = list(self._saves)
+        self._called_off.update(jobs)
+        self._saves.clear()
+        self._by_block.clear()
+        self._apart.clear()
+        return jobs
+
+    def reading(self) -> Job | None:
+        """One that may still read device memory, if there is any."""
+        return next(itertools.chain(self._called_off, self._saves), None)
+
+    def node_lost(self, group: int) -> None:
+        """How those of this group that were called off ended, nobody is going to say."""
+        self._called_off = {job for job in self._called_off if job[0] != group}
+
+    def _forget(self, job: Job) -> Save | None:
         save = self._saves.pop(job, None)
         if save is not None and self._apart.pop(job, None) is None:
             for block in save.block_ids:
                 self._by_block.pop(block, None)
         return save
-
-    def abandon(self) -> list[Job]:
-        """Forgets all saves and returns their jobs."""
-        jobs = list(self._saves)
-        self._saves.clear()
-        self._by_block.clear()
-        self._apart.clear()
-        return jobs

@@ -10,24 +10,20 @@ block, the node is told to keep nothing of them (docs/decisions/0010).
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
-from flexkv import _core
 from flexkv.config import Settings
-from flexkv.integration.vllm import identity
+from flexkv.integration.vllm import compat
+from flexkv.integration.vllm.clients import open_clients
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
-from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
-from flexkv.integration.vllm.setup import plain_errors, wait_until_served
+from flexkv.integration.vllm.saves import RunningSaves, Save
 from flexkv.integration.vllm.step_times import StepTimes
-from flexkv.metrics import start_metrics
-from flexkv.node_sockets import somebody_listens
-from flexkv.node_start import start_node
+from flexkv.integration.vllm.tracked import Chain, Tracked
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,63 +35,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flexkv.vllm")
 
 
-class _Chain:
-    """A request's blocks in one group. Block numbers count from the start of the prompt."""
-
-    __slots__ = ("block_ids", "offers", "sequence")
-
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        # As the engine said it. Blocks that it has given back since are not taken out: see Group.first_live.
-        self.block_ids: list[int] = []
-        self.offers = Offers()
-
-
-class _Tracked:
-    """A request as far as the cache is concerned."""
-
-    __slots__ = (
-        "_adapter",
-        "_adapter_hashes",
-        "chains",
-        "load_async",
-        "loaded_in_life",
-        "local_tokens",
-        "outdated",
-        "request",
-        "save",
-        "tainted",
-    )
-
-    def __init__(self, request: Request, chains: list[_Chain], save: bool) -> None:
-        self.request = request
-        self.chains = chains
-        self.local_tokens = 0  # in the engine's own cache at the last lookup
-        self.loaded_in_life = -1  # number of preemptions when a load was last ordered
-        self.outdated = False  # its blocks were computed before a reset
-        self.load_async = False  # what the engine was told at the last lookup
-        self.save = save
-        self.tainted = False  # computes from blocks that a failed load left
-        self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))
-        self._adapter_hashes: list[bytes] = []
-
-    def block_hashes(self) -> list[bytes]:
-        """vLLM's, and where there is an adapter, of its weights, too."""
-        hashes = self.request.block_hashes
-        if not self._adapter:
-            return hashes
-        known = self._adapter_hashes
-        known.extend(hashlib.sha256(self._adapter + hash_).digest() for hash_ in hashes[len(known) :])
-        return known
-
-
 class SchedulerSide:
     def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group]) -> None:
         self._groups = groups
         self._alignment = alignment_tokens(groups)
         self._settings = settings
-        self._node = None
-        self._requests: dict[str, _Tracked] = {}
+        self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._filled: list[list[int]] = []  # device blocks of requests that were admitted since the last step
         self._saves = RunningSaves()
@@ -110,49 +55,11 @@ class SchedulerSide:
         # asynchronous scheduling has in flight: a wrong token, or an index error that ends the engine. Parked ones recover.
         if getattr(getattr(config, "scheduler_config", None), "async_scheduling", False):
             self._sync_tokens_max = 0
-        self._metrics: Any = None
+        self._sleeps_after_reset = compat.sleep_follows_reset(config)
         self._steps = StepTimes()
-        self._may_have_drives = True
+        self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
         self._trace = logger.isEnabledFor(logging.DEBUG)
-        self._clients = self._open_clients(config)
-
-    def _open_clients(self, config: VllmConfig) -> list[Any]:
-        target = self._settings.node_target
-        self._may_have_drives = target.mode != "embedded" or self._settings.ssd_cache_bytes > 0
-        digest = identity.fingerprint(config, self._settings.namespace)
-        engine_id, model = identity.engine_id(config), identity.model_name(config)
-        ranks = identity.rank_count(config)
-        who = [
-            (g.engine_id(engine_id), ranks, g.model_name(model), g.fingerprint(digest), g.block_tokens)
-            for g in self._groups
-        ]
-        if target.mode != "daemon":
-            node_name = identity.embedded_node_name(config) if target.mode == "embedded" else target.name
-            try:
-                with plain_errors():
-                    node = start_node(_core, self._settings, target.mode, node_name)
-            except RuntimeError:
-                if target.mode == "embedded":
-                    raise
-            else:
-                self._node = node
-                logger.info("FlexKV: %s", node.describe())
-                if self._settings.enable_metrics:
-                    origin = self._settings.origin("metrics_port")
-                    self._metrics = start_metrics(
-                        self._settings.metrics_port, lambda: json.loads(node.status()), origin
-                    )
-                clients = [_core.Client.embedded(node, *client) for client in who]
-                wait_until_served(node.socket_path(), {client[0] for client in who})
-                return clients
-        if not somebody_listens(target.socket):
-            logger.warning(
-                "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
-                *(target.name, target.socket),
-            )
-        clients = [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
-        wait_until_served(target.socket, {client[0] for client in who})
-        return clients
+        self._clients, self._node, self._metrics = open_clients(config, settings, groups)
 
     # ---- lookup and load
 
@@ -163,12 +70,12 @@ class SchedulerSide:
             for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
                 client.prefetch(chain.sequence, group.hashes(tracked.block_hashes()))
 
-    def _track(self, request: Request) -> _Tracked:
+    def _track(self, request: Request) -> Tracked:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
-            chains = [_Chain(client.open_sequence()) for client in self._clients]
-            tracked = _Tracked(request, chains, bool(options.get("save", True)))
+            chains = [Chain(client.open_sequence()) for client in self._clients]
+            tracked = Tracked(request, chains, bool(options.get("save", True)))
             self._requests[request.request_id] = tracked
         return tracked
 
@@ -203,7 +110,9 @@ class SchedulerSide:
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
         # a request that waits for its blocks at the head of the queue would keep those behind it from giving theirs back.
         failed = tracked.loaded_in_life == request.num_preemptions
-        if failed or wanted < max(self._settings.min_load_tokens, 1):
+        # Who wants the log-probabilities of its prompt needs all of it computed; vLLM heeds that itself only from 0.31 on.
+        all_computed = getattr(request, "skip_reading_prefix_cache", False)
+        if failed or all_computed or wanted < max(self._settings.min_load_tokens, 1):
             return 0, False
         tracked.load_async = on_drives or wanted > self._load_within_step_max()
         return wanted, tracked.load_async
@@ -278,9 +187,8 @@ class SchedulerSide:
             elif tables:
                 self._extend_tables(request_id, tables, overwritten)
         # Before the first new save: these read what the step writes.
-        for group, job in overwritten:
-            self._clients[group].cancel(job)
-            if (save := self._saves.end((group, job))) is not None:
+        for job in overwritten:
+            if (save := self._call_off(job)) is not None:
                 save.offers.refused(save.first, self._step, from_start=True)
         for new in output.scheduled_new_reqs:
             self._save_completed(new.req_id, new.num_computed_tokens, output, meta)
@@ -302,7 +210,7 @@ class SchedulerSide:
             if tracked is not None:
                 tracked.chains[number].block_ids.extend(tables[group.index])
 
-    def _overwrite(self, tracked: _Tracked | None, block_ids: list[int], saves: set[Job]) -> None:
+    def _overwrite(self, tracked: Tracked | None, block_ids: list[int], saves: set[Job]) -> None:
         self._saves.add_readers(block_ids, saves)
         if tracked is not None and tracked.tainted:
             self._tainted.update(block_ids)
@@ -321,7 +229,7 @@ class SchedulerSide:
         self,
         group: Group,
         client: Any,
-        chain: _Chain,
+        chain: Chain,
         block_hashes: list[bytes],
         computed: int,
         after_step: int,
@@ -367,11 +275,29 @@ class SchedulerSide:
                 # Nobody will tell how earlier saves ended, and what was kept may be gone.
                 self._generations[number] = generation
                 self._cancel_all_saves()
+                self._saves.node_lost(group.index)
                 self._offer_again()
 
+    def _call_off(self, job: Job) -> Save | None:
+        self._clients[job[0]].cancel(job[1])
+        return self._saves.call_off(job)
+
     def _cancel_all_saves(self) -> None:
-        for group, job in self._saves.abandon():
+        for group, job in self._saves.call_off_all():
             self._clients[group].cancel(job)
+
+    def _end_saves(self) -> bool:
+        """Calls all saves off and waits until they are quiet; False if they are not in time."""
+        self._cancel_all_saves()
+        deadline = time.monotonic() + self._settings.save_timeout_ms / 1000
+        while (job := self._saves.reading()) is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                logger.error("FlexKV: a save still reads the engine's memory; the engine must not give that away now")
+                return False
+            self._clients[job[0]].wait_for_ended_jobs(left)
+            self._settle_saves()
+        return True
 
     def _offer_again(self) -> None:
         for tracked in self._requests.values():
@@ -403,9 +329,8 @@ class SchedulerSide:
                     self._tainted.update(chain.block_ids[first:])
         readers: set[Job] = set()
         self._saves.add_readers(list(self._tainted), readers)
-        for group, job in readers:
-            self._clients[group].cancel(job)
-            self._saves.end((group, job))
+        for job in readers:
+            self._call_off(job)
 
     def request_finished(self, request: Request) -> None:
         tracked = self._requests.pop(request.request_id, None)
@@ -414,12 +339,15 @@ class SchedulerSide:
         for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
             client.close_sequence(chain.sequence)
 
-    def reset_cache(self) -> None:
-        """What is kept, and what requests have computed so far, is not to be found any more."""
+    def reset_cache(self) -> bool:
+        """What is kept, and what requests have computed so far, is not to be found any more. vLLM also says so before it
+        puts its memory to sleep, and where its workers are not told of that, nothing of ours reads it on return. False:
+        something still does."""
         for client in self._clients:
             client.reset()
         for tracked in self._requests.values():
             tracked.outdated = True
+        return self._end_saves() if self._sleeps_after_reset else True
 
     def shutdown(self) -> None:
         if self._metrics is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
+from flexkv.integration.vllm import compat
 from flexkv.integration.vllm.groups import UnsupportedGroups, groups_of
 from flexkv.integration.vllm.guard import never_raises
 from flexkv.integration.vllm.metadata import FlexKVMetadata
@@ -57,6 +58,15 @@ class FlexKVConnectorV1Impl:
         settings = load_settings(vllm_config)
         if not settings.enable_flexkv:
             return
+        if kv_cache_config is None and compat.may_sleep(vllm_config):
+            # Told neither when its memory goes nor that the weights, which mostly change meanwhile, are others.
+            if role == KVConnectorRole.SCHEDULER:
+                logger.warning(
+                    "FlexKV: not used: vLLM's sleep mode is enabled, which its own FlexKVConnectorV1 is told nothing of. "
+                    'Take "kv_connector": "FlexKVConnector", '
+                    '"kv_connector_module_path": "flexkv.integration.vllm.connector".'
+                )
+            return
         try:
             groups = groups_of(vllm_config, kv_cache_config)
         except UnsupportedGroups as why:
@@ -82,6 +92,16 @@ class FlexKVConnectorV1Impl:
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         if self.worker is not None:
             self.worker.register_kv_caches(kv_caches)
+
+    @never_raises(lambda: None)
+    def unregister_kv_caches(self) -> None:
+        if self.worker is not None:
+            self.worker.unregister_kv_caches()
+
+    @never_raises(lambda: None)
+    def restore_kv_caches(self) -> None:
+        if self.worker is not None:
+            self.worker.restore_kv_caches()
 
     @never_raises(lambda: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
@@ -172,9 +192,7 @@ class FlexKVConnectorV1Impl:
 
     @never_raises(lambda: False)
     def reset_cache(self) -> bool:
-        if self.scheduler is not None:
-            self.scheduler.reset_cache()
-        return True
+        return self.scheduler.reset_cache() if self.scheduler is not None else True
 
 
 def _layers_will_ask(forward_context: Any) -> bool:

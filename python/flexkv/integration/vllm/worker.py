@@ -75,6 +75,7 @@ class WorkerSide:
         self._settings = settings
         self._groups = groups
         self._block_count = block_count
+        self._kv_caches: dict[str, torch.Tensor] = {}  # as registered; they stay while their memory goes and comes back
         self._agents: list[Any] = []  # one for each group once registered
         self._distrust_until = -1
         self._distrust_steps = _DISTRUST_STEPS + config.parallel_config.pipeline_parallel_size
@@ -82,11 +83,13 @@ class WorkerSide:
         self._ended: list[tuple[LoadOrder, bool]] = []
         self._bad_blocks: set[int] = set()
         self._reported: dict[str, Any] = {}
+        self._step = -1
         self._followed = _FollowedLoads()
         self._layers_can_follow = True
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        self.shutdown()
+        self.unregister_kv_caches()
+        self._kv_caches = kv_caches
         config = self._config
         target = self._settings.node_target
         embedded = target.mode == "embedded"
@@ -117,10 +120,29 @@ class WorkerSide:
         # Loads within a step are for models of one group only (SchedulerSide).
         self._followed = _FollowedLoads(dict(zip(self._groups[0].layers_of(kv_caches), agents[0].parts(), strict=True)))
 
+    def unregister_kv_caches(self) -> None:
+        """On return nothing of ours touches device memory, until it is registered again. What was under way has failed;
+        what the engine orders meanwhile does at once."""
+        for agent in self._agents:
+            agent.stop()
+        self._agents = []
+        self._reported = {}
+        self._followed = _FollowedLoads()
+        loads = set(self._loading.values())
+        self._loading.clear()
+        for load in loads:
+            self._end(load.order, False, self._step)
+
+    def restore_kv_caches(self) -> None:
+        """The same tensors have memory again, maybe elsewhere."""
+        if not self._agents and self._kv_caches:
+            self.register_kv_caches(self._kv_caches)
+
     # ---- one step
 
     def start_loads(self, meta: FlexKVMetadata, layers_will_ask: bool) -> None:
         """`layers_will_ask`: each layer of this step's forward is going to call before_layer()."""
+        self._step = meta.step
         loads = [_Load(order) for order in meta.loads]
         if not self._agents:
             for load in loads:
@@ -216,9 +238,8 @@ class WorkerSide:
             self._bad_blocks.update(order.block_ids)
 
     def shutdown(self) -> None:
-        for agent in self._agents:
-            agent.stop()
-        self._agents = []
+        self.unregister_kv_caches()
+        self._kv_caches = {}
 
 
 def _engine_stream() -> int:

@@ -1,0 +1,42 @@
+"""What differs between the versions of vLLM that we serve (0.26 to 0.33), in one place. Asked for by name, never by version
+number: what a version lacks costs the feature that rests on it, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+# How loads ended, by request. None: vLLM asks for finished requests and for failed blocks apart, and takes failed blocks
+# only of models with one KV cache group.
+TransferResults: Any = getattr(base, "KVConnectorTransferResults", None)
+
+# What vLLM counts our hits as; None: it does not tell its sources apart.
+HOST_MEMORY: Any = getattr(getattr(base, "CacheHitSource", None), "HOST", None)
+
+
+def prefix_cacheable(kv_cache_config: KVCacheConfig) -> Collection[int]:
+    """The KV cache groups whose blocks vLLM names by hashes."""
+    every = range(len(kv_cache_config.kv_cache_groups))
+    return getattr(kv_cache_config, "prefix_cacheable_group_ids", every)
+
+
+def hash_tokens(kv_cache_config: KVCacheConfig) -> int | None:
+    """How many tokens a block hash stands for where groups have blocks of their own sizes. None: not told."""
+    return getattr(kv_cache_config, "hash_block_size", None)
+
+
+def may_sleep(config: VllmConfig) -> bool:
+    """Whether the engine may give its device memory away while it lives."""
+    return bool(getattr(config.model_config, "enable_sleep_mode", False))
+
+
+def sleep_follows_reset(config: VllmConfig) -> bool:
+    """The engine may sleep, and its workers' connectors are not told: but the scheduler's is, to reset, right before."""
+    return may_sleep(config) and not hasattr(base.KVConnectorBase_V1, "unregister_kv_caches")

@@ -1,0 +1,62 @@
+"""What the scheduler side remembers of each request: how far its blocks are known, and whether they may be kept."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from flexkv.integration.vllm import identity
+from flexkv.integration.vllm.saves import Offers
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+class Chain:
+    """A request's blocks in one group. Block numbers count from the start of the prompt."""
+
+    __slots__ = ("block_ids", "offers", "sequence")
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        # As the engine said it. Blocks that it has given back since are not taken out: see Group.first_live.
+        self.block_ids: list[int] = []
+        self.offers = Offers()
+
+
+class Tracked:
+    """A request as far as the cache is concerned."""
+
+    __slots__ = (
+        "_adapter",
+        "_adapter_hashes",
+        "chains",
+        "load_async",
+        "loaded_in_life",
+        "local_tokens",
+        "outdated",
+        "request",
+        "save",
+        "tainted",
+    )
+
+    def __init__(self, request: Request, chains: list[Chain], save: bool) -> None:
+        self.request = request
+        self.chains = chains
+        self.local_tokens = 0  # in the engine's own cache at the last lookup
+        self.loaded_in_life = -1  # number of preemptions when a load was last ordered
+        self.outdated = False  # its blocks were computed before a reset
+        self.load_async = False  # what the engine was told at the last lookup
+        self.save = save
+        self.tainted = False  # computes from blocks that a failed load left
+        self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))
+        self._adapter_hashes: list[bytes] = []
+
+    def block_hashes(self) -> list[bytes]:
+        """vLLM's, and where there is an adapter, of its weights, too."""
+        hashes = self.request.block_hashes
+        if not self._adapter:
+            return hashes
+        known = self._adapter_hashes
+        known.extend(hashlib.sha256(self._adapter + hash_).digest() for hash_ in hashes[len(known) :])
+        return known
