@@ -25,6 +25,9 @@ class SimPort final : public client::NodePort {
     if (!embedded()) lose_connection();
   }
   std::vector<proto::JobResult> take_ended_jobs() override;
+  // No time passes within a call.
+  bool wait_ended_jobs(Nanos timeout) override;
+  bool served(Nanos timeout) override;
   Nanos reuse_time() const override;
 
   void lose_connection();
