@@ -274,6 +274,24 @@ def test_a_second_manager_with_the_same_port_is_refused_and_one_with_another_is_
         pass
 
 
+def test_data_parallel_ranks_share_the_node_of_the_first() -> None:
+    prompt = tokens(2 * TOKENS)
+    with (
+        started(model(dp_size=2)) as first,
+        started(model(dp_size=2), dp_client_id=1) as second,
+        ranks(first.gpu_register_port, Shape("vllm"), [{"dp_client_id": 0}, {"dp_client_id": 1}]) as group,
+    ):
+        for manager in (first, second):
+            wait_ready(manager)
+        group.ask("fill", [0, 1])
+        written = group.ask("read", [0, 1])[0]
+        task = first.put_async(prompt, slots([0, 1]))
+        assert first.wait(task)[task].status is SUCCESS
+        task = second.get_async(prompt, slots([6, 7]))
+        assert second.wait(task)[task].return_mask.all()
+        assert group.ask("read", [6, 7])[1] == written
+
+
 def test_tasks_that_are_matched_and_dropped_do_not_pile_up() -> None:
     with engine() as (manager, group):
         prompt = tokens(4 * TOKENS)
