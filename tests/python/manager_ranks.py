@@ -1,18 +1,22 @@
-"""Ranks of a manager in processes of their own, each with KV tensors in its memory, for test_manager.py."""
+"""Managers, and their ranks in processes of their own, each with KV tensors in its memory, for test_manager*.py."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
+from flexkv.common.config import CacheConfig, ModelConfig
 from flexkv.common.storage import KVCacheLayout, KVCacheLayoutType
+from flexkv.kvmanager import KVManager
 from flexkv.server.client import KVTPClient
 
 LAYERS, BLOCKS, TOKENS, HEADS, DIM = 3, 40, 16, 2, 8
@@ -124,3 +128,41 @@ def ranks(port: str, shape: Shape, clients: list[dict[str, Any]]) -> Iterator[Ra
         for process in processes:
             process.kill()
             process.join()
+
+
+def model(**fields: object) -> ModelConfig:
+    return ModelConfig(num_layers=LAYERS, num_kv_heads=HEADS, head_size=DIM, **fields)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def started(model_config: ModelConfig, cache: CacheConfig | None = None, **more: object) -> Iterator[KVManager]:
+    manager = KVManager(model_config, cache or CacheConfig(tokens_per_block=TOKENS), **more)  # type: ignore[arg-type]
+    manager.start()
+    try:
+        yield manager
+    finally:
+        manager.shutdown()
+
+
+@contextlib.contextmanager
+def engine(shape: Shape = Shape("vllm"), tp_size: int = 1) -> Iterator[tuple[KVManager, Ranks]]:
+    with started(model(tp_size=tp_size, use_mla=shape.mla or None)) as manager:
+        clients = [{"intra_client_id": rank} for rank in range(tp_size)]
+        with ranks(manager.gpu_register_port, shape, clients) as group:
+            assert manager.is_ready()
+            yield manager, group
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 128_000, count)
+
+
+def slots(blocks: list[int]) -> torch.Tensor:
+    return torch.cat([torch.arange(block * TOKENS, (block + 1) * TOKENS) for block in blocks])
+
+
+def wait_ready(manager: KVManager) -> None:
+    deadline = time.monotonic() + 60
+    while not manager.is_ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ pytest.importorskip("flexkv._core")
 from flexkv.common.config import CacheConfig, ModelConfig  # noqa: E402
 from flexkv.common.request import KVResponseStatus  # noqa: E402
 from flexkv.kvmanager import KVManager  # noqa: E402
-from manager_ranks import BLOCKS, DIM, HEADS, LAYERS, TOKENS, Ranks, Shape, ranks  # noqa: E402
+from manager_ranks import BLOCKS, TOKENS, Ranks, Shape, engine, model, slots, started, tokens  # noqa: E402
 
 SUCCESS = KVResponseStatus.SUCCESS
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -28,37 +29,6 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 @pytest.fixture(autouse=True)
 def _small_pool(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "16MB")
-
-
-def model(**fields: object) -> ModelConfig:
-    return ModelConfig(num_layers=LAYERS, num_kv_heads=HEADS, head_size=DIM, **fields)  # type: ignore[arg-type]
-
-
-@contextlib.contextmanager
-def started(model_config: ModelConfig, cache: CacheConfig | None = None, **more: object) -> Iterator[KVManager]:
-    manager = KVManager(model_config, cache or CacheConfig(tokens_per_block=TOKENS), **more)  # type: ignore[arg-type]
-    manager.start()
-    try:
-        yield manager
-    finally:
-        manager.shutdown()
-
-
-@contextlib.contextmanager
-def engine(shape: Shape = Shape("vllm"), tp_size: int = 1) -> Iterator[tuple[KVManager, Ranks]]:
-    with started(model(tp_size=tp_size, use_mla=shape.mla or None)) as manager:
-        clients = [{"intra_client_id": rank} for rank in range(tp_size)]
-        with ranks(manager.gpu_register_port, shape, clients) as group:
-            assert manager.is_ready()
-            yield manager, group
-
-
-def tokens(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 128_000, count)
-
-
-def slots(blocks: list[int]) -> torch.Tensor:
-    return torch.cat([torch.arange(block * TOKENS, (block + 1) * TOKENS) for block in blocks])
 
 
 @pytest.mark.parametrize(
@@ -176,22 +146,36 @@ def test_a_rank_that_stops_fails_its_tasks_and_they_can_be_repeated() -> None:
         assert manager.wait(task)[task].status is KVResponseStatus.FAILED
 
 
-def test_a_running_task_is_cancelled_when_its_ranks_are_quiet_and_ends_by_its_deadline(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FLEXKV_SAVE_TIMEOUT_MS", "700")
+@contextlib.contextmanager
+def stopped(group: Ranks) -> Iterator[None]:
+    """The first rank is told of transfers and does nothing."""
+    os.kill(group.processes[0].pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(group.processes[0].pid, signal.SIGCONT)
+
+
+def test_a_cancelled_task_has_ended_only_when_its_ranks_are_quiet() -> None:
     with engine() as (manager, group):
-        os.kill(group.processes[0].pid, 19)  # SIGSTOP: the rank is told, and does nothing
-        try:
-            tasks = [manager.put_async(tokens(TOKENS, seed), slots([0])) for seed in (1, 2)]
-            assert manager.wait(tasks, timeout=0)[tasks[0]].status is KVResponseStatus.TIMEOUT
-            manager.cancel(tasks[0])
-            assert manager.try_wait(tasks) == {}  # the rank may still read the blocks
-        finally:
-            os.kill(group.processes[0].pid, 18)
-        ended = manager.wait(tasks)
-        assert {ended[task].status for task in tasks} <= {KVResponseStatus.CANCELLED, KVResponseStatus.FAILED, SUCCESS}
-        assert ended[tasks[0]].status is KVResponseStatus.CANCELLED
+        with stopped(group):
+            task = manager.put_async(tokens(TOKENS), slots([0]))
+            assert manager.wait(task, timeout=0)[task].status is KVResponseStatus.TIMEOUT
+            manager.cancel(task)
+            assert manager.try_wait(task) == {}  # the rank may still read the block
+        assert manager.wait(task)[task].status is KVResponseStatus.CANCELLED
+        assert not manager.get_match(tokens(TOKENS))[1].any()
+
+
+def test_a_task_past_its_deadline_has_failed_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_SAVE_TIMEOUT_MS", "100")
+    with engine() as (manager, group):
+        with stopped(group):
+            task = manager.put_async(tokens(TOKENS), slots([0]))
+            assert manager.wait(task, timeout=3)[task].status is KVResponseStatus.TIMEOUT
+        response = manager.wait(task)[task]
+        assert response.status is KVResponseStatus.FAILED and response.reason == "deadline"
+        assert not manager.get_match(tokens(TOKENS))[1].any()
 
 
 def test_reset_forgets_and_a_flush_of_the_engine_need_not() -> None:
@@ -267,31 +251,6 @@ def test_without_ranks_nothing_is_found_and_puts_fail() -> None:
         assert manager.wait(task)[task].status is KVResponseStatus.FAILED
 
 
-def test_a_second_manager_with_the_same_port_is_refused_and_one_with_another_is_not() -> None:
-    with started(model()), pytest.raises(RuntimeError, match="give this one, and its ranks, another server_recv_port"):
-        KVManager(model(), CacheConfig()).start()
-    with started(model()), started(model(), server_recv_port="ipc:///tmp/other"):
-        pass
-
-
-def test_data_parallel_ranks_share_the_node_of_the_first() -> None:
-    prompt = tokens(2 * TOKENS)
-    with (
-        started(model(dp_size=2)) as first,
-        started(model(dp_size=2), dp_client_id=1) as second,
-        ranks(first.gpu_register_port, Shape("vllm"), [{"dp_client_id": 0}, {"dp_client_id": 1}]) as group,
-    ):
-        for manager in (first, second):
-            wait_ready(manager)
-        group.ask("fill", [0, 1])
-        written = group.ask("read", [0, 1])[0]
-        task = first.put_async(prompt, slots([0, 1]))
-        assert first.wait(task)[task].status is SUCCESS
-        task = second.get_async(prompt, slots([6, 7]))
-        assert second.wait(task)[task].return_mask.all()
-        assert group.ask("read", [6, 7])[1] == written
-
-
 def test_tasks_that_are_matched_and_dropped_do_not_pile_up() -> None:
     with engine() as (manager, group):
         prompt = tokens(4 * TOKENS)
@@ -307,77 +266,10 @@ def test_tasks_that_are_matched_and_dropped_do_not_pile_up() -> None:
 
 
 def status(manager: KVManager) -> dict:
-    import json
-
     return json.loads(manager._node.status())
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = start_daemon()
-    yield process
-    process.kill()
-    process.wait()
-
-
-def start_daemon() -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-m", "flexkv.cli", "serve", "--name", "default"])
-    socket = Path(os.environ["FLEXKV_RUNTIME_DIR"], "default.sock")
-    deadline = time.monotonic() + 60
-    while not socket.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert socket.exists()
-    return process
-
-
-def test_a_daemon_keeps_what_one_engine_put_for_the_next_and_engines_survive_it(
-    monkeypatch: pytest.MonkeyPatch, daemon: subprocess.Popen[bytes]
-) -> None:
-    monkeypatch.setenv("FLEXKV_SERVER_LAUNCH_MODE", "external")
-    prompt = tokens(3 * TOKENS)
-    named = {"tp_size": 2, "identity": "model and weights"}
-    clients = [{"intra_client_id": rank} for rank in range(2)]
-    with started(model(**named)) as manager, ranks(manager.gpu_register_port, Shape("sglang"), clients) as group:
-        wait_ready(manager)
-        group.ask("fill", [0, 1, 2])
-        written = group.ask("read", [0, 1, 2])
-        task = manager.put_async(prompt, slots([0, 1, 2]))
-        assert manager.wait(task)[task].status is SUCCESS
-    with started(model(**named)) as manager, ranks(manager.gpu_register_port, Shape("sglang"), clients) as group:
-        wait_ready(manager)
-        task = manager.get_async(prompt, slots([5, 6, 7]))
-        assert manager.wait(task)[task].return_mask.all()
-        assert group.ask("read", [5, 6, 7]) == written
-
-        daemon.kill()
-        daemon.wait()
-        task = manager.put_async(tokens(TOKENS, 9), slots([0]))
-        assert manager.wait(task)[task].status is KVResponseStatus.FAILED
-        assert not manager.get_match(prompt)[1].any()
-        again = start_daemon()
-        try:
-            wait_ready(manager)
-            task = manager.put_async(prompt, slots([5, 6, 7]))
-            assert manager.wait(task)[task].status is SUCCESS
-        finally:
-            again.kill()
-            again.wait()
-
-
-def test_what_nobody_named_is_not_shared_through_a_daemon(
-    monkeypatch: pytest.MonkeyPatch, daemon: subprocess.Popen[bytes]
-) -> None:
-    monkeypatch.setenv("FLEXKV_SERVER_LAUNCH_MODE", "external")
-    for _ in range(2):
-        with started(model()) as manager, ranks(manager.gpu_register_port, Shape("vllm"), [{}]) as _group:
-            wait_ready(manager)
-            assert not manager.get_match(tokens(TOKENS))[1].any()
-            task = manager.put_async(tokens(TOKENS), slots([0]))
-            assert manager.wait(task)[task].status is SUCCESS
-
-
-def wait_ready(manager: KVManager) -> None:
-    deadline = time.monotonic() + 60
-    while not manager.is_ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_the_example_runs() -> None:
+    example = Path(__file__).parents[2] / "examples" / "kvmanager.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=120)
+    assert "equal, byte for byte: True" in done.stdout, done.stderr

@@ -25,7 +25,7 @@ def server_args(**fields: Any) -> SimpleNamespace:
 
 
 def complete(
-    args: SimpleNamespace, tp_rank: int = 0, pp_rank: int = 0, mla: bool = False
+    args: SimpleNamespace, tp_rank: int = 0, pp_rank: int = 0, mla: bool = False, page_size: int = 16
 ) -> tuple[FlexKVConfig, RankInfo]:
     model = SimpleNamespace(
         num_hidden_layers=4,
@@ -37,7 +37,13 @@ def complete(
     )
     config = FlexKVConfig.from_env()
     rank = config.post_init_from_sglang_config(
-        sglang_config=model, server_args=args, page_size=16, tp_rank=tp_rank, pp_rank=pp_rank, dp_rank=0, attn_cp_rank=0
+        sglang_config=model,
+        server_args=args,
+        page_size=page_size,
+        tp_rank=tp_rank,
+        pp_rank=pp_rank,
+        dp_rank=0,
+        attn_cp_rank=0,
     )
     return config, rank
 
@@ -100,7 +106,12 @@ def test_what_the_door_cannot_do_is_refused(
 
 def test_salts_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     complete(server_args())
-    assert "cache_salt" in caplog.text
+    assert "cache_salt" in caplog.text and "--page-size" not in caplog.text
+
+
+def test_pages_of_few_tokens_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    config, _ = complete(server_args(), page_size=1)
+    assert config.cache_config.tokens_per_block == 1 and "--page-size 16 or more" in caplog.text
 
 
 def test_what_only_several_machines_need_says_so() -> None:

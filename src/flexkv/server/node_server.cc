@@ -206,26 +206,28 @@ std::vector<proto::JobResult> NodeServer::take_ended_jobs(node::EngineHandle eng
 }
 
 bool NodeServer::wait_ended_jobs(node::EngineHandle engine, Nanos timeout) const {
+  const Nanos end = monotonic_now() + timeout;
   MutexLock lock(mutex_);
-  return wait_for_news(timeout, [&]() FLEXKV_REQUIRES(mutex_) {
+  while (true) {
     const auto found = ended_.find(engine);
-    return found == ended_.end() || !found->second.empty();
-  });
+    if (found == ended_.end() || !found->second.empty()) return true;
+    if (!wait_for_news(end)) return false;
+  }
 }
 
 bool NodeServer::wait_ready(node::EngineHandle engine, Nanos timeout) const {
+  const Nanos end = monotonic_now() + timeout;
   MutexLock lock(mutex_);
-  return wait_for_news(timeout, [&]() FLEXKV_REQUIRES(mutex_) { return node_.ready(engine); });
+  while (!node_.ready(engine)) {
+    if (!wait_for_news(end)) return false;
+  }
+  return true;
 }
 
-template <typename Condition>
-bool NodeServer::wait_for_news(Nanos timeout, const Condition& met) const {
-  const Nanos end = monotonic_now() + timeout;
-  while (!met()) {
-    const Nanos left = end - monotonic_now();
-    if (left <= 0) return false;
-    news_.wait_for(mutex_, std::chrono::nanoseconds(left));
-  }
+bool NodeServer::wait_for_news(Nanos end) const {
+  const Nanos left = end - monotonic_now();
+  if (left <= 0) return false;
+  news_.wait_for(mutex_, std::chrono::nanoseconds(left));
   return true;
 }
 

@@ -94,8 +94,7 @@ class NodeServer final : private node::Outbox {
   void expel(std::uint64_t id);
   void drop(std::uint64_t id);
   void wake_if_earlier() FLEXKV_REQUIRES(mutex_);
-  template <typename Condition>
-  bool wait_for_news(Nanos timeout, const Condition& met) const FLEXKV_REQUIRES(mutex_);
+  bool wait_for_news(Nanos end) const FLEXKV_REQUIRES(mutex_);  // false: it is later than that
 
   const NodeServerOptions options_;
   memory::HostRegion pool_;

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flexkv.sglang")
 
+_SMALL_PAGE = 16  # tokens
+
 
 def complete(
     config: FlexKVConfig,
@@ -45,6 +47,12 @@ def complete(
         use_mla=getattr(sglang_config.attention_arch, "name", "") == "MLA",
         identity=_identity(sglang_config, server_args),
     )
+    if page_size < _SMALL_PAGE:
+        logger.warning(
+            "SGLang's page size is %d: FlexKV keeps that few tokens as a block, which costs much bookkeeping. Start SGLang with "
+            "--page-size %d or more",
+            *(page_size, _SMALL_PAGE),
+        )
     start, end = _layers_of(pp_rank, model)
     config.model_config = model
     config.cache_config.tokens_per_block = page_size
