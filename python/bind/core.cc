@@ -23,6 +23,7 @@
 #include "flexkv/disk/directory.h"
 #include "flexkv/ipc/runtime_dir.h"
 #include "flexkv/server/node_server.h"
+#include "hashes.h"
 #include "machine.h"
 
 namespace nb = nanobind;
@@ -41,6 +42,8 @@ T unwrap(Result<T> result) {
   if (!result) raise(result.error());
   return std::move(result).value();
 }
+
+Nanos nanos(double seconds) { return static_cast<Nanos>(std::clamp(seconds, 0.0, 1e9) * kSecond); }
 
 template <typename T>
 T option(const nb::dict& options, const char* name, T fallback) {
@@ -169,43 +172,47 @@ class PyClient {
     node_.reset();
   }
 
-  // The hashes that the client does not know yet, as views into the list's bytes objects.
+  // How many hashes the client knows, and views of the others.
   std::pair<std::uint32_t, std::vector<std::span<const std::byte>>> unknown(proto::SequenceId sequence,
-                                                                            const nb::list& hashes) {
+                                                                            const nb::object& hashes) {
     const std::uint32_t known = get().known_hashes(sequence);
-    std::vector<std::span<const std::byte>> views;
-    const std::size_t count = nb::len(hashes);
-    if (count > known) views.reserve(count - known);
-    for (std::size_t i = known; i < count; ++i) {
-      PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(i));  // borrowed
-      char* data = nullptr;
-      Py_ssize_t size = 0;
-      if (hash == nullptr || PyBytes_AsStringAndSize(hash, &data, &size) != 0) throw nb::python_error();
-      if (size == 0 || static_cast<std::size_t>(size) > key::kEngineHashBytesMax) {
-        throw nb::value_error("a block hash must have 1 to 256 bytes");
-      }
-      views.emplace_back(reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size));
-    }
-    return {known, std::move(views)};
+    return {known, hash_views(hashes, known)};
   }
 
-  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup(proto::SequenceId sequence, const nb::list& hashes) {
-    const auto [known, views] = unknown(sequence, hashes);
-    // The list keeps the bytes alive, and only this thread changes it.
-    nb::gil_scoped_release release;
-    const auto reply = get().lookup(sequence, known, views);
+  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup(proto::SequenceId sequence, const nb::object& hashes) {
+    const auto reply = look_up(sequence, hashes);
     return {reply.matched_blocks, proto::reason_name(reply.reason), reply.disk_blocks};
   }
 
-  void prefetch(proto::SequenceId sequence, const nb::list& hashes) {
+  std::pair<std::uint32_t, std::uint32_t> lookup_in_host_memory(proto::SequenceId sequence, const nb::object& hashes) {
+    const auto reply = look_up(sequence, hashes);
+    return {reply.host_blocks, reply.matched_blocks};
+  }
+
+  void prefetch(proto::SequenceId sequence, const nb::object& hashes) {
     const auto [known, views] = unknown(sequence, hashes);
     get().prefetch(sequence, known, views);
   }
 
-  proto::JobId save(proto::SequenceId sequence, const nb::list& hashes, std::uint32_t first_block,
-                    const std::vector<std::uint32_t>& device_blocks) {
+  proto::JobId load(proto::SequenceId sequence, std::uint32_t first_block,
+                    const std::vector<std::uint32_t>& device_blocks, bool at_once) {
+    return get().load(sequence, first_block, device_blocks, start(at_once));
+  }
+
+  proto::JobId save(proto::SequenceId sequence, const nb::object& hashes, std::uint32_t first_block,
+                    const std::vector<std::uint32_t>& device_blocks, bool at_once) {
     const auto [known, views] = unknown(sequence, hashes);
-    return get().save(sequence, known, views, first_block, device_blocks);
+    return get().save(sequence, known, views, first_block, device_blocks, start(at_once));
+  }
+
+  bool wait_ended_jobs(double timeout_s) {
+    nb::gil_scoped_release release;
+    return get().wait_ended_jobs(nanos(timeout_s));
+  }
+
+  bool served(double timeout_s) {
+    nb::gil_scoped_release release;
+    return get().served(nanos(timeout_s));
   }
 
   std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
@@ -218,6 +225,17 @@ class PyClient {
   }
 
  private:
+  static client::Client::Start start(bool at_once) {
+    return at_once ? client::Client::Start::kAtOnce : client::Client::Start::kWhenArmed;
+  }
+
+  proto::LookupReply look_up(proto::SequenceId sequence, const nb::object& hashes) {
+    const auto [known, views] = unknown(sequence, hashes);
+    // The caller keeps the hashes alive, and only this thread changes them.
+    nb::gil_scoped_release release;
+    return get().lookup(sequence, known, views);
+  }
+
   std::shared_ptr<server::NodeServer> node_;  // an embedded one outlives its client
   std::unique_ptr<client::Client> client_;
 };
@@ -324,6 +342,7 @@ NB_MODULE(_core, m) {
   using namespace flexkv;
   using namespace flexkv::bind;
 
+  add_token_hashes(m);
   m.def("build_info", [] {
     nb::dict info;
     info["version"] = FLEXKV_VERSION;
@@ -414,24 +433,23 @@ NB_MODULE(_core, m) {
            [](PyClient& client, std::uint32_t tokens, double pairs, double seconds) {
              client.get().observe_step(tokens, pairs, static_cast<Nanos>(seconds * kSecond));
            })
-      .def("load", [](PyClient& client, proto::SequenceId id, std::uint32_t first,
-                      const std::vector<std::uint32_t>& blocks) { return client.get().load(id, first, blocks); })
-      .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a)
+      .def("lookup_in_host_memory", &PyClient::lookup_in_host_memory, "sequence"_a, "hashes"_a,
+           "(leading blocks that are all in host memory, leading blocks to load from anywhere)")
+      .def("load", &PyClient::load, "sequence"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false,
+           "The job, to be armed on every rank; `at_once`: by nobody, and 0: there is no node.")
+      .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false)
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")
-      .def(
-          "wait_for_ended_jobs",
-          [](PyClient& client, double seconds) {
-            nb::gil_scoped_release release;
-            client.get().wait_for_ended_jobs(static_cast<Nanos>(seconds * kSecond));
-          },
-          "seconds"_a, "Waits, at most so long, until take_ended_jobs() has more to tell or the node is gone.")
+      .def("wait_ended_jobs", &PyClient::wait_ended_jobs, "timeout_s"_a,
+           "Waits, without the GIL, until jobs have ended; False: none have in time, or the node is gone.")
       .def(
           "generation", [](PyClient& client) { return client.get().generation(); },
           "Changes whenever jobs may have been forgotten and kept blocks be gone. 0: no node now.")
       .def("reset", [](PyClient& client) { client.get().reset(); })
       .def("ready", [](PyClient& client) { return client.get().ready(); })
+      .def("served", &PyClient::served, "timeout_s"_a,
+           "Whether all ranks are there; an embedded node's client waits for them that long, without the GIL.")
       .def("close", &PyClient::close);
 
   nb::class_<PyAgent>(m, "RankAgent", "Copies blocks between one rank's device memory and its node. Thread-safe.")
@@ -464,6 +482,13 @@ NB_MODULE(_core, m) {
              agent.get().fence(jobs, patience_ms * kMillisecond);
            })
       .def("cancel", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs) { agent.get().cancel(jobs); })
+      .def(
+          "wait_attached",
+          [](PyAgent& agent, double timeout_s) {
+            nb::gil_scoped_release release;
+            return agent.get().wait_attached(nanos(timeout_s));
+          },
+          "timeout_s"_a)
       .def("layout", &PyAgent::layout)
       .def("counters", &PyAgent::counters)
       .def("stop", &PyAgent::stop);

@@ -206,6 +206,26 @@ bool eventually(Condition condition) {
   return false;
 }
 
+// Blocks [0, kBlocks) from device blocks of the same numbers, or to [32, ...): nobody arms them. How the job ended.
+proto::JobResult run_at_once(client::Client& client, bool save, const std::vector<std::array<std::byte, 32>>& hashes) {
+  const std::vector<std::span<const std::byte>> views(hashes.begin(), hashes.end());
+  std::vector<std::uint32_t> device_blocks(hashes.size());
+  for (std::uint32_t i = 0; i < hashes.size(); ++i) device_blocks[i] = save ? i : 32 + i;
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, views);
+  const auto job = save ? client.save(sequence, kBlocks, {}, 0, device_blocks, client::Client::Start::kAtOnce)
+                        : client.load(sequence, 0, device_blocks, client::Client::Start::kAtOnce);
+  client.close_sequence(sequence);
+  EXPECT_NE(job, 0U);
+  while (client.wait_ended_jobs(10 * kSecond)) {
+    for (const auto& result : client.take_ended_jobs()) {
+      if (result.job == job) return result;
+    }
+  }
+  ADD_FAILURE() << "a job did not end";
+  return {};
+}
+
 void save_and_load(Engine& engine, std::uint64_t seed) {
   const auto hashes = prompt(seed);
   for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, seed * 1000 + block);
@@ -255,7 +275,7 @@ TEST_F(RealThreads, AClientWaitsForTheEndOfItsJobsOrOfItsNode) {
     save_and_load(engine, embedded ? 1 : 2);
     // What it ordered so far: a save and a load at least.
     for (std::size_t ended = 0; ended < 2;) {
-      engine.client().wait_for_ended_jobs(60 * kSecond);
+      (void)engine.client().wait_ended_jobs(60 * kSecond);
       const std::size_t more = engine.client().take_ended_jobs().size();
       ASSERT_GT(more, 0U);
       ended += more;
@@ -265,7 +285,7 @@ TEST_F(RealThreads, AClientWaitsForTheEndOfItsJobsOrOfItsNode) {
     } else {
       std::jthread stopping([&] { node.reset(); });
       while (engine.client().ready()) {
-        engine.client().wait_for_ended_jobs(60 * kSecond);
+        (void)engine.client().wait_ended_jobs(60 * kSecond);
         (void)engine.client().take_ended_jobs();
       }
     }
@@ -519,6 +539,57 @@ TEST_F(RealThreads, ManyEnginesAtOnceInASmallPoolWithDrives) {
     });
   }
   for (auto& thread : threads) thread.join();
+}
+
+TEST_F(RealThreads, WhatNobodyArmsRunsAtOnceAndItsEndIsToldToWhoWaits) {
+  for (const bool embedded : {true, false}) {
+    auto node = start_node();
+    Engine engine(dir_, "engine", 2);
+    embedded ? engine.embed(*node) : engine.connect(dir_);
+    ASSERT_TRUE(eventually([&] { return engine.client().served(10 * kSecond); }));
+    EXPECT_FALSE(engine.client().wait_ended_jobs(0));
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine.fill(block, block);
+    const auto hashes = prompt(1);
+    EXPECT_EQ(run_at_once(engine.client(), true, hashes).status, proto::JobStatus::kDone);
+    EXPECT_EQ(run_at_once(engine.client(), false, hashes).status, proto::JobStatus::kDone);
+    for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(engine.holds(32 + block, block)) << block;
+    engine.disconnect();
+  }
+}
+
+TEST_F(RealThreads, WhatStartedAtOnceHasFailedWhenItsNodeIsGone) {
+  auto node = start_node();
+  // A rank that is told of copies and never carries them out.
+  proto::AgentHello hello;
+  hello.engine_id = "engine";
+  hello.rank_count = 0;
+  hello.shard_bytes = kBlockBytes;
+  hello.block_count = kDeviceBlocks;
+  ipc::Hello frame;
+  frame.role = static_cast<std::uint32_t>(proto::Role::kAgent);
+  proto::ClientHello client_hello;
+  client_hello.engine_id = "engine";
+  client::Client client(client::open_remote_port(dir_, "node", client_hello).value(), client_hello);
+  ASSERT_TRUE(eventually([&] { return client.ready(); }));
+  frame.payload = proto::encode(hello);
+  const auto rank = ipc::Channel::connect(node->socket_path(), frame, 10 * kSecond);
+  ASSERT_TRUE(rank.ok()) << rank.error().message;
+  ASSERT_TRUE(client.served(0));
+
+  const auto hashes = prompt(1);
+  const std::vector<std::span<const std::byte>> views(hashes.begin(), hashes.end());
+  const std::vector<std::uint32_t> device_blocks(kBlocks, 1);
+  const auto sequence = client.open_sequence();
+  const auto job = client.save(sequence, 0, views, 0, device_blocks, client::Client::Start::kAtOnce);
+  ASSERT_NE(job, 0U);
+  EXPECT_FALSE(client.wait_ended_jobs(0));
+  node.reset();
+  ASSERT_TRUE(client.wait_ended_jobs(20 * kSecond));
+  const auto ended = client.take_ended_jobs();
+  ASSERT_EQ(ended.size(), 1U);
+  EXPECT_EQ(ended[0].job, job);
+  EXPECT_EQ(ended[0].reason, proto::Reason::kNoNode);
+  EXPECT_FALSE(client.wait_ended_jobs(0));
 }
 
 }  // namespace

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexkv.integration.vllm import identity
+from flexkv.integration.weights import hub_snapshot, weight_files
 
 
 def test_weights_of_a_folder_are_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    first = identity._weight_files(str(tmp_path))
+    first = weight_files(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"22")
-    assert identity._weight_files(str(tmp_path)) != first
-    assert identity._hub_snapshot(str(tmp_path), None) is None
+    assert weight_files(str(tmp_path)) != first
+    assert hub_snapshot(str(tmp_path), None) is None
 
 
 def test_weights_from_a_hub_are_a_commit(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -26,6 +26,6 @@ def test_weights_from_a_hub_are_a_commit(tmp_path: Path, monkeypatch) -> None:  
         (snapshot / "config.json").write_text("{}")
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / "main").write_text(commit)
-        assert identity._hub_snapshot("org/name", None) == commit
-        assert identity._hub_snapshot("org/name", "a" * 40) == "a" * 40
-    assert identity._hub_snapshot("org/other", None) is None
+        assert hub_snapshot("org/name", None) == commit
+        assert hub_snapshot("org/name", "a" * 40) == "a" * 40
+    assert hub_snapshot("org/other", None) is None

@@ -94,7 +94,7 @@ class Worker:
     def result(self, job: int) -> str:
         """What went wrong with it; empty: nothing."""
         while job not in self.results:
-            self.client.wait_for_ended_jobs(30)
+            self.client.wait_ended_jobs(30)
             ended = self.client.take_ended_jobs()
             if not ended:
                 sys.exit("waited in vain for the end of a job")

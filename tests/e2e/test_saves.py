@@ -82,7 +82,7 @@ class FakeClient:
     def reset(self) -> None:
         pass
 
-    def wait_for_ended_jobs(self, seconds: float) -> None:
+    def wait_ended_jobs(self, timeout_s: float) -> bool:
         """All that was canceled ends, or, should the node be slow, so much time passes."""
         self.waits += 1
         if self.slow:

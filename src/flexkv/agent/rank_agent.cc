@@ -155,6 +155,7 @@ void RankAgent::serve(ipc::Channel& channel) {
     ++counters_.attach_count;
     counters_.refusal.clear();
     jobs_.node_found();
+    done_.notify_all();
   }
   std::vector<std::byte> record;
   bool alive = true;
@@ -392,6 +393,11 @@ void RankAgent::fence(std::span<const JobId> jobs, Nanos patience) {
 void RankAgent::cancel(std::span<const JobId> jobs) {
   const Change change(*this);
   for (const JobId job : jobs) jobs_.cancel(job);
+}
+
+bool RankAgent::wait_attached(Nanos timeout) {
+  std::unique_lock lock(mutex_);
+  return done_.wait_for(lock, std::chrono::nanoseconds(timeout), [&] { return counters_.attached; });
 }
 
 RankAgent::Counters RankAgent::counters() const {

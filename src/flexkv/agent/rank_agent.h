@@ -29,7 +29,7 @@ struct RankAgentOptions {
   std::string node_name;
   std::string engine_id;
   std::uint32_t rank = 0;
-  std::uint32_t rank_count = 1;
+  std::uint32_t rank_count = 1;  // 0: as many as the engine's scheduler says
   std::optional<std::uint32_t> shard;  // as in proto::AgentHello
   Nanos load_timeout = 10 * kSecond;
   Nanos save_timeout = 30 * kSecond;
@@ -62,6 +62,9 @@ class RankAgent {
 
   // Gives jobs up; those that run end after their current chunk.
   void cancel(std::span<const JobId> jobs);
+
+  // Waits until the node has us; false: it has not within the timeout.
+  bool wait_attached(Nanos timeout);
 
   struct Counters {
     bool attached = false;
@@ -119,7 +122,7 @@ class RankAgent {
 
   mutable std::mutex mutex_;
   std::condition_variable work_[2];  // a lane each: a job may run, or stopping
-  std::condition_variable done_;     // waiters: a job has ended
+  std::condition_variable done_;     // waiters: a job has ended, or the node has us
   bool stopping_ = false;
   RankJobs jobs_;
   std::unordered_map<JobId, std::shared_ptr<device::Gate>> gates_;  // of loads armed in parts and not waited for yet

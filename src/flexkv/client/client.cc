@@ -98,7 +98,7 @@ std::vector<key::BlockKey> Client::fold(Sequence& sequence, std::uint32_t first_
 proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
   Sequence* sequence = current(id);
   // A node that came back in this very moment knows none of the hashes that the caller left out: next time.
-  if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode, 0};
+  if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode, 0, 0};
   auto keys = fold(*sequence, first_hash, hashes);
   const auto added = static_cast<std::uint32_t>(keys.size());
   const Nanos now = monotonic_now();
@@ -130,23 +130,25 @@ void Client::prefetch(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
   if (port_->post(std::move(request))) sequence->known += added;
 }
 
-JobId Client::load(SequenceId id, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks) {
+JobId Client::load(SequenceId id, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks,
+                   Start start) {
   const JobId job = next_job_++;
+  const bool armed = start == Start::kAtOnce;
+  const JobId lost = armed ? 0 : job;  // who arms a job that no rank hears of is told by each of them that it failed
   Sequence* sequence = current(id);
-  if (sequence == nullptr) return job;  // no rank will hear of it: each reports it as failed
-  proto::TransferRequest request{false, false, sequence->at_node, job, sequence->known, {}, first_block, {}};
+  if (sequence == nullptr) return lost;
+  proto::TransferRequest request{false, armed, sequence->at_node, job, sequence->known, {}, first_block, {}};
   request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
-  (void)port_->post(std::move(request));
-  return job;
+  return port_->post(std::move(request)) ? job : lost;
 }
 
 JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
-                   std::span<const std::uint32_t> device_blocks) {
+                   std::span<const std::uint32_t> device_blocks, Start start) {
   Sequence* sequence = current(id);
   if (sequence == nullptr || first_hash > sequence->known) return 0;
   const JobId job = next_job_++;
   proto::TransferRequest request{
-      true, false, sequence->at_node, job, sequence->known, fold(*sequence, first_hash, hashes), first_block, {}};
+      true, start == Start::kAtOnce, sequence->at_node, job, sequence->known, fold(*sequence, first_hash, hashes), first_block, {}};
   request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
   const auto added = static_cast<std::uint32_t>(request.keys.size());
   if (!port_->post(std::move(request))) return 0;
@@ -186,5 +188,7 @@ void Client::reset() {
 }
 
 bool Client::ready() { return port_->generation() != 0; }
+
+bool Client::served(Nanos timeout) { return settle(port_->generation()) && port_->served(timeout); }
 
 }  // namespace flexkv::client

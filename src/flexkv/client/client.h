@@ -42,11 +42,15 @@ class Client {
   proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
   // Asks for the blocks that are kept on drives only to be brought to host memory. Waits for nothing.
   void prefetch(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
-  // The id to arm on every rank; the ranks report how it ended.
-  JobId load(SequenceId sequence, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks);
+  // When a transfer may begin. Engines whose workers hear nothing from their scheduler order it at a time when the
+  // device blocks may be touched, and nobody arms it.
+  enum class Start : std::uint8_t { kWhenArmed, kAtOnce };
+  // The id to arm on every rank; the ranks report how it ended. 0, and only if it starts at once: there is no node.
+  JobId load(SequenceId sequence, std::uint32_t first_block, std::span<const std::uint32_t> device_blocks,
+             Start start = Start::kWhenArmed);
   // 0: there is no node to save to. Blocks that are kept already cost nothing.
   JobId save(SequenceId sequence, std::uint32_t first_hash, Hashes hashes, std::uint32_t first_block,
-             std::span<const std::uint32_t> device_blocks);
+             std::span<const std::uint32_t> device_blocks, Start start = Start::kWhenArmed);
   // A step of the engine computed so many tokens of prompts, `pairs` of a token and one that it attends to, in that
   // time: by that the node judges what is worth loading.
   void observe_step(std::uint32_t tokens, double pairs, Nanos duration);
@@ -55,16 +59,18 @@ class Client {
   void cancel(JobId job);
   // Jobs that have ended, well or not, since the last call: their device blocks are no longer in use. A save that kept
   // all its blocks has no reason; one that kept some is kDone with a reason. Best effort: a node that went away does
-  // not say it, see generation().
+  // not say it, see generation(); of jobs that started at once it is said a second later, when the ranks are quiet.
   std::vector<proto::JobResult> take_ended_jobs();
-  // Waits until take_ended_jobs() has more to tell, the connection has ended, or `patience` is over.
-  void wait_for_ended_jobs(Nanos patience) { port_->wait_for_ended_jobs(patience); }
+  // Waits until take_ended_jobs() has something to say; false: it had not in time, or the node is gone.
+  bool wait_ended_jobs(Nanos timeout) { return port_->wait_ended_jobs(timeout); }
   // The weights may be others from now on: a new weight epoch, part of every key, begins. Nothing that this client or
   // any other saved before is found by it again, and nothing that it saves from now on by any other client, whose
   // weights may not have changed. The node is told to forget what it has of the model as well.
   void reset();
 
   bool ready();
+  // Whether all ranks are there, so that blocks can be kept. Waits for them where their coming is told (embedded).
+  bool served(Nanos timeout);
   // Changes whenever what was ordered before may never be reported, and what was kept may be gone: another connection,
   // or a rank that went away. 0: no node now.
   std::uint64_t generation() { return port_->generation(); }

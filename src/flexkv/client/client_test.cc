@@ -41,7 +41,8 @@ class ScriptedPort final : public NodePort {
   }
   void hang_up() override { ++line_.hang_ups; }
   std::vector<proto::JobResult> take_ended_jobs() override { return {}; }
-  void wait_for_ended_jobs(Nanos) override {}
+  bool wait_ended_jobs(Nanos) override { return false; }
+  bool served(Nanos) override { return line_.generation != 0; }
   Nanos reuse_time() const override { return line_.reuse_time; }
 
  private:
@@ -136,6 +137,22 @@ TEST_F(ClientTest, WithoutANodeNothingIsFoundOrSavedAndLoadsGetAnId) {
   EXPECT_EQ(client.save(sequence, 0, hashes(0, 4), 0, blocks), 0U);
   EXPECT_NE(client.load(sequence, 0, blocks), 0U);
   EXPECT_TRUE(line.posted.empty());
+}
+
+TEST_F(ClientTest, WhatStartsAtOnceSaysSoAndHasNoIdWithoutANode) {
+  using Start = Client::Start;
+  const auto sequence = client.open_sequence();
+  (void)client.lookup(sequence, 0, hashes(0, 4));
+  EXPECT_NE(client.save(sequence, 0, hashes(0, 4), 0, blocks, Start::kAtOnce), 0U);
+  EXPECT_TRUE(std::get<proto::TransferRequest>(line.posted.back()).armed);
+  EXPECT_NE(client.load(sequence, 0, blocks, Start::kAtOnce), 0U);
+  EXPECT_TRUE(std::get<proto::TransferRequest>(line.posted.back()).armed);
+  EXPECT_NE(client.load(sequence, 0, blocks), 0U);
+  EXPECT_FALSE(std::get<proto::TransferRequest>(line.posted.back()).armed);
+  line.full = true;  // nobody would ever report on it
+  EXPECT_EQ(client.load(sequence, 0, blocks, Start::kAtOnce), 0U);
+  line.generation = 0;
+  EXPECT_EQ(client.load(sequence, 0, blocks, Start::kAtOnce), 0U);
 }
 
 TEST_F(ClientTest, ClosesAtTheNodeWhateverHasHappenedSince) {

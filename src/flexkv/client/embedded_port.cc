@@ -12,12 +12,13 @@ class EmbeddedPort final : public NodePort {
   const std::array<std::uint8_t, 32>& key_secret() override { return node_.key_secret(); }
   Nanos reuse_time() const override { return 0; }
   std::vector<proto::JobResult> take_ended_jobs() override { return node_.take_ended_jobs(engine_); }
-  void wait_for_ended_jobs(Nanos patience) override { node_.wait_for_ended_jobs(engine_, patience); }
+  bool wait_ended_jobs(Nanos timeout) override { return node_.wait_ended_jobs(engine_, timeout); }
+  bool served(Nanos timeout) override { return node_.wait_ready(engine_, timeout); }
 
   proto::LookupReply lookup(proto::LookupRequest request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);
     note(found.reason);
-    return {request.request, found.matched_blocks, found.reason, found.disk_blocks};
+    return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
   }
 
   bool post(const proto::FromClient& message) override {

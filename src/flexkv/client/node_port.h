@@ -28,8 +28,9 @@ class NodePort {
   // Ends the connection, if there is one: the node forgets what this engine had under way.
   virtual void hang_up() = 0;
   virtual std::vector<proto::JobResult> take_ended_jobs() = 0;
-  // Waits until take_ended_jobs() has more to tell, the connection has ended, or `patience` is over.
-  virtual void wait_for_ended_jobs(Nanos patience) = 0;
+  // See Client.
+  virtual bool wait_ended_jobs(Nanos timeout) = 0;
+  virtual bool served(Nanos timeout) = 0;
   // Remote lookups cost a round trip, so their results may be reused for a short while.
   virtual Nanos reuse_time() const = 0;
 };

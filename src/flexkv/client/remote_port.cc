@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <thread>
+#include <unordered_set>
 #include <utility>
 
 #include "flexkv/base/log.h"
@@ -19,6 +20,8 @@ namespace {
 
 constexpr Nanos kHandshakeTimeout = 10 * kSecond;
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max() / 4;
+// Ranks whose node is gone end what they do after a chunk, and nobody tells us when: milliseconds.
+constexpr Nanos kQuietTime = kSecond;
 // After an answer that did not come in time the node is not asked again for so long.
 constexpr Nanos kMuteTime = kSecond;
 
@@ -44,11 +47,12 @@ class RemotePort final : public NodePort {
   std::vector<proto::JobResult> take_ended_jobs() override {
     take_connection();
     if (channel_) (void)drain(0);
+    end_orphans();
     return std::exchange(ended_, {});
   }
 
   proto::LookupReply lookup(proto::LookupRequest request) override {
-    const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
+    const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0, 0};
     const Nanos begin = monotonic_now();
     if (!channel_ || begin < mute_until_) return nothing;
     request.request = ++last_request_;
@@ -59,31 +63,49 @@ class RemotePort final : public NodePort {
         if (reply->reason == proto::Reason::kUnknownSequence) ++generation_;
         return *reply;
       }
-      const Nanos left = deadline - monotonic_now();
-      if (left <= 0) {
+      if (!channel_) break;
+      if (!sleep_until(deadline)) {
         mute_until_ = monotonic_now() + kMuteTime;
         log_warning("node '" + node_name_ + "' did not answer a lookup in time: not asking again for a second");
         return nothing;
       }
-      if (channel_) wait_for_news(left);
     }
     return nothing;
   }
 
-  void wait_for_ended_jobs(Nanos patience) override {
-    const Nanos deadline = monotonic_now() + patience;
-    while (channel_ && ended_.empty()) {
-      (void)drain(0);
-      const Nanos left = deadline - monotonic_now();
-      if (left <= 0) return;
-      if (channel_ && ended_.empty()) wait_for_news(left);
+  bool wait_ended_jobs(Nanos timeout) override {
+    const Nanos deadline = monotonic_now() + timeout;
+    while (true) {
+      take_connection();
+      if (channel_) (void)drain(0);
+      end_orphans();
+      if (!ended_.empty()) return true;
+      const bool nothing_can_come = !channel_ && orphans_.empty();
+      if (nothing_can_come || monotonic_now() >= deadline) return false;
+      const Nanos until = orphans_.empty() ? deadline : std::min(deadline, orphans_quiet_at_);
+      if (channel_) {
+        (void)sleep_until(until);
+      } else {
+        const Nanos left = std::max<Nanos>(until - monotonic_now(), 0);
+        const timespec rest{left / kSecond, left % kSecond};
+        (void)::ppoll(nullptr, 0, &rest, nullptr);
+      }
     }
+  }
+
+  // A daemon answers what is asked, and says nothing by itself.
+  bool served(Nanos) override {
+    const auto reply = lookup({0, 0, 0, {}});
+    return reply.reason != proto::Reason::kNoNode && reply.reason != proto::Reason::kNotReady;
   }
 
   bool post(const proto::FromClient& message) override {
     if (!channel_) return false;
     (void)drain(0);
-    return channel_ && send(message);
+    if (!channel_ || !send(message)) return false;
+    const auto* transfer = std::get_if<proto::TransferRequest>(&message);
+    if (transfer != nullptr && transfer->armed) unarmed_.insert(transfer->job);
+    return true;
   }
 
   void hang_up() override {
@@ -91,14 +113,20 @@ class RemotePort final : public NodePort {
   }
 
  private:
-  // Until something comes, the node goes, or `patience` is over. REQUIRES: all that had come has been taken in.
-  void wait_for_news(Nanos patience) {
-    if (!channel_->arm_sleep()) return;
+  // Sleeps until the node may have said something, or is gone. False: it is late. REQUIRES: channel_
+  bool sleep_until(Nanos deadline) {
+    if (!channel_->arm_sleep()) return true;
+    const Nanos left = deadline - monotonic_now();
+    if (left <= 0) {
+      channel_->disarm();
+      return false;
+    }
     pollfd fds[] = {{channel_->wake_fd(), POLLIN, 0}, {channel_->socket_fd(), POLLIN, 0}};
-    const timespec timeout{patience / kSecond, patience % kSecond};
+    const timespec timeout{left / kSecond, left % kSecond};
     (void)::ppoll(fds, 2, &timeout, nullptr);
     channel_->disarm();
     if (fds[1].revents != 0 && channel_->peer_gone()) lose();
+    return true;
   }
 
   bool send(const proto::FromClient& message) {
@@ -124,6 +152,7 @@ class RemotePort final : public NodePort {
       } else {
         const auto& result = std::get<proto::JobResult>(message.value());
         if (result.reason == proto::Reason::kUnknownSequence) ++generation_;
+        unarmed_.erase(result.job);
         ended_.push_back(result);
       }
     }
@@ -134,14 +163,28 @@ class RemotePort final : public NodePort {
   // Ends the connection; the connector sees it and looks for the next one.
   void lose() {
     ::shutdown(channel_->socket_fd(), SHUT_RDWR);
+    end_connection();
+  }
+
+  void end_connection() {
     channel_.reset();
+    if (unarmed_.empty()) return;
+    orphans_.insert(orphans_.end(), unarmed_.begin(), unarmed_.end());
+    unarmed_.clear();
+    orphans_quiet_at_ = monotonic_now() + kQuietTime;
+  }
+
+  void end_orphans() {
+    if (orphans_.empty() || monotonic_now() < orphans_quiet_at_) return;
+    for (const auto job : orphans_) ended_.push_back({job, proto::JobStatus::kFailed, proto::Reason::kNoNode});
+    orphans_.clear();
   }
 
   void take_connection() {
     if (!news_.load(std::memory_order_acquire)) return;
     MutexLock lock(mutex_);
     news_.store(false, std::memory_order_relaxed);
-    channel_.reset();
+    end_connection();
     if (fresh_) {
       channel_ = std::make_unique<ipc::Channel>(std::move(*fresh_));
       fresh_.reset();
@@ -212,6 +255,9 @@ class RemotePort final : public NodePort {
   Nanos mute_until_ = 0;
   std::vector<std::byte> record_;
   std::vector<proto::JobResult> ended_;
+  std::unordered_set<proto::JobId> unarmed_;  // run at once, and have not ended: no rank reports them to the engine
+  std::vector<proto::JobId> orphans_;         // such jobs of a connection that is gone
+  Nanos orphans_quiet_at_ = 0;
 
   // Handed over by the connector.
   std::atomic<bool> news_{false};  // set after, read before what mutex_ guards

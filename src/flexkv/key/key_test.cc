@@ -12,6 +12,7 @@
 #include "flexkv/base/prng.h"
 #include "flexkv/key/namespace.h"
 #include "flexkv/key/token_chain.h"
+#include "flexkv/key/token_hashes.h"
 
 namespace flexkv::key {
 namespace {
@@ -236,6 +237,38 @@ TEST(TokenChain, AKeyDependsOnAllTokensBeforeItOnTheRootAndOnTheBlockSize) {
   std::vector<std::int32_t> zero_behind = fifteen;
   zero_behind.push_back(0);
   EXPECT_NE(chain_keys(test_root(), 15, fifteen)[0], chain_keys(test_root(), 16, zero_behind)[0]);
+}
+
+TEST(TokenHashes, DependOnAllTokensBeforeThemOnTheBlockSizeAndOnEveryPartOfTheNamespace) {
+  const std::vector<std::int64_t> tokens{1, 2, 3, 4, 5, 6, 7, 8, 9};
+  const auto of = [](std::vector<std::int64_t> t, std::uint32_t block_tokens, std::vector<std::string> name_space) {
+    const auto hashes = TokenHashes::of(t, block_tokens, name_space).value();
+    std::vector<std::vector<std::byte>> out;
+    for (std::size_t i = 0; i < hashes.size(); ++i) out.emplace_back(hashes[i].begin(), hashes[i].end());
+    return out;
+  };
+  const auto hashes = of(tokens, 4, {"a", "b"});
+  ASSERT_EQ(hashes.size(), 2U);  // the ninth token fills no block
+  EXPECT_EQ(hashes[0].size(), sizeof(Digest));
+  EXPECT_EQ(hashes, of(tokens, 4, {"a", "b"}));
+  EXPECT_EQ(hashes[0], of({1, 2, 3, 4}, 4, {"a", "b"})[0]);
+  auto changed = of({1, 2, 3, 4, 5, 6, 7, -8}, 4, {"a", "b"});
+  EXPECT_EQ(hashes[0], changed[0]);
+  EXPECT_NE(hashes[1], changed[1]);
+  EXPECT_NE(hashes[1], of({0, 2, 3, 4, 5, 6, 7, 8}, 4, {"a", "b"})[1]);
+  EXPECT_NE(hashes[1], of(tokens, 8, {"a", "b"})[0]);
+  for (const auto& other : std::vector<std::vector<std::string>>{{}, {"a"}, {"b", "a"}, {"ab"}, {"a", "b", ""}}) {
+    EXPECT_NE(hashes[0], of(tokens, 4, other)[0]);
+  }
+}
+
+TEST(TokenHashes, RefuseTokensThatWouldBeCutAndNameThem) {
+  std::vector<std::int64_t> tokens(5000, 7);
+  tokens[4100] = std::int64_t{1} << 31;
+  const auto refused = TokenHashes::of(tokens, 16, {});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "token 4100 is 2147483648: token ids must fit in 32 bits");
+  EXPECT_FALSE(TokenHashes::of(tokens, 0, {}).ok());
 }
 
 }  // namespace

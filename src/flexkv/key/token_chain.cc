@@ -29,6 +29,15 @@ TokenChain::TokenChain(const Root& root, std::size_t tokens_per_block)
 }
 
 void TokenChain::append(std::span<const std::int32_t> tokens, std::vector<BlockKey>& out) {
+  absorb(tokens, [&](const ShaState& state) { out.push_back(to_block_key(state)); });
+}
+
+void TokenChain::append(std::span<const std::int32_t> tokens, std::vector<Digest>& out) {
+  absorb(tokens, [&](const ShaState& state) { out.push_back(to_digest(state)); });
+}
+
+template <typename Emit>
+void TokenChain::absorb(std::span<const std::int32_t> tokens, Emit&& emit) {
   while (!tokens.empty()) {
     const std::size_t taken = std::min(tokens.size(), tokens_per_block_ - waiting_);
     std::memcpy(buffer_.data() + waiting_ * sizeof(std::int32_t), tokens.data(), taken * sizeof(std::int32_t));
@@ -36,7 +45,7 @@ void TokenChain::append(std::span<const std::int32_t> tokens, std::vector<BlockK
     waiting_ += taken;
     if (waiting_ < tokens_per_block_) return;
     sha256_compress(state_, buffer_);
-    out.push_back(to_block_key(state_));
+    emit(state_);
     waiting_ = 0;
   }
 }

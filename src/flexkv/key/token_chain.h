@@ -31,8 +31,13 @@ class TokenChain {
   // Appends to `out` the key of every block that these tokens complete; what is left over waits for the next call, so
   // the keys do not depend on how the tokens are cut into calls.
   void append(std::span<const std::int32_t> tokens, std::vector<BlockKey>& out);
+  // The same with all 32 bytes of the states: for chains below a root that is no secret, as an engine's block hashes.
+  void append(std::span<const std::int32_t> tokens, std::vector<Digest>& out);
 
  private:
+  template <typename Emit>
+  void absorb(std::span<const std::int32_t> tokens, Emit&& emit);
+
   ShaState state_;
   std::size_t tokens_per_block_;
   std::size_t waiting_ = 0;           // tokens in buffer_

@@ -92,7 +92,17 @@ void Node::detach_client(EngineHandle handle) {
 }
 
 Result<AgentHandle> Node::attach_agent(const proto::AgentHello& hello) {
-  auto joined = join_engine(hello.engine_id, hello.rank_count);
+  std::uint32_t rank_count = hello.rank_count;
+  if (rank_count == 0) {
+    const auto known = std::ranges::find_if(engines_, [&](const auto& e) { return e.second->id == hello.engine_id; });
+    if (known == engines_.end()) {
+      return Error{ErrorCode::kInvalidArgument, "rank " + std::to_string(hello.rank) +
+                                                    " waits for the scheduler of engine '" + hello.engine_id +
+                                                    "', which says how many ranks it has"};
+    }
+    rank_count = known->second->rank_count;
+  }
+  auto joined = join_engine(hello.engine_id, rank_count);
   if (!joined) return joined.error();
   Engine& engine = *joined.value();
   const auto refuse = [&](std::string message) {

@@ -134,12 +134,14 @@ TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
   const auto found = lookup(e, 4, keys);
   EXPECT_EQ(found.matched_blocks, 4U);
   EXPECT_EQ(found.disk_blocks, 4U);
+  EXPECT_EQ(found.host_blocks, 0U);
   // Brings two of them to host memory.
   ASSERT_EQ(load(e, 4, 10, Keys(keys.begin(), keys.begin() + 2)), Reason::kNone);
   end_all(disk.reads);
   report(agents[0], 10);
   ASSERT_TRUE(done(10));
   EXPECT_EQ(lookup(e, 5, keys).disk_blocks, 2U);
+  EXPECT_EQ(lookup(e, 5, keys).host_blocks, 2U);
 
   ASSERT_EQ(load(e, 5, 11, keys), Reason::kNone);
   auto pieces = sent<proto::CopyCommand>(agents[0], 11);
@@ -159,6 +161,7 @@ TEST_F(NodeDiskTest, ALoadGetsAtOnceWhatHostMemoryHasAndTheRestAsItComes) {
   report(agents[0], 11);
   EXPECT_TRUE(done(11));
   EXPECT_EQ(lookup(e, 6, keys).disk_blocks, 0U);
+  EXPECT_EQ(lookup(e, 6, keys).host_blocks, 4U);
 }
 
 TEST_F(NodeDiskTest, RequestsForOneColdBlockShareOneRead) {
@@ -358,6 +361,7 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   const auto found = lookup(e, 5, keys);
   EXPECT_EQ(found.matched_blocks, 1U);  // what host memory has
   EXPECT_EQ(found.disk_blocks, 0U);
+  EXPECT_EQ(found.host_blocks, 1U);
   EXPECT_EQ(found.reason, Reason::kNotWorthLoading);
   node->set_prefill(e, {0, 1e7, 0});
   EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);

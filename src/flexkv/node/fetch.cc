@@ -68,7 +68,7 @@ double Node::disk_bytes_per_second() const { return disk_ == nullptr ? 0 : disk_
 // than computing. Leaves the match's slots in the scratch vectors.
 Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
   const Space& space = *engine.space;
-  Lookup result{sequence.matched, Reason::kNone, 0};
+  Lookup result{sequence.matched, Reason::kNone, 0, sequence.matched};
   if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
   auto& host = disk_->host_slots;
   auto& disk = disk_->disk_slots;
@@ -76,6 +76,7 @@ Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
   space.index.collect(sequence.pin, kHostTier, 0, host);
   auto at = std::ranges::find(host, index::kNoSlot);
   if (at == host.end()) return result;
+  const auto in_host = static_cast<std::uint32_t>(at - host.begin());
   disk.resize(sequence.matched);
   space.index.collect(sequence.pin, kDiskTier, 0, disk);
   const std::uint64_t reach = slots_in_reach(space);
@@ -84,11 +85,12 @@ Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
     if (!off && block < room) continue;
-    result = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0};
+    result = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
     break;
   }
   const std::uint32_t worth = worth_loading(engine, sequence, result.matched_blocks);
-  if (worth < result.matched_blocks) result = {worth, Reason::kNotWorthLoading, 0};
+  if (worth < result.matched_blocks) result = {worth, Reason::kNotWorthLoading, 0, 0};
+  result.host_blocks = std::min(in_host, result.matched_blocks);
   result.disk_blocks =
       static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + result.matched_blocks, index::kNoSlot));
   return result;

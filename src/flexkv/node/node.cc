@@ -93,9 +93,9 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
                           Nanos now) {
   tell_time(now);
   Engine* engine = find_engine(handle);
-  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0};
+  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
   const auto [sequence, problem] = sequence_of(*engine, id, base, keys);
-  if (sequence == nullptr) return {0, problem, 0};
+  if (sequence == nullptr) return {0, problem, 0, 0};
   Space& space = *engine->space;
   const bool first = !sequence->counted;
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);

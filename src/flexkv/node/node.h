@@ -128,6 +128,7 @@ class Node {
     std::uint32_t matched_blocks = 0;
     Reason reason = Reason::kNone;  // of the first block that is missing
     std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
+    std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
   };
   // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,

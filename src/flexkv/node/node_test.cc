@@ -496,5 +496,19 @@ TEST_F(NodeTest, ALongChainOfSavesEndsAtOnce) {
   EXPECT_EQ(lookup(e, 2, keys).matched_blocks, kLength);
 }
 
+TEST_F(NodeTest, ARankThatKnowsNotHowManyThereAreTakesTheSchedulersNumber) {
+  start(4, 2);
+  const auto refused = node->attach_agent(agent_hello("e", 0, 0));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "rank 0 waits for the scheduler of engine 'e', which says how many ranks it has");
+  const auto e = node->attach_client(client_hello("e", 2)).value();
+  for (std::uint32_t rank = 0; rank < 2; ++rank) {
+    EXPECT_FALSE(node->ready(e));
+    agents.push_back(node->attach_agent(agent_hello("e", rank, 0)).value());
+  }
+  EXPECT_TRUE(node->ready(e));
+  EXPECT_FALSE(node->attach_agent(agent_hello("e", 2, 0)).ok());
+}
+
 }  // namespace
 }  // namespace flexkv::node

@@ -342,6 +342,7 @@ std::vector<std::byte> encode(const ToClient& value) {
     writer.pod(reply->request);
     writer.pod(reply->matched_blocks);
     writer.pod(reply->disk_blocks);
+    writer.pod(reply->host_blocks);
     writer.pod(reply->reason);
   } else {
     const auto& result = std::get<JobResult>(value);
@@ -361,6 +362,7 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       reply.request = reader.pod<std::uint64_t>();
       reply.matched_blocks = reader.pod<std::uint32_t>();
       reply.disk_blocks = reader.pod<std::uint32_t>();
+      reply.host_blocks = reader.pod<std::uint32_t>();
       if (!read_enum(reader, kLastReason, reply.reason)) break;
       return finish<ToClient>(reader, reply, "lookup reply");
     }

@@ -32,7 +32,7 @@ constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
 struct AgentHello {
   std::string engine_id;
   std::uint32_t rank = 0;
-  std::uint32_t rank_count = 1;
+  std::uint32_t rank_count = 1;  // 0: as many as the engine's scheduler says
   std::array<std::byte, 16> layout_id{};
   std::uint64_t shard_bytes = 0;  // host bytes of one block on this rank
   std::uint32_t block_count = 0;  // device blocks
@@ -172,6 +172,7 @@ struct LookupReply {
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
   std::uint32_t disk_blocks = 0;  // of the matched ones, only on drives so far
+  std::uint32_t host_blocks = 0;  // leading ones of the matched that are all in host memory
 };
 struct JobResult {
   JobId job = 0;

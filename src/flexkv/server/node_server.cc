@@ -205,14 +205,30 @@ std::vector<proto::JobResult> NodeServer::take_ended_jobs(node::EngineHandle eng
   return found == ended_.end() ? std::vector<proto::JobResult>{} : std::exchange(found->second, {});
 }
 
-void NodeServer::wait_for_ended_jobs(node::EngineHandle engine, Nanos patience) {
-  const Nanos deadline = monotonic_now() + patience;
+bool NodeServer::wait_ended_jobs(node::EngineHandle engine, Nanos timeout) const {
+  const Nanos end = monotonic_now() + timeout;
   MutexLock lock(mutex_);
-  for (Nanos left = patience; left > 0; left = deadline - monotonic_now()) {
+  while (true) {
     const auto found = ended_.find(engine);
-    if (found == ended_.end() || !found->second.empty()) return;
-    ended_one_.wait_for(mutex_, std::chrono::nanoseconds(left));
+    if (found == ended_.end() || !found->second.empty()) return true;
+    if (!wait_for_news(end)) return false;
   }
+}
+
+bool NodeServer::wait_ready(node::EngineHandle engine, Nanos timeout) const {
+  const Nanos end = monotonic_now() + timeout;
+  MutexLock lock(mutex_);
+  while (!node_.ready(engine)) {
+    if (!wait_for_news(end)) return false;
+  }
+  return true;
+}
+
+bool NodeServer::wait_for_news(Nanos end) const {
+  const Nanos left = end - monotonic_now();
+  if (left <= 0) return false;
+  news_.wait_for(mutex_, std::chrono::nanoseconds(left));
+  return true;
 }
 
 std::string NodeServer::socket_path() const { return ipc::socket_path(options_.runtime_dir, options_.name); }
@@ -265,7 +281,7 @@ void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result)
   if (direct == ended_.end()) return;
   if (direct->second.size() == kEndedMax) direct->second.erase(direct->second.begin());
   direct->second.push_back(result);
-  ended_one_.notify_all();
+  news_.notify_all();
 }
 
 void NodeServer::wake_if_earlier() {
@@ -407,6 +423,7 @@ Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel&
     auto peer = std::make_unique<Peer>(std::move(channel).value(), std::move(process).value());
     peer->agent = attached.value();
     agents_[peer->agent] = peer.get();
+    news_.notify_all();
     log_info("rank " + std::to_string(decoded.value().rank) + " of engine " + decoded.value().engine_id +
              " attached (" + decoded.value().device + ", " + std::to_string(decoded.value().shard_bytes) +
              " bytes a block, shard " + std::to_string(decoded.value().shard_number()) + ")");
@@ -500,7 +517,8 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   const Nanos now = monotonic_now();
   if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
     const auto found = node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now);
-    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason, found.disk_blocks};
+    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason, found.disk_blocks,
+                                   found.host_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));
   }
   if (const auto* transfer = std::get_if<proto::TransferRequest>(&message.value())) {

@@ -53,8 +53,9 @@ class NodeServer final : private node::Outbox {
   bool ready(node::EngineHandle engine) const;
   // The engine's jobs that have ended since the last call; a client that never asks loses the oldest.
   std::vector<proto::JobResult> take_ended_jobs(node::EngineHandle engine);
-  // Waits, at most so long, until there are some.
-  void wait_for_ended_jobs(node::EngineHandle engine, Nanos patience);
+  // Wait, at most so long, until there are such jobs, or until ready(); false: the time is over.
+  bool wait_ended_jobs(node::EngineHandle engine, Nanos timeout) const;
+  bool wait_ready(node::EngineHandle engine, Nanos timeout) const;
 
   const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
   // What `flexkv status` shows, as JSON (docs/reference/status.md).
@@ -93,6 +94,7 @@ class NodeServer final : private node::Outbox {
   void expel(std::uint64_t id);
   void drop(std::uint64_t id);
   void wake_if_earlier() FLEXKV_REQUIRES(mutex_);
+  bool wait_for_news(Nanos end) const FLEXKV_REQUIRES(mutex_);  // false: it is later than that
 
   const NodeServerOptions options_;
   memory::HostRegion pool_;
@@ -109,8 +111,8 @@ class NodeServer final : private node::Outbox {
   Fd wake_;  // stop, or a deadline that came nearer
 
   mutable Mutex mutex_;
-  std::condition_variable_any written_;    // nothing is left to be written to drives
-  std::condition_variable_any ended_one_;  // ended_ has grown
+  std::condition_variable_any written_;       // nothing is left to be written to drives
+  mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);

@@ -88,7 +88,7 @@ proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::Looku
   const auto found = node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now());
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
-  return {request.request, found.matched_blocks, found.reason, found.disk_blocks};
+  return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
 }
 
 proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient& message) {

@@ -70,8 +70,18 @@ std::vector<proto::JobResult> SimPort::take_ended_jobs() {
   return std::exchange(ended_, {});
 }
 
+bool SimPort::wait_ended_jobs(Nanos) {
+  if (link_) take_results();
+  return !ended_.empty() || !link_;
+}
+
+bool SimPort::served(Nanos) {
+  const auto reason = lookup({0, 0, 0, {}}).reason;
+  return reason != proto::Reason::kNoNode && reason != proto::Reason::kNotReady;
+}
+
 proto::LookupReply SimPort::lookup(proto::LookupRequest request) {
-  const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0};
+  const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0, 0};
   SimLoop& loop = world_.loop();
   if (peer() == nullptr) return nothing;
   if (world_.plan().embedded_port) {

@@ -25,7 +25,9 @@ class SimPort final : public client::NodePort {
     if (!embedded()) lose_connection();
   }
   std::vector<proto::JobResult> take_ended_jobs() override;
-  void wait_for_ended_jobs(Nanos) override {}  // nobody waits in a world with one thread
+  // No time passes within a call.
+  bool wait_ended_jobs(Nanos timeout) override;
+  bool served(Nanos timeout) override;
   Nanos reuse_time() const override;
 
   void lose_connection();

@@ -6,10 +6,11 @@ import functools
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vllm
+
+from flexkv.integration.weights import hub_snapshot, weight_files
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -54,31 +55,7 @@ def adapter_stamp(lora_request: Any) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def _stamp_at_load(name: str, number: int, path: str) -> bytes:
     """Of the files as they are when the adapter is first seen: what the engine has loaded stays when they change."""
-    return hashlib.sha256(json.dumps([name, _weight_files(path), _hub_snapshot(path, None)]).encode()).digest()
-
-
-def _weight_files(model: str) -> list[list[Any]]:
-    """Names, sizes and times of a local model's files: new weights under an old path must not find old KV."""
-    root = Path(model)
-    if not root.is_dir():
-        return []
-    wanted = (".safetensors", ".bin", ".pt", ".gguf", ".json")
-    return sorted(
-        [path.name, stat.st_size, stat.st_mtime_ns]
-        for path in root.iterdir()
-        if path.suffix in wanted and (stat := path.stat())
-    )
-
-
-def _hub_snapshot(model: str, revision: str | None) -> str | None:
-    """The commit of a model from a hub, as it lies in the local cache: what a branch's name stands for changes."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        config_file = try_to_load_from_cache(model, "config.json", revision=revision)
-    except Exception:  # a folder, or a name that is none for a hub
-        return None
-    return Path(config_file).parent.name if isinstance(config_file, str) else None
+    return hashlib.sha256(json.dumps([name, weight_files(path), hub_snapshot(path, None)]).encode()).digest()
 
 
 def fingerprint(config: VllmConfig, namespace: str) -> bytes:
@@ -92,8 +69,8 @@ def fingerprint(config: VllmConfig, namespace: str) -> bytes:
         "engine": ["vllm", vllm.__version__],
         "model": str(model.model),
         "revision": str(getattr(model, "revision", None)),
-        "weights": _weight_files(str(model.model)),
-        "snapshot": _hub_snapshot(str(model.model), getattr(model, "revision", None)),
+        "weights": weight_files(str(model.model)),
+        "snapshot": hub_snapshot(str(model.model), getattr(model, "revision", None)),
         "hf_config": _hf_config(model),
         "dtype": str(model.dtype),
         "quantization": str(getattr(model, "quantization", None)),

@@ -295,7 +295,7 @@ class SchedulerSide:
             if left <= 0:
                 logger.error("FlexKV: a save still reads the engine's memory; the engine must not give that away now")
                 return False
-            self._clients[job[0]].wait_for_ended_jobs(left)
+            self._clients[job[0]].wait_ended_jobs(left)
             self._settle_saves()
         return True
 
