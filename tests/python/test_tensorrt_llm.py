@@ -98,6 +98,21 @@ def test_blocks_that_decoding_completes_are_kept_too(start: Start) -> None:
     assert executor.run([*first.tokens, 1]).loaded >= 5 * BLOCK
 
 
+def test_what_the_engine_has_itself_is_not_loaded(start: Start) -> None:
+    executor = start(blocks=6, reuse=True)
+    fill(executor)
+    whole = executor.run(PROMPT)
+    assert (whole.local, whole.loaded) == (3 * BLOCK, 0)
+    kept = whole.block_ids[0]  # the engine gives all other blocks away
+    executor.free.sort(key=lambda block: block == kept)
+    executor.run([*range(4 * BLOCK)])
+    part = executor.run(PROMPT)
+    assert (part.local, part.loaded) == (BLOCK, 2 * BLOCK)
+    assert part.block_ids[0] == kept
+    # Half a block of its own, as with partial reuse: TensorRT-LLM would compute from the middle of a block.
+    assert executor.scheduler.get_num_new_matched_tokens(executor.add(PROMPT), BLOCK // 2) == (0, False)
+
+
 def test_a_request_that_is_parked_holds_up_no_other(start: Start) -> None:
     executor = start()
     fill(executor)
@@ -143,6 +158,16 @@ def test_a_salt_that_the_lookup_did_not_tell_is_not_kept_without_it(start: Start
     told = executor._data
     monkeypatch.setattr(executor, "_data", lambda request: SimpleNamespace(**vars(told(request)) | {"cache_salt": "s"}))
     executor.run(PROMPT, new_tokens=8)
+    assert recorder.saved == {}
+
+
+def test_a_request_that_was_paused_and_is_told_of_only_in_part_is_not_kept(start: Start) -> None:
+    executor = start()
+    executor.run([1, 2, 3, 4, 5])
+    recorder = Recorder(executor)
+    again = executor.add(PROMPT, new_tokens=8)
+    executor._told[again.request_id] = len(PROMPT), 3  # of its earlier life, in other blocks
+    executor.run_until(lambda: again.state == "finished")
     assert recorder.saved == {}
 
 

@@ -51,6 +51,7 @@ class Request:
     multimodal_hashes: list[Any] | None = None
     block_ids: list[int] = field(default_factory=list)
     computed: int = 0
+    local: int = 0  # tokens in the engine's own cache
     loaded: int = 0  # tokens that the connector brought
     state: str = "waiting"
 
@@ -62,7 +63,15 @@ class Request:
 
 
 class Executor:
-    def __init__(self, adapter: ModuleType, version: str, tp: int = 1, blocks: int = 32, config: Any = None) -> None:
+    def __init__(
+        self,
+        adapter: ModuleType,
+        version: str,
+        tp: int = 1,
+        blocks: int = 32,
+        config: Any = None,
+        reuse: bool = False,
+    ) -> None:
         config = config or llm_args(tp)
         self.version = version
         self.scheduler = adapter.FlexKVSchedulerConnector(config)
@@ -75,6 +84,9 @@ class Executor:
                 adapter._last_place = None
             self.workers[rank].register_kv_caches(pool)
         self.free = list(range(blocks))
+        # The engine's own prefix cache: which of the free blocks still hold what, if `reuse`.
+        self.reuse = reuse
+        self._cached: dict[str, int] = {}
         self.requests: list[Request] = []
         self.parked: dict[int, Request] = {}
         self.failed: set[int] = set()
@@ -143,18 +155,33 @@ class Executor:
         needed = -(-(len(request.tokens) + request.new_tokens) // BLOCK)
         if len(self.free) < needed:
             return
-        matched, parked = self.scheduler.get_num_new_matched_tokens(request, 0)
-        assert 0 <= matched < len(request.tokens)  # TensorRT-LLM checks the like
+        own = self._own_blocks(request)
+        others = [block for block in self.free if block not in own][: needed - len(own)]
+        request.local = len(own) * BLOCK
+        matched, parked = self.scheduler.get_num_new_matched_tokens(request, request.local)
+        assert 0 <= matched < len(request.tokens) - request.local  # TensorRT-LLM checks the like
         assert matched > 0 or not parked
-        request.block_ids, self.free = self.free[:needed], self.free[needed:]
+        request.block_ids = own + others
+        self.free = [block for block in self.free if block not in request.block_ids]
+        self._cached = {key: block for key, block in self._cached.items() if block not in others}
         for pool in self.pools:  # what a load does not fill must not look right by chance
-            pool[request.block_ids] = -1
+            pool[others] = -1
         self.scheduler.update_state_after_alloc(request, list(request.block_ids))
-        request.computed = request.loaded = matched
+        request.loaded = matched
+        request.computed = request.local + matched
         request.state = "parked" if parked else "running"
         if parked:
             self.parked[request.request_id] = request
             self._new_loading.append(request.request_id)
+
+    def _own_blocks(self, request: Request) -> list[int]:
+        own: list[int] = []
+        for end in range(BLOCK, len(request.tokens), BLOCK):
+            block = self._cached.get(_identity(request, end))
+            if block not in self.free:
+                break
+            own.append(block)
+        return own
 
     def _data(self, request: Request) -> Any:
         tokens, blocks = self._told.get(request.request_id, (0, 0))
@@ -192,6 +219,9 @@ class Executor:
         self.requests.remove(request)
         self.parked.pop(request.request_id, None)
         self.free += request.block_ids
+        if self.reuse:
+            for index in range(request.computed // BLOCK):
+                self._cached[_identity(request, (index + 1) * BLOCK)] = request.block_ids[index]
 
     def _poll(self) -> None:
         started, self._new_loading = self._new_loading, []
@@ -230,7 +260,10 @@ class Executor:
             time.sleep(0.002)
 
 
+def _identity(request: Request, tokens: int) -> str:
+    return repr((request.tokens[:tokens], request.lora_task_id, request.cache_salt))
+
+
 def _kv(request: Request, position: int, rank: int) -> torch.Tensor:
-    text = repr((request.tokens[: position + 1], request.lora_task_id, request.cache_salt, rank))
-    digest = hashlib.sha256(text.encode()).digest()[: 2 * LAYERS * KV * ELEMENTS]
+    digest = hashlib.sha256(f"{_identity(request, position + 1)} {rank}".encode()).digest()[: 2 * LAYERS * KV * ELEMENTS]
     return torch.frombuffer(bytearray(digest), dtype=torch.int16).view(LAYERS, KV, ELEMENTS)

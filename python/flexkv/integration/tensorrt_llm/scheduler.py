@@ -45,8 +45,8 @@ class _Tracked:
         self.offers = Offers()
         self.local_tokens = 0  # in the engine's own cache at the last lookup
         self.promised_tokens = 0  # to be loaded behind those
-        self.block_ids: list[int] = []  # as told in steps
-        self.told_tokens = 0  # likewise
+        self.block_ids: list[int] | None = None  # None: the steps have not begun to tell them
+        self.told_tokens = 0  # in steps
 
 
 class SchedulerSide:
@@ -159,10 +159,12 @@ class SchedulerSide:
             self._loading.pop(data.request_id, None)  # it runs, so every rank has reported it
             if (tracked := self._requests.get(data.request_id)) is not None:
                 tracked.block_ids, tracked.told_tokens = [], 0
-                self._save_completed(tracked, data, meta)
+                self._save_completed(tracked, tracked.block_ids, data, meta)
         for data in output.cached_requests:
-            if (tracked := self._requests.get(data.request_id)) is not None:
-                self._save_completed(tracked, data, meta)
+            tracked = self._requests.get(data.request_id)
+            # Of a request that was paused and begins anew, some versions tell only what was added to its earlier life.
+            if tracked is not None and tracked.block_ids is not None:
+                self._save_completed(tracked, tracked.block_ids, data, meta)
 
     def _overwrite(self, block_ids: list[int]) -> None:
         """Their request may write to these blocks from the next step on."""
@@ -183,9 +185,10 @@ class SchedulerSide:
         self._revoked_loads.append(job)
         self._client.cancel(job)
 
-    def _save_completed(self, tracked: _Tracked, data: Any, meta: StepMeta) -> None:
-        """Offers the blocks that are complete after this step and were not offered before."""
-        tracked.block_ids.extend(data.new_block_ids)
+    def _save_completed(self, tracked: _Tracked, block_ids: list[int], data: Any, meta: StepMeta) -> None:
+        """Offers the blocks that are complete after this step and were not offered before. `block_ids`: the request's,
+        without those that this step adds."""
+        block_ids.extend(data.new_block_ids)
         self._take_tokens(tracked, data.new_tokens)
         # A salt that the lookup did not tell is in none of the keys.
         if getattr(data, "cache_salt", None) is not None and not tracked.salted:
@@ -193,12 +196,12 @@ class SchedulerSide:
         # Before 1.2 the engine does not say what it schedules; then blocks are saved a step later.
         after_step = data.computed_position + getattr(data, "num_scheduled_tokens", 0)
         # Tokens still being sampled by a step in flight have no hashes yet.
-        full = min(after_step // self._block_tokens, len(tracked.hashes), len(tracked.block_ids))
+        full = min(after_step // self._block_tokens, len(tracked.hashes), len(block_ids))
         offers = tracked.offers
         if not tracked.save or full <= offers.offered or not offers.due(self._step):
             return
         first = offers.offered
-        blocks = tracked.block_ids[first:full]
+        blocks = block_ids[first:full]
         if min(blocks) < 0:  # given back, or never there (windows)
             tracked.save = False
             return
