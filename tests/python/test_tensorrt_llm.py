@@ -41,7 +41,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def fill(executor: Executor, prompt: list[int] = PROMPT, **options: Any) -> None:
-    """Computes the prompt until its whole blocks are kept: ranks that were not there at the first step keep nothing of it."""
+    """Computes the prompt until its blocks are kept: nothing is of steps before all ranks were there."""
     blocks, salt = len(prompt) // BLOCK, options.get("cache_salt")
     name_space = ["cache_salt", salt] if salt is not None else []
 
@@ -123,7 +123,13 @@ def test_a_request_that_is_parked_holds_up_no_other(start: Start) -> None:
 
 def test_salts_and_adapters_do_not_mix(start: Start) -> None:
     executor = start()
-    kinds: list[dict[str, Any]] = [{}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"lora_task_id": 1}, {"lora_task_id": 2}]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"cache_salt": "a"},
+        {"cache_salt": "b"},
+        {"lora_task_id": 1},
+        {"lora_task_id": 2},
+    ]
     for options in kinds:
         assert executor.run(PROMPT, **options).loaded == 0, options
         executor.run_until(lambda options=options: executor.run(PROMPT, **options).loaded > 0)
@@ -151,7 +157,9 @@ def test_what_tokens_do_not_tell_is_neither_served_nor_kept(start: Start, caplog
     assert "computed without the cache: it has inputs besides its tokens" in line
 
 
-def test_a_salt_that_the_lookup_did_not_tell_is_not_kept_without_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_salt_that_the_lookup_did_not_tell_is_not_kept_without_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = start()
     executor.run([1, 2, 3, 4, 5])
     recorder = Recorder(executor)
@@ -173,7 +181,7 @@ def test_a_request_that_was_paused_and_is_told_of_only_in_part_is_not_kept(start
 
 def test_a_save_is_canceled_before_the_step_that_overwrites_its_blocks(start: Start) -> None:
     executor = start(blocks=4)
-    executor.run_until(lambda: executor.run([1, 2, 3, 4, 5]).block_ids != [] and executor.kept_blocks([1, 2, 3, 4]) == 1)
+    fill(executor, [1, 2, 3, 4])
     recorder = Recorder(executor)
     recorder.deaf = True  # for all the scheduler knows, the save is still running
     executor.run(PROMPT)

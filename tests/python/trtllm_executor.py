@@ -1,7 +1,7 @@
 """An executor that calls a connector in the order in which TensorRT-LLM's does, over real KV memory of its own.
 
-Its model writes for each token bytes that depend on all tokens up to it, on the adapter, the salt, the layer and the rank, and
-checks those of all tokens before it: what a load brings back must be what was computed, on every rank.
+Its model writes for each token bytes that depend on all tokens up to it, on the adapter, the salt, the layer and the
+rank, and checks those of all tokens before it: what a load brings back must be what was computed, on every rank.
 """
 
 from __future__ import annotations
@@ -265,5 +265,7 @@ def _identity(request: Request, tokens: int) -> str:
 
 
 def _kv(request: Request, position: int, rank: int) -> torch.Tensor:
-    digest = hashlib.sha256(f"{_identity(request, position + 1)} {rank}".encode()).digest()[: 2 * LAYERS * KV * ELEMENTS]
+    digest = hashlib.sha256(f"{_identity(request, position + 1)} {rank}".encode()).digest()[
+        : 2 * LAYERS * KV * ELEMENTS
+    ]
     return torch.frombuffer(bytearray(digest), dtype=torch.int16).view(LAYERS, KV, ELEMENTS)

@@ -111,9 +111,9 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str) -> ModuleType:
             "KvCacheConnectorScheduler": Scheduler,
         },
     }
-    for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt_llm" or "tensorrt_llm" in name]:
+    for name in [name for name in sys.modules if "tensorrt_llm" in name]:
         monkeypatch.delitem(sys.modules, name)
-    for module_path in contents:
+    for module_path, content in contents.items():
         parts = module_path.split(".")
         for end in range(1, len(parts) + 1):
             name = ".".join(parts[:end])
@@ -121,7 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str) -> ModuleType:
                 module = ModuleType(name)
                 module.__path__ = []
                 monkeypatch.setitem(sys.modules, name, module)
-        vars(sys.modules[module_path]).update(contents[module_path])
+        vars(sys.modules[module_path]).update(content)
     set_rank(0)
     return importlib.import_module("flexkv.integration.tensorrt_llm.trtllm_adapter")
 

@@ -44,8 +44,8 @@ def show_our_logs(level: str, prefix: str) -> None:
 
 
 def wait_until_served(socket: str, engine_ids: set[str]) -> None:
-    """At the start of the engine, until its node has heard of all its ranks: nothing that is computed before is kept. For
-    a moment, as it is a matter of milliseconds; an engine whose node is not there serves without it."""
+    """At the start of the engine, until its node has heard of all its ranks: nothing that is computed before is kept.
+    For a moment, as it is a matter of milliseconds; an engine whose node is not there serves without it."""
     deadline = time.monotonic() + _ATTACH_SECONDS
     while time.monotonic() < deadline:
         try:

@@ -21,8 +21,8 @@ def _find() -> ModuleType:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
                 raise
     raise ImportError(
-        "FlexKV's connector for TensorRT-LLM needs a TensorRT-LLM with KV cache connectors (1.1 or later): found none of "
-        + ", ".join(_PATHS)
+        "FlexKV's connector for TensorRT-LLM needs a TensorRT-LLM with KV cache connectors (1.1 or later): found none "
+        "of " + ", ".join(_PATHS)
     )
 
 

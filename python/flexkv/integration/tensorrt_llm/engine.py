@@ -1,4 +1,4 @@
-"""What the engine's configuration says: who it is, on what its KV bytes depend besides the tokens, what we cannot serve.
+"""What the engine's configuration says: its model, on what its KV depends besides the tokens, what we cannot serve.
 
 The configuration is an `ExecutorConfig` (1.1) or a `TorchLlmArgs` (since 1.2), which name many things differently.
 """

@@ -1,5 +1,5 @@
-"""What the scheduler side tells all workers, once per step; TensorRT-LLM pickles it. Ids only: blocks travel through the
-node."""
+"""What the scheduler side tells all workers, once per step; TensorRT-LLM pickles it. Ids only: blocks travel through
+the node."""
 
 from __future__ import annotations
 

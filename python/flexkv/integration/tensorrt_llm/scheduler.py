@@ -1,9 +1,9 @@
 """The scheduler side, on rank 0, in the thread of the executor's loop: looks prompts up, orders loads and saves.
 
-Loads run beside the steps, with their request parked; a load within a step could fail when nothing can be taken back. Saves
-are ordered in the step that completes their blocks. TensorRT-LLM gives blocks to others as soon as a request has finished,
-so before a step that is going to write to a block, the node is told to keep nothing of the saves that still read it
-(docs/decisions/0010).
+Loads run beside the steps, with their request parked; a load within a step could fail when nothing can be taken back.
+Saves are ordered in the step that completes their blocks. TensorRT-LLM gives blocks to others as soon as a request has
+finished, so before a step that is going to write to a block, the node is told to keep nothing of the saves that still
+read it (docs/decisions/0010).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The classes that TensorRT-LLM's `kv_connector_config` names. None of their methods raises; without a node, switched off or
-for an engine that cannot be served, they find nothing and keep nothing. Constructors raise ConfigError for wrong settings.
+"""The classes that TensorRT-LLM's `kv_connector_config` names. None of their methods raises; without a node, switched
+off or for an engine that cannot be served, they find nothing and keep nothing. Constructors raise ConfigError for wrong
+settings, and RuntimeError where an embedded node cannot be started.
 """
 
 from __future__ import annotations

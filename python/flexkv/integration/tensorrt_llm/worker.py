@@ -1,5 +1,5 @@
-"""The worker side, one per rank: registers the KV pool with a rank agent, lets transfers run at the right moment, reports
-loads. The executor's loop calls everything here from its thread.
+"""The worker side, one per rank: registers the KV pool with a rank agent, lets transfers run at the right moment,
+reports loads. The executor's loop calls everything here from its thread.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class WorkerSide:
     # ---- what has ended
 
     def get_finished(self, finished: list[int], loading: list[int]) -> tuple[list[int], list[int]]:
-        """Of the requests that the engine has named here, now or before, those that it may go on with: freed, and loaded.
-        Each is named once, and never one whose load has failed."""
+        """Of the requests that the engine has named here, now or before, those that it may go on with: freed, and
+        loaded. Each is named once, and never one whose load has failed."""
         self.start_loads(None)  # where a step was told of, and then not begun
         self._awaited.update(loading)
         self._held.update(finished)
@@ -156,8 +156,8 @@ class WorkerSide:
             logger.warning("FlexKV: the cached KV of request %s could not be loaded on rank %d", request_id, self._rank)
             return
         logger.error(
-            "FlexKV: the cached KV of request %s could not be loaded on rank %d. TensorRT-LLM gives a connector no way to "
-            "say so, and what was not loaded must not be used: the request waits until its client gives up",
+            "FlexKV: the cached KV of request %s could not be loaded on rank %d. TensorRT-LLM gives a connector no way "
+            "to say so, and what was not loaded must not be used: the request waits until its client gives up",
             *(request_id, self._rank),
         )
 
