@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,6 +211,31 @@ def test_a_load_of_a_request_that_was_canceled_unseen_writes_nothing_into_the_ne
     start_loads(None)
     assert worker._side._agent.wait_loads([job]) == [job]  # it has failed
     executor.run_until(lambda: not executor.requests)  # the executor checks the bytes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_to_requests_nobody_computes_from_bytes_of_others(start: Start, seed: int) -> None:
+    """Few blocks, shared prefixes, salts, and requests that are canceled at any time: the executor checks the bytes."""
+    random = Random(seed)
+    executor = start(tp=2, blocks=16, reuse=bool(seed % 2))
+    fill(executor)
+    prompts = [PROMPT, [*PROMPT[:BLOCK], *range(9)], [*PROMPT[: 2 * BLOCK], *range(11)], [*range(14)]]
+    loaded = 0
+    for _ in range(200):
+        if len(executor.requests) < 6:
+            prompt = random.choice(prompts)[: random.randint(2, 19)]
+            salt = random.choice([None, None, "a"])
+            executor.add(prompt, new_tokens=random.randint(1, 9), cache_salt=salt)
+        started = [request for request in executor.requests if request.state != "waiting"]
+        if started and random.random() < 0.15:
+            executor.cancel_unseen(random.choice(started))
+        if random.random() < 0.2:
+            executor.forget_own()
+        before = set(executor.requests)
+        executor.step()
+        loaded += sum(request.loaded for request in before if request.state == "finished")
+    executor.run_until(lambda: not executor.requests)
+    assert loaded > 0
 
 
 def test_blocks_are_held_where_the_engine_tells_of_a_canceled_load(start: Start) -> None:

@@ -123,7 +123,13 @@ class Executor:
 
     def cancel_unseen(self, request: Request) -> None:
         """As TensorRT-LLM 1.2 does: its blocks are free, and the connector does not hear of it."""
+        if request.state == "parked":
+            request.computed = request.local
         self._finish(request)
+
+    def forget_own(self) -> None:
+        """As if the engine had given all its free blocks to others."""
+        self._cached.clear()
 
     # ---- one step, in TensorRT-LLM's order
 
