@@ -56,7 +56,7 @@ std::vector<std::span<const std::byte>> hash_views(const nb::object& hashes, std
 void add_token_hashes(nb::module_& m) {
   nb::class_<key::TokenHashes>(m, "TokenHashes",
                                "Stands for a list of block hashes: one for each whole block of the tokens, which also "
-                               "depends on all tokens before it and on the namespace. Immutable.")
+                               "depends on all tokens before it and on the namespace. Not for several threads at once.")
       .def(
           "__init__",
           [](key::TokenHashes* self, const Tokens& tokens, std::uint32_t block_tokens,
@@ -64,6 +64,16 @@ void add_token_hashes(nb::module_& m) {
             new (self) key::TokenHashes(token_hashes(tokens, block_tokens, name_space));
           },
           "tokens"_a, "block_tokens"_a, "namespace"_a, "ValueError: a token does not fit 32 bits.")
+      .def(
+          "append",
+          [](key::TokenHashes& self, const Tokens& tokens) {
+            auto taken = [&] {
+              nb::gil_scoped_release release;
+              return self.append({tokens.data(), tokens.size()});
+            }();
+            if (!taken) throw nb::value_error(taken.error().message.c_str());
+          },
+          "tokens"_a, "Goes on with the tokens that follow. ValueError: one does not fit 32 bits; then none is taken.")
       .def("__len__", &key::TokenHashes::size);
 }
 

@@ -86,8 +86,9 @@ class FakeClient:
         """All that was canceled ends, or, should the node be slow, so much time passes."""
         self.waits += 1
         if self.slow:
-            time.sleep(seconds)
+            time.sleep(timeout_s)
         self.ended = [] if self.slow else [(job, "canceled") for job in self.canceled]
+        return bool(self.ended)
 
 
 class Decoding:

@@ -90,9 +90,6 @@ _PLANNED = (
         "Engines and tracing",
         """
         dynamo_use_flexkv @ DYNAMO_USE_FLEXKV: KV events for NVIDIA Dynamo's router
-        tensorrt_llm_use_flexkv @ TENSORRT_LLM_USE_FLEXKV: switch of the TensorRT-LLM connector
-        trt_subprocess_host: rendezvous of the TensorRT-LLM connector
-        trt_subprocess_ports: its ports
         maybe_skip_put: saves are skipped on demand
         enable_trace: recording of requests for replay
         trace_file_path: file of that recording
@@ -160,6 +157,9 @@ _NOT_NEEDED = (
         lt_pool_initial_capacity: lease records are not preallocated
         worker_shutdown_timeout_s: there are no worker processes
         transfer_manager_shutdown_timeout_s: there is no transfer manager process
+        tensorrt_llm_use_flexkv @ TENSORRT_LLM_USE_FLEXKV: TensorRT-LLM's kv_connector_config is the switch
+        trt_subprocess_host: ranks copy their own blocks, there is no subprocess
+        trt_subprocess_ports: as trt_subprocess_host
         sglang_scheduler_shutdown_wait_s @ SGLANG_SCHEDULER_SHUTDOWN_WAIT_S: nothing has to be waited for
         """,
     ),

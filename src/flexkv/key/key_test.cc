@@ -262,6 +262,20 @@ TEST(TokenHashes, DependOnAllTokensBeforeThemOnTheBlockSizeAndOnEveryPartOfTheNa
   }
 }
 
+TEST(TokenHashes, DoNotDependOnHowTheTokensAreCutIntoCallsAndTakeNoneOfACallThatIsRefused) {
+  const std::vector<std::int64_t> tokens{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  const auto whole = TokenHashes::of(tokens, 4, {}).value();
+  for (std::size_t first = 0; first <= tokens.size(); ++first) {
+    auto grown = TokenHashes::of(std::span(tokens).first(first), 4, {}).value();
+    const auto refused = grown.append(std::vector<std::int64_t>{5, std::int64_t{1} << 40});
+    ASSERT_FALSE(refused.ok());
+    EXPECT_TRUE(refused.error().message.starts_with("token " + std::to_string(first + 1) + " is 1099511627776:"));
+    ASSERT_TRUE(grown.append(std::span(tokens).subspan(first)).ok());
+    ASSERT_EQ(grown.size(), whole.size());
+    for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_TRUE(std::ranges::equal(grown[i], whole[i]));
+  }
+}
+
 TEST(TokenHashes, RefuseTokensThatWouldBeCutAndNameThem) {
   std::vector<std::int64_t> tokens(5000, 7);
   tokens[4100] = std::int64_t{1} << 31;

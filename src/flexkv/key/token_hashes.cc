@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "flexkv/key/namespace.h"
-#include "flexkv/key/token_chain.h"
 
 namespace flexkv::key {
 namespace {
@@ -22,22 +21,30 @@ Result<TokenHashes> TokenHashes::of(std::span<const std::int64_t> tokens, std::u
   NamespaceBuilder root(kNoSecret);
   root.add(Field::kEngineFormat, "flexkv token hashes 1");
   for (const std::string& part : name_space) root.add(Field::kUserNamespace, part);
-  TokenHashes result;
+  TokenHashes result(TokenChain(root.finish(), block_tokens));
   result.hashes_.reserve(tokens.size() / block_tokens);
-  TokenChain chain(root.finish(), block_tokens);
+  if (auto taken = result.append(tokens); !taken) return taken.error();
+  return result;
+}
+
+Status TokenHashes::append(std::span<const std::int64_t> tokens) {
+  using Limits = std::numeric_limits<std::int32_t>;
+  const auto cut = std::find_if(tokens.begin(), tokens.end(),
+                                [](std::int64_t token) { return token < Limits::min() || token > Limits::max(); });
+  if (cut != tokens.end()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "token " + std::to_string(tokens_ + static_cast<std::size_t>(cut - tokens.begin())) + " is " +
+                     std::to_string(*cut) + ": token ids must fit in 32 bits"};
+  }
   std::array<std::int32_t, kBatch> narrow;
   for (std::size_t begin = 0; begin < tokens.size(); begin += kBatch) {
     const auto batch = tokens.subspan(begin, std::min(kBatch, tokens.size() - begin));
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      narrow[i] = static_cast<std::int32_t>(batch[i]);
-      if (narrow[i] != batch[i]) {
-        return Error{ErrorCode::kInvalidArgument, "token " + std::to_string(begin + i) + " is " +
-                                                      std::to_string(batch[i]) + ": token ids must fit in 32 bits"};
-      }
-    }
-    chain.append(std::span(narrow).first(batch.size()), result.hashes_);
+    std::transform(batch.begin(), batch.end(), narrow.begin(),
+                   [](auto token) { return static_cast<std::int32_t>(token); });
+    chain_.append(std::span(narrow).first(batch.size()), hashes_);
   }
-  return result;
+  tokens_ += tokens.size();
+  return {};
 }
 
 }  // namespace flexkv::key

@@ -1,0 +1,99 @@
+"""What an adapter does at the start of its engine: tell wrong settings, show our logs, start or find the node."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from flexkv import _core
+from flexkv.config import ConfigError, Settings
+from flexkv.logs import formatter
+from flexkv.metrics import start_metrics
+from flexkv.node_sockets import somebody_listens
+from flexkv.node_start import start_node
+
+_ATTACH_SECONDS = 2.0
+
+
+@contextmanager
+def plain_errors(logger: logging.Logger) -> Iterator[None]:
+    """A wrong setting ends the engine, whose traceback is long: first a line of ours for each problem."""
+    try:
+        yield
+    except ConfigError as error:
+        show_our_logs("info", "FLEXKV")
+        for problem in error.problems:
+            logger.error("FlexKV: %s", problem)
+        raise
+
+
+def show_our_logs(level: str, prefix: str) -> None:
+    """Engines configure only their own loggers; without this nobody would see ours."""
+    root = logging.getLogger("flexkv")
+    root.setLevel(level.upper())
+    if not root.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(formatter(prefix))
+        root.addHandler(handler)
+        root.propagate = False
+
+
+def wait_until_served(socket: str, engine_ids: set[str]) -> None:
+    """At the start of the engine, until its node has heard of all its ranks: nothing that is computed before is kept.
+    For a moment, as it is a matter of milliseconds; an engine whose node is not there serves without it."""
+    deadline = time.monotonic() + _ATTACH_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            engines = json.loads(_core.query_status(socket))["engines"]
+            if engine_ids <= {engine["id"] for engine in engines if engine["state"] == "ready"}:
+                return
+        except (RuntimeError, ValueError, KeyError, TypeError):
+            return
+        time.sleep(0.01)
+
+
+@dataclass
+class OpenNode:
+    """A client of the node that the settings name, and the node itself where it is this process's own."""
+
+    client: Any
+    node: Any = None
+    metrics: Any = None
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.client.close()
+        if self.node is not None:
+            self.node.stop()
+
+
+def open_node(settings: Settings, own_name: str, who: tuple[Any, ...], logger: logging.Logger) -> OpenNode:
+    """`own_name`: of an embedded node; `who`: what a client says of itself. Waits for no rank. Raises ConfigError, and
+    RuntimeError where an embedded node cannot be started."""
+    target = settings.node_target
+    if target.mode != "daemon":
+        try:
+            with plain_errors(logger):
+                node = start_node(_core, settings, target.mode, own_name if target.mode == "embedded" else target.name)
+        except RuntimeError:
+            if target.mode == "embedded":
+                raise
+        else:
+            logger.info("FlexKV: %s", node.describe())
+            metrics = None
+            if settings.enable_metrics:
+                origin = settings.origin("metrics_port")
+                metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
+            return OpenNode(_core.Client.embedded(node, *who), node, metrics)
+    if not somebody_listens(target.socket):
+        logger.warning(
+            "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
+            *(target.name, target.socket),
+        )
+    return OpenNode(_core.Client.remote(target.runtime_dir, target.name, *who))
