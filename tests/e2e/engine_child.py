@@ -11,6 +11,8 @@ Steps are objects with `op`:
             `engine` false: without vLLM's part, which empties all caches
   wake      the end of that: other memory, the connectors told, vLLM's part
   settle    waits `seconds`: saves run beside the engine
+  kv        writes to the file `path`, for each rank, a digest of what each device block holds, "" for zeros; needs
+            VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
   die       kills this very process with SIGKILL, after writing the results so far
@@ -90,6 +92,9 @@ class Engine:
             sys.exit("the KV cache was to get other memory, and has not")
         if step.get("engine", True):
             self._llm.wake_up()
+
+    def write_kv(self, step: dict[str, Any]) -> None:
+        Path(step["path"]).write_text(json.dumps(self._llm.collective_rpc(_kv_digests)))
 
     @staticmethod
     def run(step: dict[str, Any]) -> None:
@@ -196,6 +201,21 @@ def _take_other_kv_memory(worker: Any) -> bool:
     return all(storage.data_ptr() != address for storage, _, address in worker.e2e_asleep)
 
 
+def _kv_digests(worker: Any) -> list[str]:
+    """In a worker process."""
+    import hashlib
+
+    import torch
+
+    layers = worker.vllm_config.compilation_config.static_forward_context.values()
+    caches = [cache[0] if isinstance(cache, (list, tuple)) else cache for cache in (layer.kv_cache for layer in layers)]
+    blocks = (
+        b"".join(cache[i].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
+        for i in range(caches[0].shape[0])
+    )
+    return [hashlib.sha256(block).hexdigest() if any(block) else "" for block in blocks]
+
+
 def _force_async_scheduling() -> None:
     """vLLM's CPU platform switches it off whatever the user says; the scheduler itself does not mind."""
     from vllm.platforms.cpu import CpuPlatform
@@ -235,6 +255,8 @@ def main() -> None:
                 engine.wake(step)
             case "settle":
                 time.sleep(step["seconds"])
+            case "kv":
+                engine.write_kv(step)
             case "run":
                 engine.run(step)
             case "fail_loads":
