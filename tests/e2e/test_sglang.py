@@ -57,7 +57,7 @@ def sglang(
     everything = {
         **{"model_path": str(model), "device": "cpu", "attention_backend": "torch_native", "dtype": "float32"},
         **{"sampling_backend": "pytorch", "disable_cuda_graph": True, "skip_server_warmup": True, "page_size": PAGE},
-        **{"max_total_tokens": 4096, "context_length": 1024, "mem_fraction_static": 0.1, "log_level": "info"},
+        **{"max_total_tokens": 4096, "context_length": 1024, "mem_fraction_static": 0.5, "log_level": "info"},
         **arguments,
     }
     paths = [str(_HERE / "sglang_cpu"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
