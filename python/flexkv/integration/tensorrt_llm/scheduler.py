@@ -174,7 +174,7 @@ class SchedulerSide:
         self._saves.add_readers(block_ids, readers)
         for reader in readers:
             self._client.cancel(reader[1])
-            if (save := self._saves.end(reader)) is not None:
+            if (save := self._saves.call_off(reader)) is not None:
                 save.offers.refused(save.first, self._step, from_start=True)
         # A request was canceled while it waited for its load, which TensorRT-LLM does not tell.
         for request_id in [other for other, (_, filled) in self._loading.items() if not filled.isdisjoint(block_ids)]:
@@ -236,11 +236,12 @@ class SchedulerSide:
             # Nobody will tell how earlier saves ended, and what was kept may be gone.
             self._generation = generation
             self._cancel_all_saves()
+            self._saves.node_lost(0)
             for tracked in self._requests.values():
                 tracked.offers.offered = 0
 
     def _cancel_all_saves(self) -> None:
-        for _, job in self._saves.abandon():
+        for _, job in self._saves.call_off_all():
             self._client.cancel(job)
 
     # ---- the end of a request
