@@ -147,8 +147,14 @@ JobId Client::save(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::
   Sequence* sequence = current(id);
   if (sequence == nullptr || first_hash > sequence->known) return 0;
   const JobId job = next_job_++;
-  proto::TransferRequest request{
-      true, start == Start::kAtOnce, sequence->at_node, job, sequence->known, fold(*sequence, first_hash, hashes), first_block, {}};
+  proto::TransferRequest request{true,
+                                 start == Start::kAtOnce,
+                                 sequence->at_node,
+                                 job,
+                                 sequence->known,
+                                 fold(*sequence, first_hash, hashes),
+                                 first_block,
+                                 {}};
   request.device_blocks.assign(device_blocks.begin(), device_blocks.end());
   const auto added = static_cast<std::uint32_t>(request.keys.size());
   if (!port_->post(std::move(request))) return 0;
