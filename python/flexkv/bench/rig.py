@@ -111,6 +111,11 @@ class Rig:
 
     def push_out(self, count: int) -> None:
         """Host memory makes room for so many other blocks, which then do not come."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while self.status()["queues"]["jobs_in_flight"] > 0:  # what they use stays
+            if time.monotonic() > deadline:
+                raise RuntimeError("a job did not end")
+            time.sleep(0.001)
         with self.sequence() as sequence:
             job = self._client.save(sequence, self.new_hashes(count), 0, [0] * count)
             self._client.cancel(job)
