@@ -108,7 +108,7 @@ def measure_shortly(directory: str) -> list[Row]:
         measuring.fill()
         for row, turn in itertools.product(rows, range(2)):
             for who, rates in row.rates.items():
-                rates.append(measuring.measure(who, row, _ROUND_SECONDS / 2, turn))
+                rates.append(_rate_of(who, row, measuring, _ROUND_SECONDS / 2, turn))
     return rows
 
 
