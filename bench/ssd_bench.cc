@@ -2,9 +2,10 @@
 // does what the lines on its input say, each answered by one line of JSON:
 //
 //   fill                                                       writes the files
-//   drive|threads read|write sequential|random BLOCK SECONDS SEED DIRECTORIES
+//   drive|threads read|write sequential|random BLOCK SECONDS SEED DIRECTORIES FLIGHTS
 //
-// `flexkv bench ssd` is the command for people: it runs fio in between, on the same files. The files and folders go
+// `flexkv bench ssd` is the command for people: it runs fio in between, on the same files. `flexkv bench transfer --ssd`
+// loads blocks in between. The files and folders go
 // when the input ends, so also when whoever gave it was killed.
 #include <csignal>
 #include <cstdlib>
@@ -65,11 +66,11 @@ Json measure(Loads& loads, const std::string& way, std::istringstream& words) {
   Traffic traffic;
   double seconds = 0;
   std::size_t directories = 0;
-  words >> op >> order >> traffic.block_bytes >> seconds >> traffic.seed >> directories;
+  words >> op >> order >> traffic.block_bytes >> seconds >> traffic.seed >> directories >> traffic.flights;
   if (words.fail() || (way != "drive" && way != "threads") || (op != "read" && op != "write") ||
       (order != "sequential" && order != "random") || traffic.block_bytes == 0 ||
       traffic.block_bytes % file::kDirectAlignment != 0 || traffic.block_bytes > kSsdBlockMax || directories == 0 ||
-      directories > loads.size()) {
+      directories > loads.size() || traffic.flights == 0 || traffic.flights > kSsdFlights) {
     return {{"error", "not understood"}};
   }
   traffic.write = op == "write";

@@ -91,9 +91,9 @@ void SsdLoad::prepare(const Traffic& traffic) {
   bytes_ = 0;
   ended_ = 0;
   error_.clear();
-  flights_.assign(kSsdFlights, {});
-  running_ = kSsdFlights;
-  for (std::size_t flight = 0; flight < kSsdFlights; ++flight) {
+  flights_.assign(traffic.flights, {});
+  running_ = traffic.flights;
+  for (std::size_t flight = 0; flight < traffic.flights; ++flight) {
     const std::span<std::byte> memory = memory_of(flight);
     // What an earlier run left must not pass for what this one reads.
     if (!traffic.write) std::fill_n(memory.begin(), kPage, std::byte{0});
@@ -146,7 +146,7 @@ std::string SsdLoad::check() {
   const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(kPage, traffic_.block_bytes),
                                                             &std::free);
   std::size_t read_back = 0;
-  for (std::size_t i = 0; i < kSsdFlights; ++i) {
+  for (std::size_t i = 0; i < flights_.size(); ++i) {
     const Flight& flight = flights_[i];
     // Another flight may have had the same block again.
     if (!flight.done || flight.turn + blocks_ < turns_) continue;
@@ -171,7 +171,7 @@ std::string SsdLoad::check() {
 void SsdLoad::start_drive(const Traffic& traffic) {
   prepare(traffic);
   requests_.clear();
-  for (std::size_t flight = 0; flight < kSsdFlights; ++flight) {
+  for (std::size_t flight = 0; flight < traffic.flights; ++flight) {
     const std::uint64_t offset = board(flight);
     requests_.push_back({.tag = flight,
                          .op = traffic.write ? file::Op::kWrite : file::Op::kRead,
@@ -222,7 +222,7 @@ void SsdLoad::on_availability(bool available, const std::string& why) {
 void SsdLoad::start_threads(const Traffic& traffic) {
   prepare(traffic);
   until_ = monotonic_now() + traffic.duration;
-  for (std::size_t flight = 0; flight < kSsdFlights; ++flight) {
+  for (std::size_t flight = 0; flight < traffic.flights; ++flight) {
     threads_.push_back(start_thread([this, flight] { work(flight, fd_.get()); }));
   }
 }

@@ -1,4 +1,4 @@
-// Reads and writes of one large file, 32 at a time: through a drive as the SSD tier uses it, or by a plain loop of
+// Reads and writes of one large file, at most 32 at a time: through a drive as the SSD tier uses it, or by a plain loop of
 // threads. What is read is compared with what the file was filled with, what was written is read back: a few blocks of
 // each run.
 #pragma once
@@ -17,7 +17,7 @@
 
 namespace flexkv::bench {
 
-constexpr std::size_t kSsdFlights = 32;         // blocks under way at once
+constexpr std::size_t kSsdFlights = 32;         // blocks under way at once, at most
 constexpr std::size_t kSsdBlockMax = 4U << 20;  // bytes
 constexpr std::size_t kSsdMemoryBytes = kSsdFlights * kSsdBlockMax;
 
@@ -27,6 +27,7 @@ struct Traffic {
   std::size_t block_bytes = 0;
   Nanos duration = 0;
   std::uint64_t seed = 0;  // of the random order, in which each block comes once before any comes again
+  std::size_t flights = kSsdFlights;  // blocks under way at once, at most kSsdFlights
 };
 
 struct Moved {

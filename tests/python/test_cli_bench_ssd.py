@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flexkv.cli import bench_ssd, run_bench
+from flexkv.cli import bench_ssd, run_bench, ssd_program
 from flexkv.cli.app import app
 from typer.testing import CliRunner, Result
 
@@ -117,7 +117,7 @@ def test_all_get_the_same_work_in_turns(stand: Stand) -> None:
     stand.run("--size", "300M")
     lines = stand.calls.read_text().splitlines()
     assert lines[0] == "fill"
-    assert lines[1] == "drive read sequential 65536 0.01 0 1"
+    assert lines[1] == "drive read sequential 65536 0.01 0 1 32"
     # Whoever was first in one round is last in the next; reads come before anything is overwritten.
     assert [line.split()[0] for line in lines[1:7]] == ["drive", "threads", "threads", "drive", "drive", "threads"]
     operations = [line.split()[1] for line in lines[1:]]
@@ -181,7 +181,7 @@ def test_a_program_that_dies(stand: Stand) -> None:
 
 def test_a_drive_that_hangs(stand: Stand) -> None:
     stand._write("flexkv-bench", '#!/bin/sh\necho "{\\"files\\": []}"\nread x\necho "{}"\nread x\nexec sleep 60\n')
-    stand.monkeypatch.setattr(bench_ssd, "_PATIENCE", 0.2)
+    stand.monkeypatch.setattr(ssd_program, "PATIENCE", 0.2)
     result = stand.run()
     assert result.exit_code == 1
     assert "does the drive hang?" in result.stderr

@@ -180,7 +180,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("ssd_dwpd", "nan"),
         ("ssd_tbw", "1T"),
         ("ssd_years", "many"),
+        ("ssd_years", "1e-310"),
+        ("ssd_years", 0.09),
         ("ssd_capacity_gb", "inf"),
+        ("ssd_capacity_gb", 1e-10),
         ("ssd_direct_io", "sometimes"),
         ("ssd_load_policy", "never"),
     ],
@@ -208,10 +211,17 @@ def test_wrong_values(key: str, value: object) -> None:
         ("ssd_cache_dir", "/a; /b/;", ("/a", "/b")),
         ("ssd_cache_dir", ["/a", "/b/../c"], ("/a", "/c")),
         ("ssd_cache_dir", "~/x", (os.path.expanduser("~/x"),)),
+        ("ssd_years", "0", 0.0),
     ],
 )
 def test_right_values(key: str, written: object, value: object) -> None:
     assert load(environ={}, extra={key: written}).value(key) == value
+
+
+def test_a_yaml_number_to_the_base_of_60_is_text(tmp_path: Path) -> None:
+    assert "instance_num: wrong value '1:30' from " in problem(file=write(tmp_path, "instance_num: 1:30\n"))
+    assert "ssd_dwpd: wrong value '1:30.5' from " in problem(file=write(tmp_path, "ssd_dwpd: 1:30.5\n"))
+    assert load(environ={}, file=write(tmp_path, "namespace: 1:30\n")).namespace == "1:30"
 
 
 def test_values_that_contradict_each_other() -> None:

@@ -272,7 +272,8 @@ def bench_replay(
 @bench_app.command(
     name="transfer",
     epilog="[bold]Examples[/bold]\n\nflexkv bench transfer\n\n"
-    "flexkv bench transfer --geometry mla16 --layout apart --tokens 1024 --tokens 21000",
+    "flexkv bench transfer --geometry mla16 --layout apart --tokens 1024 --tokens 21000\n\n"
+    "flexkv bench transfer --ssd /mnt/nvme0 --ssd /mnt/nvme1  [dim]# from drives through host memory[/dim]",
 )
 def bench_transfer_(
     device: Annotated[str, typer.Option(help="auto, cuda:N or host.")] = "auto",
@@ -283,11 +284,23 @@ def bench_transfer_(
         list[str] | None, typer.Option(help="planes, apart, whole: where a block's parts lie. (default: all)")
     ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens a transfer. (default: 16 to 21,000)")] = None,
+    ssd: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Measure loads from drives instead; one directory for each, 2 GiB are written. May be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """KV blocks between device and host memory, beside plain copies in the same run: rates, latency, what it costs the
-    GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size."""
-    bench_transfer.run(device, geometry or [], layout or [], tokens or [], as_json)
+    GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size.
+
+    With --ssd: blocks that lie on drives only, to the device, beside the drives' own rate (the program of `flexkv bench
+    ssd`) and plain copies, in turns."""
+    bench_transfer.run(device, geometry or [], layout or [], tokens or [], [str(one) for one in ssd or []], as_json)
 
 
 @bench_app.command(

@@ -5,18 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import select
 import shutil
-import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -24,18 +19,23 @@ from rich.text import Text
 
 from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
-from flexkv.cli.run_bench import program
+from flexkv.cli.ssd_program import (
+    DEPTH,
+    FILE_BYTES_MIN,
+    PATIENCE,
+    BenchError,
+    ProgramError,
+    SsdProgram,
+    sigterm_as_interrupt,
+)
 from flexkv.config.sizes import GIB, KIB, MIB, format_size, parse_size
 
 FIO = "fio"
 TARGET = 0.95  # of the best of the others
 TARGET_FROM = 256 * KIB
-DEPTH = 32  # blocks under way at once, for all; that of the program
-FILE_BYTES_MIN = 256 * MIB  # as the program wants it
 _BLOCKS = (64 * KIB, 256 * KIB, MIB, 4 * MIB)
 _ROUND_SECONDS = 0.5
 _ROUNDS_MIN = 3
-_PATIENCE = 60.0  # seconds for an answer beyond what was asked to take
 
 _OURS = "flexkv"
 _THREADS = "threads"
@@ -45,14 +45,6 @@ _FIO_WAYS: Mapping[str, tuple[str, ...]] = {
 }
 # The pool lies on pages of 2 MiB where the kernel has some, and drives are faster with those: so does fio's memory.
 _FIO_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
-class BenchError(Exception):
-    """What a person can do something about."""
-
-
-class ProgramError(Exception):
-    """`flexkv-bench` has ended, or does not answer: nothing more can be measured."""
 
 
 @dataclass
@@ -94,7 +86,7 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
     rows: list[Row] = []
     about: dict[str, Any] = {"load_average": [_load_average()]}
     try:
-        with sigterm_as_interrupt(), _Program(directories, bytes_each) as measuring:
+        with sigterm_as_interrupt(), SsdProgram(directories, bytes_each) as measuring:
             rows = _rows(len(directories))
             _measure(rows, measuring, about, notes, seconds)
     except (BenchError, ProgramError) as error:
@@ -112,11 +104,11 @@ def measure_shortly(directory: str) -> list[Row]:
     """Reads and writes of the largest blocks in a file of 256 MiB: ours and the threads'. A second or two. Raises
     BenchError or ProgramError."""
     rows = [Row(op, "random", max(_BLOCKS), 1, {_OURS: [], _THREADS: []}) for op in ("read", "write")]
-    with sigterm_as_interrupt(), _Program([directory], FILE_BYTES_MIN) as measuring:
+    with sigterm_as_interrupt(), SsdProgram([directory], FILE_BYTES_MIN) as measuring:
         measuring.fill()
         for row, turn in itertools.product(rows, range(2)):
             for who, rates in row.rates.items():
-                rates.append(measuring.measure(who, row, _ROUND_SECONDS / 2, turn))
+                rates.append(_rate_of(who, row, measuring, _ROUND_SECONDS / 2, turn))
     return rows
 
 
@@ -138,89 +130,6 @@ def _load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """So that what has to go, goes. (The files go in any case: the program removes them when it hears no more of us.)"""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Program:
-    """`flexkv-bench ssd`: makes the files, measures what it is told to, removes the files."""
-
-    def __init__(self, directories: list[str], bytes_each: int) -> None:
-        self.files: list[str] = []
-        self.bytes_each = bytes_each
-        self._process = subprocess.Popen(
-            [str(program()), "ssd", str(bytes_each), *directories],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for us: it is to remove the files before it ends
-        )
-
-    def __enter__(self) -> _Program:
-        try:
-            self.files = self._answer(None)["files"]
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:  # a drive that hangs
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        for file in self.files:
-            shutil.rmtree(Path(file).parent, ignore_errors=True)
-
-    def fill(self) -> dict[str, Any]:
-        return self._ask("fill", None)  # takes as long as the drive needs
-
-    def measure(self, who: str, row: Row, seconds: float, seed: int) -> float:
-        way = {_OURS: "drive", _THREADS: "threads"}[who]
-        result = self._ask(f"{way} {row.op} {row.order} {row.block} {seconds} {seed} {row.directories}", seconds)
-        return float(result["bytes"] / result["seconds"] / 1e9)
-
-    def _ask(self, line: str, seconds: float | None) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._ended()
-        return self._answer(seconds)
-
-    def _answer(self, seconds: float | None) -> dict[str, Any]:
-        """The one line that comes for each of ours."""
-        assert self._process.stdout is not None
-        patience = None if seconds is None else seconds + _PATIENCE
-        if not select.select([self._process.stdout], [], [], patience)[0]:
-            raise ProgramError(f"no answer for {patience:g} s: does the drive hang? See the kernel's log")
-        line = self._process.stdout.readline()
-        if not line:
-            self._ended()
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchError(answer["error"])
-        return answer
-
-    def _ended(self) -> NoReturn:
-        raise ProgramError(f"flexkv-bench ended with code {self._process.wait()}")
-
-
 def _rows(directories: int) -> list[Row]:
     """Reads first: they are compared with what the files were filled with, and fio writes what it likes."""
     counts = (1,) if directories == 1 else (1, directories)
@@ -231,7 +140,7 @@ def _rows(directories: int) -> list[Row]:
 
 
 def _measure(
-    rows: list[Row], measuring: _Program, about: dict[str, Any], notes: list[str], seconds: float
+    rows: list[Row], measuring: SsdProgram, about: dict[str, Any], notes: list[str], seconds: float
 ) -> None:
     rounds = max(round(seconds / _ROUND_SECONDS), _ROUNDS_MIN)
     with BenchProgress("flexkv bench ssd") as bar:
@@ -252,13 +161,14 @@ def _measure(
                     bar.advance(f"{row.name}: {each}")
 
 
-def _rate_of(who: str, row: Row, measuring: _Program, seconds: float, seed: int) -> float:
+def _rate_of(who: str, row: Row, measuring: SsdProgram, seconds: float, seed: int) -> float:
     if who in _FIO_WAYS:
         return _fio(who, row, measuring.files[: row.directories], measuring.bytes_each, seconds, seed)
-    return measuring.measure(who, row, seconds, seed)
+    way = {_OURS: "drive", _THREADS: "threads"}[who]
+    return measuring.measure(way, row.op, row.order, row.block, seconds, seed, row.directories)
 
 
-def _fio_ways(measuring: _Program, notes: list[str]) -> list[str]:
+def _fio_ways(measuring: SsdProgram, notes: list[str]) -> list[str]:
     """What fio can do here: it may be missing, and registering memory may be forbidden (ulimit -l)."""
     if shutil.which(FIO) is None:
         notes.append("fio not found: without it only flexkv and the threads are measured (Debian: apt install fio)")
@@ -287,7 +197,7 @@ def _fio(way: str, row: Row, files: list[str], bytes_each: int, seconds: float, 
         check=False,
         capture_output=True,
         text=True,
-        timeout=seconds + _PATIENCE,
+        timeout=seconds + PATIENCE,
         env=os.environ | _FIO_ENVIRONMENT,
     )
     messages = " / ".join(line for line in (done.stderr or "").splitlines() if line.strip())

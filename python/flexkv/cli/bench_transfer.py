@@ -8,11 +8,15 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from flexkv.cli import bench_from_drives
 from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
 
 
-def run(device_name: str, geometries: list[str], layouts: list[str], tokens: list[int], as_json: bool) -> None:
+def run(
+    device_name: str, geometries: list[str], layouts: list[str], tokens: list[int], ssd: list[str], as_json: bool
+) -> None:
+    """With `ssd`, directories on drives: loads from there instead of transfers to and from host memory."""
     try:
         import torch
     except ImportError:
@@ -29,18 +33,24 @@ def run(device_name: str, geometries: list[str], layouts: list[str], tokens: lis
             fail(f"--{name} {unknown[0]}: allowed are {', '.join(allowed)}")
     if wrong := [count for count in tokens if count < 1]:
         fail(f"--tokens {wrong[0]}: must be at least 1")
-    report = _measure(device, geometries or list(GEOMETRIES), layouts or list(LAYOUTS), tokens or list(TOKENS))
+    if ssd and tokens:
+        fail("--tokens does not go with --ssd, which has lengths of its own: from one block to 768 MiB")
+    if cuda:
+        torch.cuda.set_device(device)
+    if ssd:
+        report = bench_from_drives.measure(device, geometries, layouts, ssd)
+    else:
+        report = _measure(device, geometries or list(GEOMETRIES), layouts or list(LAYOUTS), tokens or list(TOKENS))
+    report["device"] = torch.cuda.get_device_name(device) if cuda else "host memory"
     if as_json:
         print_json(report)
     else:
-        _show(report)
-    if not all(row["equal"] for row in report["alone"]):
+        (bench_from_drives.show if ssd else _show)(report)
+    if not all(row["equal"] for row in report["from_drives" if ssd else "alone"]):
         raise typer.Exit(EXIT_FAILED)
 
 
 def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: list[int]) -> dict[str, Any]:
-    import torch
-
     from flexkv.bench.geometry import GEOMETRIES
     from flexkv.bench.transfer import measure_alone, measure_beside, measure_link
     from flexkv.config import load
@@ -48,8 +58,6 @@ def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: lis
     stage_below = load().gpu_stage_below_bytes
     with BenchProgress("flexkv bench transfer") as progress:
         progress.say("plain copies")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         link = measure_link(device)
         alone = list(measure_alone(device, geometries, layouts, tokens, stage_below, progress.say))
         beside = []
@@ -57,9 +65,7 @@ def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: lis
             for compute in ("gemm", "reader"):
                 progress.say(f"beside work of the GPU: {compute}")
                 beside += measure_beside(device, GEOMETRIES[geometries[0]], layouts[0], stage_below, compute)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host memory"
     return {
-        "device": name,
         "gpu_stage_below_bytes": stage_below,
         "link": dataclasses.asdict(link),
         "alone": [dataclasses.asdict(row) for row in alone],

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from flexkv.cli import bench_ssd, cells, run_bench
+from flexkv.cli import bench_ssd, cells, run_bench, ssd_program
 from flexkv.cli.bench_progress import BenchProgress
 from flexkv.cli.common import console
 from flexkv.config import Settings
@@ -23,7 +23,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     directories = [path for path in settings.ssd_cache_dir if os.path.isdir(path)] if settings.ssd_cache_bytes else []
     gpu_steps = copies.STEPS if nvml.driver_is_there() else 0
     steps = gpu_steps + len(directories) + 1
-    with bench_ssd.sigterm_as_interrupt(), BenchProgress("flexkv doctor --measure", steps) as progress:
+    with ssd_program.sigterm_as_interrupt(), BenchProgress("flexkv doctor --measure", steps) as progress:
         measured: dict[str, Any] = {"copies": _copies(progress), "drives": []}
         for path in directories:
             progress.say(path)
@@ -68,7 +68,7 @@ def _drive(path: str) -> dict[str, Any]:
         return {"error": "this installation has no benchmarks: it was built without libbenchmark-dev"}
     try:
         rows = bench_ssd.measure_shortly(path)
-    except (bench_ssd.BenchError, bench_ssd.ProgramError, OSError) as error:
+    except (ssd_program.BenchError, ssd_program.ProgramError, OSError) as error:
         return {"error": _first_line(error)}
     return {"rows": [{"op": row.op, "block_bytes": row.block, **row.medians()} for row in rows]}
 

@@ -217,8 +217,21 @@ def _read_text(path: Path) -> str:
 _Row = tuple[object, object, int]
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Without numbers to the base of 60: nobody who writes `1:30` means 90, so it is text, which no number allows."""
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and ":" in (value or "") and tag in _YAML_NUMBERS:
+            return self.DEFAULT_SCALAR_TAG
+        return tag
+
+
+_YAML_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 def _parse_yaml(text: str) -> Iterator[_Row]:
-    loader = yaml.SafeLoader(text)
+    loader = _YamlLoader(text)
     try:
         root = loader.get_single_node()
         if root is None or root.tag == "tag:yaml.org,2002:null":

@@ -101,6 +101,17 @@ def number(low: float, high: float) -> Kind:
     return Kind(f"a number from {low:g} to {high:g}", parse, lambda value: f"{value:g}")
 
 
+def number_or_zero(low: float, high: float) -> Kind:
+    """A number that is not given as 0; otherwise at least `low`, because less cannot be meant."""
+    given = number(low, high)
+
+    def parse(value: object) -> float:
+        parsed = number(0, high).parse(value)
+        return parsed if parsed == 0 else given.parse(value)
+
+    return Kind(f"0, or {given.allowed}", parse, given.show)
+
+
 def size(bare_unit: int, low: int, high: int, *, auto: Callable[[], sizes.AutoSize] | None = None) -> Kind:
     def parse(value: object) -> int:
         if auto is not None and isinstance(value, str) and value.strip().lower() == "auto":

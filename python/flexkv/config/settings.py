@@ -18,6 +18,7 @@ from flexkv.config.setting import (
     directories,
     integer,
     number,
+    number_or_zero,
     setting,
     size,
     size_choice,
@@ -165,7 +166,7 @@ class Settings:
         topic="SSD tier",
     )
     ssd_capacity_gb: float = setting(
-        number(0, 1e9),
+        number_or_zero(0.001, 1e9),
         0.0,
         "Capacity of each drive in units of 1,000,000,000 bytes, as on its label; for ssd_dwpd. 0: the size of the "
         "file system.",
@@ -179,7 +180,7 @@ class Settings:
         topic="SSD tier",
     )
     ssd_years: float = setting(
-        number(0, 1000),
+        number_or_zero(0.1, 1000),
         0.0,
         "Years that each drive is to last: needed for ssd_tbw. With ssd_dwpd the years that it holds for, which tell "
         "the days of life left; then 0 stands for 5.",

@@ -60,7 +60,7 @@ WriteBudget::WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_m
     chunk_ = std::max({burst_ / kChunksPerBurst, write_bytes_max, kChunkMin});
     life_bytes_ = daily * days;
   }
-  level_ = burst_;
+  level_ = fill_ / (kDay / kHour);
   if (saved) {
     sequence_ = saved->sequence;
     level_ = std::min(saved->level, burst_);

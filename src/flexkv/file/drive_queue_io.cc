@@ -54,11 +54,13 @@ bool DriveQueue::may_save() const {
 std::size_t DriveQueue::pick_urgency() {
   constexpr auto kSave = static_cast<std::size_t>(Urgency::kSave);
   const auto ready = [&](std::size_t u) { return !waiting_[u].empty() && (u != kSave || may_save()); };
+  const std::uint64_t reading = in_flight_[static_cast<std::size_t>(Urgency::kLoad)].bytes +
+                                in_flight_[static_cast<std::size_t>(Urgency::kPrefetch)].bytes;
   std::size_t picked = kNone;
   for (std::size_t u = kUrgencyCount; u-- > 0;) {
     if (ready(u) && (picked == kNone || passed_over_[picked] < kPassedOverMax)) picked = u;
   }
-  if (picked == kNone) return kNone;
+  if (picked == kNone || (picked != kSave && reading >= limits_.read_bytes_max)) return kNone;
   passed_over_[picked] = 0;
   for (std::size_t u = picked + 1; u < kUrgencyCount; ++u) {
     if (ready(u)) ++passed_over_[u];

@@ -96,6 +96,21 @@ TEST_F(DriveQueueTest, WritesGetAQuarterOfTheBytesWhileAnythingIsRead) {
   EXPECT_EQ(begin_all(queue).writes, 6u);
 }
 
+TEST_F(DriveQueueTest, FewReadsAtOnceSoThatTheFirstIsThereEarly) {
+  DriveQueue queue = queue_with({.depth = 64, .flight_bytes_max = 64 * kMiB, .read_bytes_max = 8 * kMiB});
+  std::vector<Request> requests;
+  for (std::uint64_t i = 0; i < 4; ++i) requests.push_back(request(i, 5 * i * kMiB, 4 * kMiB));
+  for (std::uint64_t i = 4; i < 8; ++i) requests.push_back(request(i, 5 * i * kMiB, 4 * kMiB, Urgency::kSave));
+  ASSERT_TRUE(queue.submit(requests, 1));
+  const Begun first = begin_all(queue);
+  EXPECT_EQ(first.bytes.size(), 2u);
+  EXPECT_EQ(first.writes, 0u);  // the reads that wait are before them all the same
+  queue.end(first.slots[0], 4 * kMiB, 2);
+  const Begun second = begin_all(queue);
+  EXPECT_EQ(second.bytes.size(), 1u);
+  EXPECT_EQ(second.writes, 0u);
+}
+
 TEST_F(DriveQueueTest, ABlockIsOneIoAndNeighboursAreJoinedToAMegabyte) {
   DriveQueue queue = queue_with({});
   std::vector<Request> requests{request(0, 0, 4 * kMiB), request(1, 8 * kMiB, 5 * kMiB)};

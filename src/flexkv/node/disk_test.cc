@@ -414,6 +414,16 @@ TEST_F(NodeDiskTest, ADriveThatIsOffCostsNoBlocks) {
   EXPECT_EQ(node->stats().disk_blocks_evicted, 0U);
 }
 
+TEST_F(NodeDiskTest, ADriveFullOfLoadsIsBusyAndNotOff) {
+  const auto e = start_with_engine(8, 8);
+  keep_on_drives(e, keys_of(1, 4));
+  disk.admission = DiskAdmission::kBusy;
+  keep(e, 10, 10, keys_of(2, 3));
+  EXPECT_EQ(unwritten(Reason::kDiskBusy), 3U);
+  EXPECT_EQ(unwritten(Reason::kDiskOff), 0U);
+  EXPECT_EQ(node->stats().disk_blocks_evicted, 0U);
+}
+
 TEST_F(NodeDiskTest, AWriteThatMustWaitForTheBudgetIsTriedAgainWhenItIsThere) {
   const auto e = start_with_engine(8, 8);
   disk.admission = DiskAdmission::kLater;

@@ -182,6 +182,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
   std::vector<bool> refused(space.disk_slots->drive_count());
   bool later = false;
   bool budget = false;
+  bool crowded = false;  // by others' work
   while (true) {
     bool busy = false;
     const auto slot = take_disk_slot(space, refused, busy);
@@ -189,7 +190,8 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
       if (busy || later) return Begun::kBusy;
       if (budget) return Begun::kBudget;
       const bool off = std::ranges::find(refused, true) != refused.end();
-      ++stats_.unwritten_blocks[slot_of(off ? Reason::kDiskOff : Reason::kDiskFull)];
+      const Reason why = crowded ? Reason::kDiskBusy : off ? Reason::kDiskOff : Reason::kDiskFull;
+      ++stats_.unwritten_blocks[slot_of(why)];
       return Begun::kNothing;
     }
     const unsigned drive = space.disk_slots->drive_of(*slot);
@@ -211,7 +213,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
       case DiskAdmission::kBusy:
         space.disk_slots->give_back(*slot);
         if (disk_->writes[drive] > 0) return Begun::kBusy;
-        refused[drive] = true;  // busy with others' work: nothing of ours would end and have us try again
+        refused[drive] = crowded = true;  // no write would end and have us try again
         break;
       case DiskAdmission::kUnavailable:
         space.disk_slots->give_back(*slot);

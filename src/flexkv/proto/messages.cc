@@ -74,7 +74,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kBudgetLow, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kDiskBusy, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -104,7 +104,8 @@ const char* reason_name(Reason reason) {
                                                                    "not_worth_loading",
                                                                    "unlikely",
                                                                    "budget",
-                                                                   "budget_low"};
+                                                                   "budget_low",
+                                                                   "disk_busy"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 

@@ -125,8 +125,9 @@ enum class Reason : std::uint8_t {
   kUnlikely,         // not written to a drive: blocks like it are rarely used again
   kBudget,           // not written to a drive: its budget of bytes to be written is used up for now
   kBudgetLow,        // not written to a drive: not used often enough for a budget that runs low
+  kDiskBusy,         // not written to a drive: loads kept it busy
 };
-constexpr std::size_t kReasonCount = 26;
+constexpr std::size_t kReasonCount = 27;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -23,7 +23,7 @@ class DriveBudget final : public disk::WriteMeter {
  public:
   struct Options {
     admission::Endurance endurance;
-    bool fresh = false;  // no node has used the directory before: its budget is whole
+    bool fresh = false;  // no node has used the directory before: an hour's budget to begin with
     std::function<Nanos()> now = monotonic_now;
   };
   // Reads the record and makes the first reservation durable. Blocks.
