@@ -191,10 +191,10 @@ def _take_other_kv_memory(worker: Any) -> bool:
     import torch
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    # What takes the place of the old memory.
-    worker.e2e_filler = [torch.ones(size, dtype=torch.uint8) for _, size, _ in worker.e2e_asleep]
-    for storage, size, _ in worker.e2e_asleep:
+    for storage, size, address in worker.e2e_asleep:
         storage.resize_(size)
+        if storage.data_ptr() == address:
+            storage.resize_(size + 4096)  # elsewhere, as it is copied from here
         torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0x3F)
     if has_kv_transfer_group():
         getattr(get_kv_transfer_group(), "restore_kv_caches", lambda: None)()
