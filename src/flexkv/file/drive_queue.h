@@ -27,7 +27,7 @@ struct DriveLimits {
   std::uint64_t flight_bytes_max = 64 << 20;  // and their bytes, but for what one I/O is over: a load waits behind them
   // Of reads alone: more keep a drive no busier, and the fewer share it, the earlier the first of them is there, to be
   // checked and copied while the drive reads the next.
-  std::uint64_t read_bytes_max = 16 << 20;
+  std::uint64_t read_bytes_max = 32 << 20;
   std::size_t io_bytes_max = 4 << 20;
   std::uint32_t queue_requests_max = 8192;
   std::uint64_t queue_bytes_max = 16ULL << 30;
