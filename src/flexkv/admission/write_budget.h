@@ -8,8 +8,8 @@
 //
 // Crash-safe by reserving ahead: take() spends only what a durable record already calls spent. A crash loses at most
 // two chunks (each 1/64 of the bucket, or a larger write), never overspends. The I/O is the caller's:
-//   start:     WriteBudget(limits, decode(file), now); unreadable: State{}, an empty bucket; no file on what seems to be
-//              a new drive: what it fills with in an hour, because the drive may be an old one with new directories
+//   start:     WriteBudget(limits, decode(file), now); unreadable: State{}, an empty bucket; no file on what seems a
+//              new drive: what it fills with in an hour, because the drive may be an old one with new directories
 //   any time:  if (auto state = budget.next_record(now)) { make encode(*state) durable; budget.recorded(); }
 //   a write:   kGranted: write; kLater: make a record, then ask again; kRefused: do not write, reason: budget
 //   clean end: once no write is to follow, make encode(budget.close(now)) durable: nothing is lost
@@ -62,7 +62,8 @@ class WriteBudget {
     kRefused,  // the bucket is empty
   };
 
-  // `saved`: std::nullopt in a directory never used before. `write_bytes_max`: of a single write, as far as it is known.
+  // `saved`: std::nullopt in a directory never used before. `write_bytes_max`: of a single write, as far as it is
+  // known.
   WriteBudget(const Endurance& endurance, std::uint64_t write_bytes_max, const std::optional<State>& saved, Nanos now);
 
   bool limited() const { return daily_ != 0; }
