@@ -442,7 +442,7 @@ TEST_F(RealThreads, BlocksThatHostMemoryCannotHoldComeFromDrivesAlsoAfterARestar
 }
 
 TEST_F(RealThreads, WritingEndsWithTheBudgetAlsoOverARestartAndTheStatusTellsIt) {
-  constexpr admission::Endurance kEndurance{.dwpd = 1, .capacity_bytes = 8 << 20};
+  constexpr admission::Endurance kEndurance{.dwpd = 1, .capacity_bytes = 24 << 20};
   auto node = start_node(4U << 20, 64U << 20, kEndurance);
   Engine engine(dir_, "engine", 1);
   engine.connect(dir_);
@@ -457,12 +457,12 @@ TEST_F(RealThreads, WritingEndsWithTheBudgetAlsoOverARestartAndTheStatusTellsIt)
   EXPECT_GT(now.at("transfers").at("to_disk").at("blocks"), 2 * kBlocks);
   EXPECT_GT(now.at("transfers").at("to_disk").at("failed_blocks").at("budget"), 2 * kBlocks);
   auto endurance = now.at("disk").at("endurance");
-  EXPECT_EQ(endurance.at("daily_bytes"), 8 << 20);
+  EXPECT_EQ(endurance.at("daily_bytes"), 24 << 20);
   EXPECT_GT(endurance.at("pressure"), 0.5);
   EXPECT_GT(endurance.at("days_left"), 0);
-  EXPECT_LE(endurance.at("written_bytes"), 1 << 20);  // 7/64 of 8 MiB, and what a second fills in
+  EXPECT_LE(endurance.at("written_bytes"), 1 << 20);  // an hour of 24 MiB a day, and what seconds fill in
   EXPECT_EQ(endurance.at("written_bytes"), endurance.at("last_day_bytes"));
-  EXPECT_EQ(now.at("disk").at("drives").at(0).at("endurance").at("daily_bytes"), 4 << 20);
+  EXPECT_EQ(now.at("disk").at("drives").at(0).at("endurance").at("daily_bytes"), 12 << 20);
   node.reset();
   const std::uint64_t before = endurance.at("written_bytes");
   node = start_node(4U << 20, 64U << 20, kEndurance);
@@ -552,6 +552,8 @@ TEST_F(RealThreads, WhatNobodyArmsRunsAtOnceAndItsEndIsToldToWhoWaits) {
     const auto hashes = prompt(1);
     EXPECT_EQ(run_at_once(engine.client(), true, hashes).status, proto::JobStatus::kDone);
     EXPECT_EQ(run_at_once(engine.client(), false, hashes).status, proto::JobStatus::kDone);
+    // The end came through shared memory; this is where the thread sanitizer sees that the copies precede it.
+    for (std::uint32_t rank = 0; rank < 2; ++rank) (void)engine.agent(rank).counters();
     for (std::uint32_t block = 0; block < kBlocks; ++block) EXPECT_TRUE(engine.holds(32 + block, block)) << block;
     engine.disconnect();
   }

@@ -248,17 +248,10 @@ def test_blocks_are_held_where_the_engine_tells_of_a_canceled_load(start: Start)
     assert executor.scheduler.request_finished(parked, parked.block_ids) is True
     assert worker.get_finished([parked.request_id], []) == ([], [])
     worker._side.start_loads = start_loads
-    saved: list[int] = []
-
-    def reported() -> bool:
-        freed, loaded = worker.get_finished([], [])
-        assert not loaded
-        saved.extend(freed)
-        return bool(saved)
-
     executor.requests.remove(parked)
-    executor.run_until(reported)
-    assert saved == [parked.request_id]
+    executor.held.add(parked.request_id)
+    executor.run_until(lambda: bool(executor.saved))
+    assert executor.saved == [parked.request_id]
 
 
 @pytest.fixture

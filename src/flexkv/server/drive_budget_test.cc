@@ -115,7 +115,7 @@ TEST(DriveBudget, IsNotCrossedByProcessesThatAreKilled) {
   int refused = 0;
   int killed = 0;
   for (unsigned run = 0; run < 200 && refused < 3; ++run) {
-    const std::uint64_t until = *granted + (1 + run % 7) * kWrite;
+    const std::uint64_t until = *granted + (1 + run % 3) * kWrite;
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
