@@ -367,6 +367,53 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);
 }
 
+// Three blocks of 100 ms each: their reads are paid for once, whoever began them.
+TEST_F(NodeDiskTest, WhatIsOnItsWayFromADriveCostsOnlyTheRestOfTheWay) {
+  const auto e = start_with_engine(16, 16);
+  const auto keys = keys_of(1, 4);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+  now += 100 * kMillisecond;
+  end_all(disk.reads);
+  report(agents[0], 10);
+  node->close_sequence(e, 3);
+  node->set_prefill(e, {0, 1e7, 0});  // 160 ms for a block: twice the reads of all would be more
+  EXPECT_EQ(node->prefetch(e, {4, 0, keys}, now), Reason::kNone);
+  ASSERT_EQ(disk.reads.size(), 3U);
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 4U);
+  ASSERT_EQ(load(e, 4, 11, keys), Reason::kNone);
+  EXPECT_EQ(lookup(e, 5, keys).matched_blocks, 4U);  // another request for the same
+  end_all(disk.reads);
+  report(agents[0], 11);
+}
+
+TEST_F(NodeDiskTest, TriesADriveAgainThatWasTooSlowAWhileAgo) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+  now += 100 * kMillisecond;
+  end_all(disk.reads);
+  report(agents[0], 10);
+  node->close_sequence(e, 3);
+  node->set_prefill(e, {0, 1e6, 0});  // 16 ms for a block
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 1U);
+  now += 240 * kSecond;
+  EXPECT_EQ(lookup(e, 5, keys).matched_blocks, 3U);
+}
+
+TEST_F(NodeDiskTest, SingleBlocksGoToOneDriveAfterTheOther) {
+  const auto e = start_with_engine(8, 8);
+  std::set<unsigned> used;
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    keep(e, i + 1, next_job++, keys_of(i + 1, 1));
+    ASSERT_EQ(disk.writes.size(), 1U);
+    used.insert(disk.writes[0].slot % 2);
+    end_all(disk.writes);
+  }
+  EXPECT_EQ(used.size(), 2U);
+}
+
 TEST_F(NodeDiskTest, PrefetchFetchesWithoutALoad) {
   const auto e = start_with_engine(16, 16);
   const auto keys = keys_of(1, 3);

@@ -108,21 +108,31 @@ std::uint64_t Node::slots_in_reach(const Space& space) const {
 // How many of the first `blocks`, whose slots are in the scratch vectors. What host memory has is taken to cost
 // nothing: links to devices are far faster than any engine computes.
 std::uint32_t Node::worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const {
-  const double rate = disk_->reads.bytes_per_second();
+  const double rate = disk_->reads.expected_bytes_per_second(now_);
   if (options_.always_load || rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
   const auto block_bytes = static_cast<double>(engine.space->slots.slot_bytes());
   const auto read_time = [&](double bytes) { return bytes / rate * static_cast<double>(kSecond); };
-  // Reads that run, and those that wait for room or for the drive.
+  // Reads that run, and those that wait for room or for the drive. What of this prompt is among them (a prefetch of it,
+  // or a load of another request) costs nothing beyond that wait.
   const double waiting = read_time(static_cast<double>(disk_->reads.waiting_bytes()) +
                                    static_cast<double>(disk_->loads.size()) * block_bytes);
+  enum class Where { kHost, kComing, kDrive };
+  const auto where = [&](std::uint32_t i) {
+    if (disk_->host_slots[i] != index::kNoSlot) return Where::kHost;
+    const auto fetch = engine.space->fetches.find(sequence.keys[i]);
+    if (fetch == engine.space->fetches.end()) return Where::kDrive;
+    const bool counted = fetch->second.host != index::kNoSlot || !fetch->second.prefetch;
+    return counted ? Where::kComing : Where::kDrive;
+  };
   std::vector<plan::Stretch> stretches;
   bool waited = false;
-  bool on_drive = false;
+  Where last = Where::kHost;
   for (std::uint32_t i = 0; i < blocks; ++i) {
-    const bool read = disk_->host_slots[i] == index::kNoSlot;
-    if (i == 0 || read != on_drive) {
-      stretches.push_back({0, read ? read_time(block_bytes) : 0, read && !std::exchange(waited, true) ? waiting : 0});
-      on_drive = read;
+    const Where here = where(i);
+    if (i == 0 || here != last) {
+      const bool first_wait = here != Where::kHost && !std::exchange(waited, true);
+      stretches.push_back({0, here == Where::kDrive ? read_time(block_bytes) : 0, first_wait ? waiting : 0});
+      last = here;
     }
     ++stretches.back().blocks;
   }

@@ -2,6 +2,8 @@
 // idle time does not count and transfers that overlap are not counted twice. Thread-compatible.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "flexkv/base/time.h"
@@ -25,11 +27,18 @@ class FlowRate {
 
   // 0: not known yet.
   double bytes_per_second() const { return busy_ < kLeast ? 0 : bytes_ / (busy_ / static_cast<double>(kSecond)); }
+  // The same for what is begun now: an estimate that nothing has confirmed for a while is trusted less and less, and
+  // doubles with each minute, so that a slow spell is found to be over.
+  double expected_bytes_per_second(Nanos now) const {
+    const Nanos idle = waiting_ == 0 && now > now_ ? now - now_ : 0;
+    return bytes_per_second() * std::exp2(std::min(static_cast<double>(idle) / kDoubling, 60.0));
+  }
   // Begun and not ended.
   std::uint64_t waiting_bytes() const { return waiting_bytes_; }
 
  private:
   static constexpr double kMemory = 2.0 * kSecond;
+  static constexpr double kDoubling = 60.0 * kSecond;
   static constexpr double kLeast = 1.0 * kMillisecond;
 
   void advance(Nanos now) {

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 #include "flexkv/base/prng.h"
@@ -86,6 +87,17 @@ TEST(FlowRate, FollowsADriveThatSlowsDown) {
   run(kMillisecond, 10'000);
   run(10 * kMillisecond, 1'000);
   EXPECT_NEAR(flow.bytes_per_second() / 1e8, 1, 0.1);
+}
+
+TEST(FlowRate, IsTriedAgainAfterASlowSpell) {
+  FlowRate flow;
+  EXPECT_EQ(flow.expected_bytes_per_second(kSecond), 0);
+  flow.begin(1'000'000, kSecond);
+  EXPECT_EQ(flow.expected_bytes_per_second(3600 * kSecond), 0) << "it still waits";
+  flow.end(1'000'000, true, 2 * kSecond);
+  EXPECT_DOUBLE_EQ(flow.expected_bytes_per_second(2 * kSecond), flow.bytes_per_second());
+  EXPECT_DOUBLE_EQ(flow.expected_bytes_per_second(182 * kSecond), 8 * flow.bytes_per_second());
+  EXPECT_TRUE(std::isfinite(flow.expected_bytes_per_second(std::int64_t{100} * 365 * 86'400 * kSecond)));
 }
 
 // Against every possible place to stop.
