@@ -104,6 +104,7 @@ struct Node::Disk {
   std::deque<WriteRun> write_runs;
   std::uint64_t queued_write_bytes = 0;  // of write_runs
   std::vector<std::uint32_t> writes;     // at each drive
+  unsigned next_drive = 0;               // for a write, if others have no less to do
   bool pumping = false;
   plan::FlowRate reads;
   std::vector<index::Slot> host_slots;  // scratch of served()

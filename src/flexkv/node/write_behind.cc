@@ -154,7 +154,9 @@ std::optional<index::Slot> Node::take_disk_slot(Space& space, const std::vector<
       give_back_evicted(space);
     }
     std::optional<unsigned> best;
-    for (unsigned drive = 0; drive < slots.drive_count(); ++drive) {
+    // Of those that have least to write the next one in turn: blocks that come one by one go to all drives, too.
+    for (unsigned i = 0; i < slots.drive_count(); ++i) {
+      const unsigned drive = (disk_->next_drive + i) % slots.drive_count();
       if (refused[drive] || !slots.has_free(drive)) continue;
       if (disk_->writes[drive] >= kWritesPerDrive) {
         busy = true;
@@ -162,7 +164,10 @@ std::optional<index::Slot> Node::take_disk_slot(Space& space, const std::vector<
         best = drive;
       }
     }
-    if (best) return slots.take(*best);
+    if (best) {
+      disk_->next_drive = (*best + 1) % slots.drive_count();
+      return slots.take(*best);
+    }
     if (busy) return std::nullopt;
   }
   return std::nullopt;
