@@ -11,7 +11,6 @@ bool is_drive_fault(int error_number) {
     case EIO:
     case ENXIO:
     case ENODEV:
-    case EROFS:
     case ETIMEDOUT:
     case ESTALE:
     case ENODATA:  // as the kernel reports a bad sector; the end of a file is not an error of the kernel's

@@ -218,8 +218,10 @@ void DriveQueue::release(Slot& slot) {
 
 void DriveQueue::end_probe(std::int64_t result, Nanos now) {
   Slot& slot = slots_.back();
-  // A probe file that a full drive has no page for says nothing of how the drive works.
-  const bool passed = result == static_cast<std::int64_t>(kDirectAlignment) || result == -ENOSPC || result == -EDQUOT;
+  // That a full drive has no page for the probe, or that nothing may be written to it, says nothing of how it works.
+  constexpr int kOnlyNoWrites[] = {ENOSPC, EDQUOT, EROFS, EPERM, EACCES};
+  const bool passed = result == static_cast<std::int64_t>(kDirectAlignment) ||
+                      std::ranges::find(kOnlyNoWrites, -result) != std::end(kOnlyNoWrites);
   if (passed && slot.io.op == Op::kWrite && !closed_) {
     slot.io.op = Op::kRead;
     again_.push_back(slot.io.slot);

@@ -111,6 +111,39 @@ TEST_F(DriveQueueTest, FewReadsAtOnceSoThatTheFirstIsThereEarly) {
   EXPECT_EQ(second.writes, 0u);
 }
 
+TEST_F(DriveQueueTest, ADriveThatMayOnlyBeReadIsReadOn) {
+  DriveQueue queue = queue_with({.depth = 64});
+  std::vector<Request> writes;
+  for (std::uint64_t i = 0; i < 64; ++i) writes.push_back(request(i, 2 * i * kPage, kPage, Urgency::kSave));
+  ASSERT_TRUE(queue.submit(writes, 1));
+  const Begun begun = begin_all(queue);
+  ASSERT_EQ(begun.slots.size(), 64u);
+  for (const std::uint32_t slot : begun.slots) queue.end(slot, -EROFS, 2);
+  const Request read = request(100, 0, kPage);
+  ASSERT_TRUE(queue.submit({&read, 1}, 3));
+  EXPECT_EQ(begin_all(queue).bytes.size(), 1u);
+}
+
+TEST_F(DriveQueueTest, AProbeThatMayNotWriteReads) {
+  DriveQueue queue = queue_with({.depth = 8});
+  std::vector<Request> reads;
+  for (std::uint64_t i = 0; i < 8; ++i) reads.push_back(request(i, 2 * i * kPage, kPage));
+  ASSERT_TRUE(queue.submit(reads, 1));
+  for (const std::uint32_t slot : begin_all(queue).slots) queue.end(slot, -EIO, 2);
+  const Nanos later = 2 + kSecond;
+  const Io* probe = queue.begin(later);
+  ASSERT_NE(probe, nullptr);
+  ASSERT_EQ(probe->op, Op::kWrite);
+  queue.end(probe->slot, -EROFS, later);
+  probe = queue.begin(later);
+  ASSERT_NE(probe, nullptr);
+  ASSERT_EQ(probe->op, Op::kRead);
+  queue.end(probe->slot, kPage, later);
+  const Request read = request(100, 0, kPage);
+  EXPECT_TRUE(queue.submit({&read, 1}, later));
+  EXPECT_NE(queue.begin(later), nullptr);
+}
+
 TEST_F(DriveQueueTest, ABlockIsOneIoAndNeighboursAreJoinedToAMegabyte) {
   DriveQueue queue = queue_with({});
   std::vector<Request> requests{request(0, 0, 4 * kMiB), request(1, 8 * kMiB, 5 * kMiB)};
