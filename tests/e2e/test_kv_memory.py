@@ -54,7 +54,7 @@ class Worker:
         identity.worker_rank = lambda config: 0  # vLLM's process groups are not there to ask
         config: Any = SimpleNamespace(
             kv_transfer_config=SimpleNamespace(engine_id="engine"),
-            parallel_config=SimpleNamespace(world_size=1, pipeline_parallel_size=1),
+            parallel_config=SimpleNamespace(world_size=1, pipeline_parallel_size=1, tensor_parallel_size=1),
             cache_config=SimpleNamespace(num_gpu_blocks=BLOCKS),
         )
         self.node = _core.Node({"pool_bytes": 256 << 20, "mode": "embedded", "log_level": "error"})

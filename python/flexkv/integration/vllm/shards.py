@@ -36,7 +36,7 @@ def shard_of(config: VllmConfig, rank: int, layer_names: Iterable[str]) -> int:
     """
     parallel = config.parallel_config
     ranks = parallel.tensor_parallel_size
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
+    if ranks == 1 or getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return rank
     # CPUs add up the ranks' parts of a layer beginning with their own: sums of three and more differ in the last bits,
     # and so does the KV of the next layer. GPUs add in one order, or in one place.
