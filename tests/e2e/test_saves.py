@@ -292,6 +292,21 @@ def test_a_reset_before_sleep_fails_while_a_save_does_not_end(monkeypatch: Any) 
     assert run.side.reset_cache() is False
 
 
+def test_before_the_engine_gives_its_memory_away_ranks_without_a_node_become_quiet(monkeypatch: Any) -> None:
+    monkeypatch.setattr(compat, "sleep_follows_reset", compat.may_sleep)
+    monkeypatch.setattr("flexkv.integration.vllm.scheduler._QUIET_SECONDS", 0.2)
+    run = Decoding(monkeypatch, sleep_mode=True)
+    run.step()
+    run.client.connection = 0
+    monkeypatch.setattr(run.client, "wait_ended_jobs", lambda timeout_s: False)
+    begun = time.monotonic()
+    assert run.side.reset_cache() is True
+    assert time.monotonic() - begun >= 0.2
+    begun = time.monotonic()
+    assert run.side.reset_cache() is True
+    assert time.monotonic() - begun < 0.2
+
+
 def test_a_reset_waits_for_nobody_where_memory_stays(monkeypatch: Any) -> None:
     run = Decoding(monkeypatch)
     run.step()

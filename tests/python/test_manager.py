@@ -126,6 +126,30 @@ def test_a_task_says_where_it_stands() -> None:
         assert not manager.get_match(prompt)[1].any()
 
 
+def test_puts_that_were_matched_before_a_reset_keep_nothing() -> None:
+    with engine() as (manager, group):
+        group.ask("fill", [0])
+        prompt = tokens(TOKENS)
+        put, _ = manager.put_match(prompt)
+        manager.reset()
+        manager.launch(put, slots([0]))
+        assert manager.wait(put)[put].status is KVResponseStatus.FAILED
+        assert not manager.get_match(prompt)[1].any()
+        task = manager.put_async(prompt, slots([0]))
+        assert manager.wait(task)[task].status is SUCCESS
+        assert manager.get_match(prompt)[1].all()
+
+
+def test_a_caller_that_never_waits_leaves_no_tasks_behind() -> None:
+    with engine() as (manager, _group):
+        running = []
+        for number in range(200):
+            manager.put_async(tokens(TOKENS, number), slots([0]))
+            assert manager._client.wait_ended_jobs(10)
+            running.append(len(manager._tasks.running))
+        assert max(running) == 1
+
+
 def test_a_rank_that_stops_fails_its_tasks_and_they_can_be_repeated() -> None:
     with engine(tp_size=2) as (manager, group):
         group.ask("fill", [0, 1])

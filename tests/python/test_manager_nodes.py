@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,27 @@ def test_a_daemon_keeps_what_one_engine_put_for_the_next_and_engines_survive_it(
         finally:
             again.kill()
             again.wait()
+
+
+def test_a_stalled_daemon_that_cannot_hear_a_cancel_has_no_task_end_before_its_copies(
+    monkeypatch: pytest.MonkeyPatch, daemon: subprocess.Popen[bytes]
+) -> None:
+    monkeypatch.setenv("FLEXKV_SERVER_LAUNCH_MODE", "external")
+    with started(model()) as manager, ranks(manager.gpu_register_port, Shape("vllm"), [{}]) as _group:
+        wait_ready(manager)
+        daemon.send_signal(signal.SIGSTOP)
+        os.waitpid(daemon.pid, os.WUNTRACED)  # all its threads have stopped
+        try:
+            task = manager.put_async(tokens(TOKENS), slots([0]))
+            # More than the way to the daemon holds: first orders, then what fits behind the last of them.
+            for seed in range(1, 61):
+                manager.put_async(tokens(4000 * TOKENS, seed), slots([0] * 4000))
+            for _ in range(8000):
+                manager.cancel(task)
+            assert manager.wait(task, timeout=1.5)[task].status is KVResponseStatus.TIMEOUT
+        finally:
+            daemon.send_signal(signal.SIGCONT)
+        assert manager.wait(task)[task].status is KVResponseStatus.CANCELLED
 
 
 def test_what_nobody_named_is_not_shared_through_a_daemon(

@@ -238,6 +238,21 @@ def test_whatever_happens_to_requests_nobody_computes_from_bytes_of_others(start
     assert loaded > 0
 
 
+def test_a_load_that_no_step_told_of_is_begun_by_nobody(start: Start) -> None:
+    """Its request ended before: its blocks are free at once, and the next one's."""
+    executor = start()
+    fill(executor)
+    request = executor.add(PROMPT)
+    executor._admit(request)
+    assert request.state == "parked"
+    assert executor.scheduler.request_finished(request, request.block_ids) is False
+    executor.cancel_unseen(request)
+    side = executor.workers[0]._side
+    executor.step()
+    assert not side._running and not side._outcomes
+    assert executor.run(PROMPT).loaded == 3 * BLOCK
+
+
 def test_blocks_are_held_where_the_engine_tells_of_a_canceled_load(start: Start) -> None:
     executor = start()
     fill(executor)

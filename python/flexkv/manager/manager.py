@@ -196,6 +196,7 @@ class KVManager:
         if swa_slot_mappings is not None:
             raise ValueError("swa_slot_mappings: a second pool for sliding windows is not supported")
         tasks = self._running_tasks()
+        tasks.settle()  # also for a caller that never waits
         ids = _id_list(task_ids)
         mappings = list(slot_mappings) if isinstance(slot_mappings, (list, tuple)) else [slot_mappings]
         if len(ids) != len(mappings):
@@ -331,8 +332,13 @@ class KVManager:
 
     @_one_at_a_time
     def reset(self) -> None:
-        """Forgets all blocks of this model, as after its weights have changed. What runs goes on and keeps nothing."""
-        self._running_tasks().client.reset()
+        """Forgets all blocks of this model, as after its weights have changed. What runs goes on and keeps nothing.
+        Puts that were matched and not launched have failed: what they would keep is of before."""
+        tasks = self._running_tasks()
+        for task in [task for task in tasks.matched.values() if task.save]:
+            tasks.take_matched(task.id, close=True)
+            tasks.end(task, KVResponseStatus.FAILED, "reset")
+        tasks.client.reset()
 
     # ---- who this is
 

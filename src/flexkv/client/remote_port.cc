@@ -102,7 +102,15 @@ class RemotePort final : public NodePort {
   bool post(const proto::FromClient& message) override {
     if (!channel_) return false;
     (void)drain(0);
-    if (!channel_ || !send(message)) return false;
+    if (!channel_) return false;
+    // Of a job that started at once nobody relies on it before the job has ended. To hang up instead would have it said
+    // to have ended while a node that stalls lets its ranks go on.
+    const auto* cancel = std::get_if<proto::CancelRequest>(&message);
+    if (cancel != nullptr && unarmed_.contains(cancel->job)) {
+      (void)send(message);
+      return true;
+    }
+    if (!send(message)) return false;
     const auto* transfer = std::get_if<proto::TransferRequest>(&message);
     if (transfer != nullptr && transfer->armed) unarmed_.insert(transfer->job);
     return true;

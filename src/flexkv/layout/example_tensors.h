@@ -98,7 +98,7 @@ inline std::vector<ExampleCase> example_cases(std::uint64_t base) {
     add(std::string("vllm_") + order, vllm_tensors(order, size, base));
   }
 
-  std::vector<TensorDesc> separate, descending, stacked, mla, with_index, padded, kernel_blocks;
+  std::vector<TensorDesc> separate, descending, stacked, mla, with_index, padded, kernel_blocks, paired;
   for (std::uint64_t layer = 0; layer < 3; ++layer) {
     const std::string name = std::to_string(layer);
     separate.push_back(dense_tensor("k" + name, base + layer * 4096, 2, {b, 4, 2, 8}));
@@ -113,6 +113,8 @@ inline std::vector<ExampleCase> example_cases(std::uint64_t base) {
     padded.back().stride[1] += 5;  // tokens apart as well: the runs are heads of one token
     kernel_blocks.push_back(dense_tensor("kv" + name, base + layer * 4096, 2, {b * 2, 2, 2, 8}));
     kernel_blocks.back().kernel_blocks_per_block = 2;
+    // Two layers in a page: one run, which parts may cut.
+    paired.push_back(dense_tensor("paired" + name, base + layer / 2 * 8192 + layer % 2 * 256, 2, {b, 4, 2, 16}, 128));
   }
   add("separate_k_and_v", separate);
   add("descending_allocations", descending);
@@ -121,6 +123,7 @@ inline std::vector<ExampleCase> example_cases(std::uint64_t base) {
   add("mla_with_index", with_index);
   add("padded", padded);
   add("kernel_blocks", kernel_blocks);
+  add("pairs_of_layers", paired);
 
   std::vector<TensorDesc> head_major = vllm_tensors("LBHNC", {.blocks = blocks * 2, .tokens = 2}, base);
   for (TensorDesc& tensor : head_major) tensor.kernel_blocks_per_block = 2;

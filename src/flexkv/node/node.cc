@@ -41,7 +41,7 @@ std::pair<Node::Sequence*, Reason> Node::sequence_of(Engine& engine, SequenceId 
   if (found == engine.sequences.end()) {
     found = engine.sequences.emplace(id, Sequence{}).first;
     found->second.id = id;
-    found->second.generation = engine.space->generation;
+    found->second.born = found->second.generation = engine.space->generation;
   }
   Sequence& sequence = found->second;
   sequence.keys.insert(sequence.keys.end(), keys.begin() + static_cast<std::ptrdiff_t>(repeated), keys.end());
@@ -401,6 +401,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   const std::uint64_t end = std::uint64_t{request.first_block} + request.device_blocks.size();
   if (end > sequence->keys.size()) return refuse(Reason::kParentMissing);
   Space& space = *engine->space;
+  if (sequence->born != space.generation) return refuse(Reason::kReset);
   const auto& keys = sequence->keys;
 
   refresh_match(*engine, *sequence, end, false, now);

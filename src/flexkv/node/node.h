@@ -148,7 +148,8 @@ class Node {
   // A save that has not ended by now keeps nothing, whatever its ranks say later. So an engine that is about to
   // overwrite device blocks cancels the saves that read them, and waits for nobody.
   void cancel(EngineHandle engine, JobId job);
-  // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing.
+  // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing, and of
+  // sequences that are open nothing is saved any more: their beginnings may have been computed before.
   void reset(EngineHandle engine, Nanos now);
   void reset_all(Nanos now);
 

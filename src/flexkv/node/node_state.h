@@ -123,6 +123,7 @@ struct Node::Sequence {
   index::PinId pin{};
   bool pinned = false;
   std::uint32_t matched = 0;  // blocks up to and including the pinned one
+  std::uint64_t born = 0;  // generation of the space when it was opened: what was computed before a reset is not kept
   std::uint64_t generation = 0;
   std::uint64_t drops = 0;
   // The last save in flight that this sequence was found to follow, whole, and where it ends: the next save need not

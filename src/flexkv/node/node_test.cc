@@ -366,6 +366,20 @@ TEST_F(NodeTest, ResetForgetsAndWhatWasBegunBeforePublishesNothing) {
   EXPECT_EQ(lookup(e, 5, keys_of(1, 2)).matched_blocks, 2U);
 }
 
+// A request that runs over a reset offers its blocks again, as they were not kept; its beginning is of before.
+TEST_F(NodeTest, WhatWasOpenAtAResetSavesNothingAnyMore) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 2));
+  node->reset(e, now);
+  EXPECT_EQ(save(e, 1, 2, keys_of(1, 2)), Reason::kReset);
+  EXPECT_EQ(failure(2), Reason::kReset);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 0U);
+  node->close_sequence(e, 1);
+  keep(e, 1, 3, keys_of(1, 2));
+  EXPECT_EQ(lookup(e, 3, keys_of(1, 2)).matched_blocks, 2U);
+}
+
 TEST_F(NodeTest, ResetCountsWhileARankIsAway) {
   start(8);
   const auto e = engine("e");

@@ -118,8 +118,10 @@ def _layers_of(pp_rank: int, model: ModelConfig) -> tuple[int, int]:
 
 
 def _port(server_args: Any) -> str:
-    """Equal for the processes of one engine, whose launcher is their parent; different for any two engines that run."""
-    return f"ipc:///sglang-{os.getppid()}-{getattr(server_args, 'port', 0)}"
+    """Equal for the processes of one engine, whose launcher is their parent; different for any two engines that run. In
+    containers all launchers may be process 1 with the same port: a daemon would take ranks of one for another's."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    return f"ipc:///sglang-{namespace}-{os.getppid()}-{getattr(server_args, 'port', 0)}"
 
 
 def _identity(sglang_config: Any, server_args: Any) -> str:

@@ -250,7 +250,15 @@ class SchedulerSide:
         """Whether its blocks are still being written to (it was canceled while it waited for its load)."""
         self._forget(request_id)
         self._settle()
-        return self._loading.pop(request_id, None) is not None
+        loading = self._loading.pop(request_id, None) is not None
+        untold = [load for load in self._ordered if load.request_id == request_id]
+        if not untold:
+            return loading
+        # No worker has heard of the load, so none can say that it has ended, and none will begin it.
+        self._ordered = [load for load in self._ordered if load.request_id != request_id]
+        for load in untold:
+            self._client.cancel(load.job)
+        return False
 
     def _forget(self, request_id: int) -> None:
         if (tracked := self._requests.pop(request_id, None)) is not None:

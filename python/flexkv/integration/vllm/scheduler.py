@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flexkv.vllm")
 
+# Ranks whose node is gone end their copies by themselves, and nobody tells when: in milliseconds.
+_QUIET_SECONDS = 1.0
+
 
 class SchedulerSide:
     def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group]) -> None:
@@ -44,6 +47,7 @@ class SchedulerSide:
         self._loads: list[LoadOrder] = []
         self._filled: list[list[int]] = []  # device blocks of requests that were admitted since the last step
         self._saves = RunningSaves()
+        self._quiet_at = 0.0  # from when on saves of nodes that are gone read nothing
         # Device blocks that failed loads left, and what was computed from them: see _taint(). Until they are overwritten.
         self._tainted: set[int] = set()
         self._generations = [0] * len(groups)  # of the clients' connections, at the last step
@@ -274,6 +278,8 @@ class SchedulerSide:
             if generation != self._generations[number]:
                 # Nobody will tell how earlier saves ended, and what was kept may be gone.
                 self._generations[number] = generation
+                if self._saves.reading() is not None:
+                    self._quiet_at = time.monotonic() + _QUIET_SECONDS
                 self._cancel_all_saves()
                 self._saves.node_lost(group.index)
                 self._offer_again()
@@ -297,6 +303,7 @@ class SchedulerSide:
                 return False
             self._clients[job[0]].wait_ended_jobs(left)
             self._settle_saves()
+        time.sleep(max(self._quiet_at - time.monotonic(), 0))
         return True
 
     def _offer_again(self) -> None:

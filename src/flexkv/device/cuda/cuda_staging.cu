@@ -33,11 +33,14 @@ __global__ void scatter_runs(const StagedRun* runs, StagedStretch stretch, Block
   }
 }
 
+// Those of its parts, which are all of a block: a run of the whole may go over the end of a part.
 std::vector<StagedRun> runs_of(const layout::BlockLayout& layout) {
   std::vector<StagedRun> runs;
-  for (const layout::Rectangle& r : layout.rectangles()) {
-    for (std::uint32_t row = 0; row < r.rows; ++row) {
-      runs.push_back({r.address + row * r.row_step, r.block_stride, r.host_offset + row * r.host_step, r.row_bytes});
+  for (const layout::Part& part : layout.parts()) {
+    for (const layout::Rectangle& r : part.rectangles) {
+      for (std::uint32_t row = 0; row < r.rows; ++row) {
+        runs.push_back({r.address + row * r.row_step, r.block_stride, r.host_offset + row * r.host_step, r.row_bytes});
+      }
     }
   }
   std::sort(runs.begin(), runs.end(),
