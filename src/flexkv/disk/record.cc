@@ -69,6 +69,11 @@ const char* fault_name(HeaderFault fault) {
   return "?";
 }
 
+std::string version_refusal(const std::string& path) {
+  return path + " is of another version of the format (this FlexKV reads and writes " + std::to_string(kVersion) +
+         "); use the FlexKV that made it, name another directory, or remove all blocks there with `flexkv disk clear`";
+}
+
 HeaderPage encode_header(const Header& header) {
   HeaderLayout layout{kMagic,       kVersion, kHeaderBytes, kRecordBytes, 0, header.slot_bytes, header.epoch,
                       header.space, 0};

@@ -31,6 +31,9 @@ enum class HeaderFault : std::uint8_t {
   kOtherSlots,  // of slots of another size
 };
 const char* fault_name(HeaderFault fault);
+// Why a directory with the file `path` of another version is not used: nothing of it may be lost, and the operator
+// decides.
+std::string version_refusal(const std::string& path);
 
 using HeaderPage = std::array<std::byte, kHeaderBytes>;
 HeaderPage encode_header(const Header& header);

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <utility>
 
 #include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
 #include "flexkv/disk/volume.h"
 
 namespace flexkv::disk {
@@ -210,11 +212,13 @@ void Volume::verify(Transfer& transfer) {
               record.key == transfer.key && record.epoch == transfer.epoch &&
               record.checksum == codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
   Actions actions;
+  bool tells = false;
   {
     std::lock_guard lock(mutex_);
     SpaceFiles& files = *transfer.files;
     const bool current = transfer.epoch == files.epoch;
     if (!good && current) {
+      tells = !std::exchange(files.told_damaged, true);
       ++stats_.checksum_failures;
       note_bad_slot(files, transfer.index);
     }
@@ -227,6 +231,10 @@ void Volume::verify(Transfer& transfer) {
       ++queued_;
     }
     finish(transfer, good ? Outcome::kDone : Outcome::kChecksum, 0, actions);
+  }
+  if (tells) {
+    log_warning("SSD cache: " + directory_ +
+                ": a block is not what its record says, and is not served; `flexkv status` counts all of them");
   }
   act(actions);
 }
