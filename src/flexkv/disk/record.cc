@@ -134,6 +134,13 @@ std::uint64_t SpaceCodec::payload_checksum(const key::BlockKey& key, std::uint64
   return XXH3_64bits_withSeed(payload.data(), payload.size(), XXH3_64bits(&seed, sizeof seed));
 }
 
+bool SpaceCodec::holds(std::span<const std::byte, kRecordBytes> bytes, std::span<const std::byte> payload,
+                       std::uint32_t index, const key::BlockKey& key, std::uint64_t epoch) const {
+  Record record;
+  return decode(bytes, index, record) == Found::kRecord && record.key == key && record.epoch == epoch &&
+         record.checksum == payload_checksum(key, epoch, payload);
+}
+
 std::string space_name(const SpaceId& space) {
   std::string name;
   for (const std::uint8_t byte : space) {

@@ -74,6 +74,10 @@ class SpaceCodec {
   std::uint64_t payload_checksum(const key::BlockKey& key, std::uint64_t epoch,
                                  std::span<const std::byte> payload) const;
 
+  // Whether slot `index`, of which these bytes were read, holds the block `key` of this epoch. Only then is it served.
+  bool holds(std::span<const std::byte, kRecordBytes> record, std::span<const std::byte> payload, std::uint32_t index,
+             const key::BlockKey& key, std::uint64_t epoch) const;
+
  private:
   SpaceId space_;
   std::uint64_t slot_bytes_;

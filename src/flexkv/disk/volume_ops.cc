@@ -206,11 +206,8 @@ void Volume::cancel(OpId id) {
 }
 
 void Volume::verify(Transfer& transfer) {
-  const SpaceCodec& codec = transfer.files->codec;
-  Record record;
-  bool good = codec.decode(transfer.record, transfer.index, record) == SpaceCodec::Found::kRecord &&
-              record.key == transfer.key && record.epoch == transfer.epoch &&
-              record.checksum == codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
+  bool good =
+      transfer.files->codec.holds(transfer.record, transfer.bytes, transfer.index, transfer.key, transfer.epoch);
   Actions actions;
   bool tells = false;
   {
