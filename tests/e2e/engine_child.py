@@ -10,7 +10,7 @@ Steps are objects with `op`:
   sleep     vLLM's sleep, and what it does on GPUs: the connectors are told, and the memory of the KV cache is given away;
             `engine` false: without vLLM's part, which empties all caches
   wake      the end of that: other memory, the connectors told, vLLM's part
-  settle    waits `seconds`: saves run beside the engine
+  settle    waits `seconds`, and on a busy machine until no node moves blocks: saves run beside the engine
   kv        writes to the file `path`, for each rank, a digest of what each device block holds, "" for zeros; needs
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
@@ -31,6 +31,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine import marked_processes, open_descriptors
+
+
+def settle(seconds: float) -> None:
+    from flexkv import _core
+
+    time.sleep(seconds)
+    deadline = time.monotonic() + 10
+    for path in Path(os.environ.get("FLEXKV_RUNTIME_DIR", "/nowhere")).glob("*.sock"):
+        try:
+            while json.loads(_core.query_status(str(path)))["queues"]["jobs_in_flight"] > 0:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.05)
+        except RuntimeError:  # a dead daemon's
+            continue
 
 
 class Engine:
@@ -254,7 +269,7 @@ def main() -> None:
             case "wake":
                 engine.wake(step)
             case "settle":
-                time.sleep(step["seconds"])
+                settle(step["seconds"])
             case "kv":
                 engine.write_kv(step)
             case "run":

@@ -47,6 +47,7 @@ class Checker {
     }
     Header header;
     const HeaderFault fault = decode_header(page, space, 0, header);
+    if (fault == HeaderFault::kVersion) return tell(version_refusal(names.records_name()));
     if (fault != HeaderFault::kNone && fault != HeaderFault::kOtherSlots) {
       return tell(names.records_name() + ": " + fault_name(fault) + ": its blocks are not found by a node");
     }

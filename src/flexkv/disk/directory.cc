@@ -80,6 +80,18 @@ bool is_space_file(std::string_view name, SpaceId& space) {
   return parse_space_name(name.substr(0, dot), space);
 }
 
+// Of what begins as records do, whatever its slots.
+HeaderFault header_fault(int directory, const char* name, const SpaceId& space) {
+  HeaderPage page{};
+  Header header;
+  // O_NONBLOCK: whatever has that name, opening it does not wait.
+  const Fd file(::openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (!file.valid() || ::pread(file.get(), page.data(), page.size(), 0) != std::ssize(page)) {
+    return HeaderFault::kDamaged;
+  }
+  return decode_header(page, space, 0, header);
+}
+
 }  // namespace
 
 Result<Directory> Directory::open(const std::string& path, bool make_parents) {
@@ -126,15 +138,17 @@ bool Directory::has_marker() const {
   }
   bool found = false;
   (void)visit([&](const char* name, const SpaceId& space) -> Status {
-    HeaderPage page{};
-    Header header;
-    // O_NONBLOCK: whatever has that name, opening it does not wait.
-    const Fd file(::openat(fd_.get(), name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-    found = found || (file.valid() && ::pread(file.get(), page.data(), page.size(), 0) == std::ssize(page) &&
-                      decode_header(page, space, 0, header) != HeaderFault::kDamaged);
+    found = found || header_fault(fd_.get(), name, space) != HeaderFault::kDamaged;
     return {};
   });
   return found;
+}
+
+Status Directory::check_version() const {
+  return visit([&](const char* name, const SpaceId& space) -> Status {
+    if (header_fault(fd_.get(), name, space) != HeaderFault::kVersion) return {};
+    return Error{ErrorCode::kUnsupported, version_refusal(path_ + "/" + name)};
+  });
 }
 
 Status Directory::visit(const std::function<Status(const char*, const SpaceId&)>& visit) const {
@@ -254,6 +268,10 @@ Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents
     if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
     if (!directory) {
       place.why_not = directory.error().message;
+      continue;
+    }
+    if (auto known = directory.value().check_version(); !known) {
+      place.why_not = known.error().message;
       continue;
     }
     auto found = directory.value().list();

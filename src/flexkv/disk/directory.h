@@ -60,6 +60,8 @@ class Directory {
   Result<Secret> read_secret() const;
   // Replaces the one that is there. On stable storage on return.
   Status write_secret(const Secret& secret) const;
+  // kUnsupported: there are files of another version of the format.
+  Status check_version() const;
   int fd() const { return fd_.get(); }
 
  private:

@@ -69,6 +69,11 @@ const char* fault_name(HeaderFault fault) {
   return "?";
 }
 
+std::string version_refusal(const std::string& path) {
+  return path + " is of another version of the format (this FlexKV reads and writes " + std::to_string(kVersion) +
+         "); use the FlexKV that made it, name another directory, or remove all blocks there with `flexkv disk clear`";
+}
+
 HeaderPage encode_header(const Header& header) {
   HeaderLayout layout{kMagic,       kVersion, kHeaderBytes, kRecordBytes, 0, header.slot_bytes, header.epoch,
                       header.space, 0};
@@ -127,6 +132,13 @@ std::uint64_t SpaceCodec::payload_checksum(const key::BlockKey& key, std::uint64
                                            std::span<const std::byte> payload) const {
   const PayloadSeed seed{key, epoch, slot_bytes_, space_};
   return XXH3_64bits_withSeed(payload.data(), payload.size(), XXH3_64bits(&seed, sizeof seed));
+}
+
+bool SpaceCodec::holds(std::span<const std::byte, kRecordBytes> bytes, std::span<const std::byte> payload,
+                       std::uint32_t index, const key::BlockKey& key, std::uint64_t epoch) const {
+  Record record;
+  return decode(bytes, index, record) == Found::kRecord && record.key == key && record.epoch == epoch &&
+         record.checksum == payload_checksum(key, epoch, payload);
 }
 
 std::string space_name(const SpaceId& space) {

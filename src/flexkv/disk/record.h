@@ -31,6 +31,9 @@ enum class HeaderFault : std::uint8_t {
   kOtherSlots,  // of slots of another size
 };
 const char* fault_name(HeaderFault fault);
+// Why a directory with the file `path` of another version is not used: nothing of it may be lost, and the operator
+// decides.
+std::string version_refusal(const std::string& path);
 
 using HeaderPage = std::array<std::byte, kHeaderBytes>;
 HeaderPage encode_header(const Header& header);
@@ -70,6 +73,10 @@ class SpaceCodec {
 
   std::uint64_t payload_checksum(const key::BlockKey& key, std::uint64_t epoch,
                                  std::span<const std::byte> payload) const;
+
+  // Whether slot `index`, of which these bytes were read, holds the block `key` of this epoch. Only then is it served.
+  bool holds(std::span<const std::byte, kRecordBytes> record, std::span<const std::byte> payload, std::uint32_t index,
+             const key::BlockKey& key, std::uint64_t epoch) const;
 
  private:
   SpaceId space_;

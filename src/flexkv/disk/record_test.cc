@@ -63,6 +63,35 @@ TEST(Record, IsDamagedByAnyBit) {
   }));
 }
 
+TEST(Slot, HoldsOnlyTheBlockAndTheBytesThatWereWritten) {
+  EXPECT_TRUE(rc::check([] {
+    const SpaceId space = any_space();
+    const SpaceCodec codec(space, kRecordBytes);
+    const auto index = *rc::gen::arbitrary<std::uint32_t>();
+    const auto epoch = *rc::gen::arbitrary<std::uint64_t>();
+    const key::BlockKey key = any_key();
+    const RecordBytes payload = codec.encode(any_record(), 0);  // any bytes
+    const std::uint64_t checksum = codec.payload_checksum(key, epoch, payload);
+    const RecordBytes record = codec.encode({key, any_key(), checksum, 1, epoch}, index);
+    RC_ASSERT(codec.holds(record, payload, index, key, epoch));
+
+    RC_ASSERT(!codec.holds(record, payload, index + 1, key, epoch));
+    RC_ASSERT(!codec.holds(record, payload, index, {key.high, key.low + 1}, epoch));
+    RC_ASSERT(!codec.holds(record, payload, index, key, epoch + 1));
+    RecordBytes flipped = payload;
+    flipped[*rc::gen::inRange<std::size_t>(0, flipped.size())] ^= std::byte{1} << *rc::gen::inRange(0, 8);
+    RC_ASSERT(!codec.holds(record, flipped, index, key, epoch));
+
+    // The checksum alone tells blocks apart that have the same bytes.
+    SpaceId other = space;
+    other[*rc::gen::inRange<std::size_t>(0, other.size())] ^= *rc::gen::inRange<std::uint8_t>(1, 255);
+    RC_ASSERT(SpaceCodec(other, kRecordBytes).payload_checksum(key, epoch, payload) != checksum);
+    RC_ASSERT(SpaceCodec(space, 2 * kRecordBytes).payload_checksum(key, epoch, payload) != checksum);
+    RC_ASSERT(codec.payload_checksum({key.high + 1, key.low}, epoch, payload) != checksum);
+    RC_ASSERT(codec.payload_checksum(key, epoch + 1, payload) != checksum);
+  }));
+}
+
 // A write that a power cut has ended in the middle, in either direction.
 TEST(Record, TornBetweenTwoIsNeither) {
   EXPECT_TRUE(rc::check([] {

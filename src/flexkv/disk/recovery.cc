@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <utility>
 
 #include "flexkv/base/assert.h"
 
@@ -16,6 +17,18 @@ constexpr std::size_t kChainBlocksMax = 1024;
 static_assert(kChainBlocksMax <= Recovery::kBatchBlocks);
 
 }  // namespace
+
+std::string describe(const Discarded& discarded) {
+  std::string text;
+  for (const auto& [count, reason] : {std::pair(discarded.damaged, " damaged"),
+                                      {discarded.other_epoch, " from before a reset"},
+                                      {discarded.out_of_range, " beyond the files or their share"},
+                                      {discarded.duplicate, " written again elsewhere"},
+                                      {discarded.orphan, " without the block before"}}) {
+    if (count > 0) text += (text.empty() ? "" : ", ") + std::to_string(count) + reason;
+  }
+  return text.empty() ? "none" : text;
+}
 
 struct Recovery::Branch {
   std::uint32_t child;  // and its later siblings

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "flexkv/disk/large_array.h"
@@ -32,6 +33,7 @@ struct Discarded {
   std::uint64_t orphan = 0;        // a block before it is lost
   bool operator==(const Discarded&) const = default;
 };
+std::string describe(const Discarded& discarded);  // for people: "3 damaged, 1 written again elsewhere"
 
 class Recovery {
  public:

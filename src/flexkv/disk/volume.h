@@ -109,6 +109,7 @@ class Volume final : public file::DriveSink {
     bool growing = false;
     Nanos no_room_until = 0;
     bool told_no_room = false;
+    bool told_damaged = false;
     std::vector<PendingRecord> commit_waiting;
     bool committing = false;
     std::vector<Ended> header_waiting;

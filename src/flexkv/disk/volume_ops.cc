@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <utility>
 
 #include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
 #include "flexkv/disk/volume.h"
 
 namespace flexkv::disk {
@@ -204,17 +206,16 @@ void Volume::cancel(OpId id) {
 }
 
 void Volume::verify(Transfer& transfer) {
-  const SpaceCodec& codec = transfer.files->codec;
-  Record record;
-  bool good = codec.decode(transfer.record, transfer.index, record) == SpaceCodec::Found::kRecord &&
-              record.key == transfer.key && record.epoch == transfer.epoch &&
-              record.checksum == codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
+  bool good =
+      transfer.files->codec.holds(transfer.record, transfer.bytes, transfer.index, transfer.key, transfer.epoch);
   Actions actions;
+  bool tells = false;
   {
     std::lock_guard lock(mutex_);
     SpaceFiles& files = *transfer.files;
     const bool current = transfer.epoch == files.epoch;
     if (!good && current) {
+      tells = !std::exchange(files.told_damaged, true);
       ++stats_.checksum_failures;
       note_bad_slot(files, transfer.index);
     }
@@ -227,6 +228,10 @@ void Volume::verify(Transfer& transfer) {
       ++queued_;
     }
     finish(transfer, good ? Outcome::kDone : Outcome::kChecksum, 0, actions);
+  }
+  if (tells) {
+    log_warning("SSD cache: " + directory_ +
+                ": a block is not what its record says, and is not served; `flexkv status` counts all of them");
   }
   act(actions);
 }

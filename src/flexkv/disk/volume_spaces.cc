@@ -71,6 +71,7 @@ void Volume::prepare_open(SpaceHandle space, const SpaceCodec& codec, const std:
       [found, codec, buffer, then](Outcome outcome, int error_number) mutable {
         if (outcome == Outcome::kDone) {
           found.fault = decode_header(*buffer, codec.space(), codec.slot_bytes(), found.header);
+          if (found.fault == HeaderFault::kVersion) found.why_not = version_refusal(codec.records_name());
         } else {
           found.why_not = failure("cannot read " + codec.records_name(), outcome, error_number);
         }

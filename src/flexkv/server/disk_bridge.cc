@@ -52,10 +52,6 @@ node::DiskOutcome to_node(disk::Outcome outcome) {
   return node::DiskOutcome::kFailed;
 }
 
-std::uint64_t total(const disk::Discarded& discarded) {
-  return discarded.damaged + discarded.other_epoch + discarded.out_of_range + discarded.duplicate + discarded.orphan;
-}
-
 }  // namespace
 
 DiskBridge::DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply)
@@ -227,11 +223,10 @@ void DiskBridge::on_recovered(disk::SpaceHandle space, std::span<const disk::Cha
 
 void DiskBridge::on_opened(disk::SpaceHandle space, const disk::Opened& opened) {
   const double seconds = static_cast<double>(opened.duration) / kSecond;
-  char line[160];
-  std::snprintf(line, sizeof line, "SSD cache: %llu blocks found in %.3f s, %llu records discarded",
-                static_cast<unsigned long long>(opened.recovered), seconds,
-                static_cast<unsigned long long>(total(opened.discarded)));
-  log_info(line);
+  char line[80];
+  std::snprintf(line, sizeof line, "SSD cache: %llu blocks found in %.3f s, records discarded: ",
+                static_cast<unsigned long long>(opened.recovered), seconds);
+  log_info(line + describe(opened.discarded));
   for (const std::string& dropped : opened.dropped_files) log_warning("SSD cache: " + dropped);
   {
     std::lock_guard lock(mutex_);
