@@ -18,12 +18,12 @@ struct BlockList {
 };
 
 // Each CTA moves whole runs.
-__global__ void scatter_runs(const StagedRun* runs, StagedStretch stretch, BlockList list, std::uint32_t blocks,
+__global__ void scatter_runs(const layout::Run* runs, StagedStretch stretch, BlockList list, std::uint32_t blocks,
                              const std::byte* buffer) {
   const std::uint32_t count = stretch.runs * blocks;
   for (std::uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
     const std::uint32_t block = i / stretch.runs;
-    const StagedRun& run = runs[stretch.first_run + i % stretch.runs];
+    const layout::Run& run = runs[stretch.first_run + i % stretch.runs];
     const auto* const __restrict__ from = reinterpret_cast<const Unit*>(buffer + std::size_t{block} * stretch.bytes +
                                                                         (run.host_offset - stretch.host_begin));
     auto* const __restrict__ to = reinterpret_cast<Unit*>(run.address + list.blocks[block] * run.block_stride);
@@ -34,8 +34,8 @@ __global__ void scatter_runs(const StagedRun* runs, StagedStretch stretch, Block
 }
 
 // Those of its parts, which are all of a block: a run of the whole may go over the end of a part.
-std::vector<StagedRun> runs_of(const layout::BlockLayout& layout) {
-  std::vector<StagedRun> runs;
+std::vector<layout::Run> runs_of(const layout::BlockLayout& layout) {
+  std::vector<layout::Run> runs;
   for (const layout::Part& part : layout.parts()) {
     for (const layout::Rectangle& r : part.rectangles) {
       for (std::uint32_t row = 0; row < r.rows; ++row) {
@@ -44,7 +44,7 @@ std::vector<StagedRun> runs_of(const layout::BlockLayout& layout) {
     }
   }
   std::sort(runs.begin(), runs.end(),
-            [](const StagedRun& a, const StagedRun& b) { return a.host_offset < b.host_offset; });
+            [](const layout::Run& a, const layout::Run& b) { return a.host_offset < b.host_offset; });
   return runs;
 }
 
@@ -53,9 +53,9 @@ std::vector<StagedRun> runs_of(const layout::BlockLayout& layout) {
 std::size_t StagedStretch::blocks_at_once() const { return std::min(kBlocksMax, kBufferBytes / bytes); }
 
 bool Staging::suits(const layout::BlockLayout& layout, std::uint32_t stage_below) {
-  const std::vector<StagedRun> runs = runs_of(layout);
+  const std::vector<layout::Run> runs = runs_of(layout);
   return runs.size() > 1 && runs.size() <= kRunsMax && layout.shard_bytes() / runs.size() < stage_below &&
-         layout.shard_bytes() <= kBufferBytes && std::all_of(runs.begin(), runs.end(), [](const StagedRun& run) {
+         layout.shard_bytes() <= kBufferBytes && std::all_of(runs.begin(), runs.end(), [](const layout::Run& run) {
            return (run.address | run.block_stride | run.host_offset | run.bytes) % sizeof(Unit) == 0;
          });
 }
@@ -65,13 +65,13 @@ Result<std::unique_ptr<Staging>> Staging::create(std::shared_ptr<Context> contex
   Result<std::unique_ptr<Stream>> kernels = Stream::create_urgent(context);
   if (!kernels) return kernels.error();
   staging->kernels_ = std::move(kernels).value();
-  const std::vector<StagedRun> runs = runs_of(layout);
+  const std::vector<layout::Run> runs = runs_of(layout);
   staging->first_plane_ = reinterpret_cast<const void*>(runs.front().address);
   const auto add = [&](std::uint32_t begin, std::uint32_t end) {
     const auto at = [&](std::uint32_t offset) {
       return static_cast<std::uint32_t>(
           std::partition_point(runs.begin(), runs.end(),
-                               [&](const StagedRun& run) { return run.host_offset < offset; }) -
+                               [&](const layout::Run& run) { return run.host_offset < offset; }) -
           runs.begin());
     };
     staging->stretches_.push_back({begin, end - begin, at(begin), at(end) - at(begin)});
@@ -80,12 +80,12 @@ Result<std::unique_ptr<Staging>> Staging::create(std::shared_ptr<Context> contex
   for (const layout::Part& part : layout.parts()) add(part.host_begin, part.host_end);
 
   constexpr std::size_t kBuffersBytes = 2 * kBufferBytes;
-  const std::size_t run_bytes = runs.size() * sizeof(StagedRun);
+  const std::size_t run_bytes = runs.size() * sizeof(layout::Run);
   void* memory = nullptr;
   Status status = checked(cudaMalloc(&memory, kBuffersBytes + run_bytes), "cudaMalloc");
   if (!status) return status.error();
   staging->memory_ = static_cast<std::byte*>(memory);
-  staging->runs_ = reinterpret_cast<const StagedRun*>(staging->memory_ + kBuffersBytes);
+  staging->runs_ = reinterpret_cast<const layout::Run*>(staging->memory_ + kBuffersBytes);
   const cudaStream_t stream = staging->kernels_->get();
   status =
       checked(cudaMemcpyAsync(staging->memory_ + kBuffersBytes, runs.data(), run_bytes, cudaMemcpyHostToDevice, stream),

@@ -13,16 +13,9 @@
 
 #include "flexkv/device/cuda/cuda_owners.h"
 #include "flexkv/device/device.h"
+#include "flexkv/layout/rectangles.h"
 
 namespace flexkv::device {
-
-// One contiguous piece of a block.
-struct StagedRun {
-  std::uint64_t address = 0;  // in block 0
-  std::uint64_t block_stride = 0;
-  std::uint32_t host_offset = 0;
-  std::uint32_t bytes = 0;
-};
 
 // Which bytes of a block are moved: all, or those of a part. As in a buffer, where blocks lie one after the other.
 struct StagedStretch {
@@ -83,7 +76,7 @@ class Staging {
   const std::shared_ptr<Context> context_;
   std::unique_ptr<Stream> kernels_;
   std::byte* memory_ = nullptr;  // the buffers, then the runs
-  const StagedRun* runs_ = nullptr;
+  const layout::Run* runs_ = nullptr;
   const void* first_plane_ = nullptr;
   std::vector<StagedStretch> stretches_;  // of all of a block, then of each part
   std::array<Buffer, 2> buffers_;
