@@ -69,6 +69,14 @@ class NodeDiskTest : public NodeTest {
     node->close_sequence(handle, 1);
     push_out(handle);
   }
+  // Has the first of the keys loaded from its drive, which takes 100 ms.
+  void read_one_slowly(EngineHandle handle, const Keys& keys) {
+    ASSERT_EQ(load(handle, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+    now += 100 * kMillisecond;
+    end_all(disk.reads);
+    report(agents[0], 10);
+    node->close_sequence(handle, 3);
+  }
   void push_out(EngineHandle handle) {
     const Keys other = keys_of(1000 + next_job, host_slots_);
     ASSERT_EQ(save(handle, 2, next_job, other), Reason::kNone);
@@ -351,11 +359,7 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 3);
   keep_on_drives(e, keys);
-  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
-  now += 100 * kMillisecond;  // for a block
-  end_all(disk.reads);
-  report(agents[0], 10);
-  node->close_sequence(e, 3);
+  read_one_slowly(e, keys);
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // how fast the engine is was not told yet
   node->set_prefill(e, {0, 1e6, 0});                 // 16 ms for a block
   const auto found = lookup(e, 5, keys);
@@ -372,11 +376,7 @@ TEST_F(NodeDiskTest, WhatIsOnItsWayFromADriveCostsOnlyTheRestOfTheWay) {
   const auto e = start_with_engine(16, 16);
   const auto keys = keys_of(1, 4);
   keep_on_drives(e, keys);
-  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
-  now += 100 * kMillisecond;
-  end_all(disk.reads);
-  report(agents[0], 10);
-  node->close_sequence(e, 3);
+  read_one_slowly(e, keys);
   node->set_prefill(e, {0, 1e7, 0});  // 160 ms for a block: twice the reads of all would be more
   EXPECT_EQ(node->prefetch(e, {4, 0, keys}, now), Reason::kNone);
   ASSERT_EQ(disk.reads.size(), 3U);
@@ -391,11 +391,7 @@ TEST_F(NodeDiskTest, TriesADriveAgainThatWasTooSlowAWhileAgo) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 3);
   keep_on_drives(e, keys);
-  ASSERT_EQ(load(e, 3, 10, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
-  now += 100 * kMillisecond;
-  end_all(disk.reads);
-  report(agents[0], 10);
-  node->close_sequence(e, 3);
+  read_one_slowly(e, keys);
   node->set_prefill(e, {0, 1e6, 0});  // 16 ms for a block
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 1U);
   now += 240 * kSecond;
