@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from vllm_ttft import MODEL, SHAPE, prompt
+from vllm_ttft import MODEL, SHAPE, engine_options, prompt
 
 # What vLLM is told for each kind of engine.
 TRANSFERS: dict[str, dict[str, Any] | None] = {
@@ -40,18 +40,7 @@ def serve(kind: str, arguments: argparse.Namespace) -> None:
     """The child: an engine that reads one order a line and answers with one line."""
     from vllm import LLM, SamplingParams
 
-    options: dict[str, Any] = {
-        "model": str(MODEL),
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "dtype": "bfloat16",
-        "max_model_len": arguments.tokens + 2000,
-        "max_num_seqs": 16,
-        "max_num_batched_tokens": 8192,
-        "gpu_memory_utilization": arguments.memory,
-        "enforce_eager": not arguments.graphs,
-        "seed": 0,
-    }
+    options = engine_options(arguments, arguments.memory)
     if transfer := TRANSFERS[kind]:
         policy = {} if kind == "own" else {"kv_load_failure_policy": "recompute"}
         options["kv_transfer_config"] = {"kv_role": "kv_both"} | policy | transfer

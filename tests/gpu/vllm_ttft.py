@@ -43,6 +43,22 @@ def prompt(seed: int, length: int) -> list[int]:
     return [(i * i * 7 + i * 13 * seed + seed * 101) % 31000 + 5 for i in range(length)]
 
 
+def engine_options(arguments: argparse.Namespace, memory: float) -> dict[str, Any]:
+    """`memory`: share of the GPU's."""
+    return {
+        "model": str(MODEL),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "max_model_len": arguments.tokens + 2000,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 8192,
+        "gpu_memory_utilization": memory,
+        "enforce_eager": not arguments.graphs,
+        "seed": 0,
+    }
+
+
 def from_drives(llm: Any, run: Any, arguments: argparse.Namespace) -> bool:
     prompts = [prompt(300 + i, arguments.tokens) for i in range(6)]
     cold = [run([one], 1) for one in prompts]
@@ -78,18 +94,7 @@ def main() -> int:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
 
-    options = {
-        "model": str(MODEL),
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "dtype": "bfloat16",
-        "max_model_len": arguments.tokens + 2000,
-        "max_num_seqs": 16,
-        "max_num_batched_tokens": 8192,
-        "gpu_memory_utilization": 0.55,
-        "enforce_eager": not arguments.graphs,
-        "seed": 0,
-    }
+    options = engine_options(arguments, 0.55)
     if not arguments.without:
         transfer = {
             "kv_connector": "FlexKVConnectorV1",
