@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,22 +59,24 @@ def wait_until_served(socket: str, engine_ids: set[str]) -> None:
 
 @dataclass
 class OpenNode:
-    """A client of the node that the settings name, and the node itself where it is this process's own."""
+    """Clients of the node that the settings name, and the node itself where it is this process's own."""
 
-    client: Any
+    socket: str
+    clients: list[Any]
     node: Any = None
     metrics: Any = None
 
     def close(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
-        self.client.close()
+        for client in self.clients:
+            client.close()
         if self.node is not None:
             self.node.stop()
 
 
-def open_node(settings: Settings, own_name: str, who: tuple[Any, ...], logger: logging.Logger) -> OpenNode:
-    """`own_name`: of an embedded node; `who`: what a client says of itself. Waits for no rank. Raises ConfigError, and
+def open_node(settings: Settings, own_name: str, who: Sequence[tuple[Any, ...]], logger: logging.Logger) -> OpenNode:
+    """`own_name`: of an embedded node; `who`: what each client says of itself. Waits for no rank. Raises ConfigError, and
     RuntimeError where an embedded node cannot be started."""
     target = settings.node_target
     if target.mode != "daemon":
@@ -90,10 +92,12 @@ def open_node(settings: Settings, own_name: str, who: tuple[Any, ...], logger: l
             if settings.enable_metrics:
                 origin = settings.origin("metrics_port")
                 metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
-            return OpenNode(_core.Client.embedded(node, *who), node, metrics)
+            clients = [_core.Client.embedded(node, *client) for client in who]
+            return OpenNode(node.socket_path(), clients, node, metrics)
     if not somebody_listens(target.socket):
         logger.warning(
             "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
             *(target.name, target.socket),
         )
-    return OpenNode(_core.Client.remote(target.runtime_dir, target.name, *who))
+    clients = [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
+    return OpenNode(target.socket, clients)

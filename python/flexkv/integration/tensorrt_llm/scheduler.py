@@ -57,8 +57,8 @@ class SchedulerSide:
         fingerprint = engine.fingerprint(settings.namespace)
         who = (engine_id, engine.rank_count, engine.model, fingerprint, engine.block_tokens)
         self.place = Place(own_name if target.mode == "embedded" else target.name, engine_id)
-        self._node = open_node(settings, own_name, who, logger)
-        self._client = self._node.client
+        self._node = open_node(settings, own_name, [who], logger)
+        (self._client,) = self._node.clients
         self._block_tokens = engine.block_tokens
         self._min_load_tokens = max(settings.min_load_tokens, 1)
         self._requests: dict[int, _Tracked] = {}

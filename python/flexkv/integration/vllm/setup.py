@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from flexkv.config import Settings, load, untold
-from flexkv.integration.common import setup as common_setup
-from flexkv.integration.common.setup import show_our_logs, wait_until_served
+from flexkv.integration.common.setup import plain_errors, show_our_logs
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = logging.getLogger("flexkv.vllm")
 
-__all__ = ["load_settings", "plain_errors", "wait_until_served"]
-
 
 def load_settings(config: VllmConfig) -> Settings:
     transfer = config.kv_transfer_config
     extra = {key.removeprefix("flexkv."): value for key, value in (transfer.kv_connector_extra_config or {}).items()}
-    with plain_errors():
+    with plain_errors(logger):
         settings = load(extra=extra, extra_origin="kv_connector_extra_config")
     show_our_logs(settings.log_level, settings.logging_prefix)
     for warning in untold(settings):
@@ -34,7 +30,3 @@ def load_settings(config: VllmConfig) -> Settings:
             transfer.kv_load_failure_policy,
         )
     return settings
-
-
-def plain_errors() -> AbstractContextManager[None]:
-    return common_setup.plain_errors(logger)
