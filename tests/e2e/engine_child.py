@@ -135,6 +135,9 @@ class Engine:
         WorkerSide.start_loads = give_up if step["on"] else original
 
     def close(self) -> None:
+        # vLLM's engine waits in `Queue.get` for what ends it, and Python loses a signal that comes between its last look for
+        # signals and that wait: on a busy machine one in a hundred that follow a reply at once.
+        time.sleep(0.5)
         # By default vLLM kills its processes after 5 s, and what they leave then would be blamed on us.
         self._llm.llm_engine.engine_core.shutdown(timeout=60)
 
