@@ -67,6 +67,7 @@ class SchedulerSide:
         self._events = events.wanted(config, settings)
         self._engine_clears = False  # vLLM has told routers so, or is about to
         self._clients, self._node, self._metrics = open_clients(config, settings, groups)
+        self.take_events()  # nodes remember what blocks are called from the first time on
 
     # ---- lookup and load
 
