@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flexkv.integration.common.saves import Job, Offers, RunningSaves, Save
 from flexkv.integration.vllm import compat, identity
 from flexkv.integration.vllm.groups import Group
-from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
-from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
+from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.scheduler import SchedulerSide
 from flexkv.integration.vllm.tracked import Tracked
 
@@ -294,7 +294,7 @@ def test_a_reset_before_sleep_fails_while_a_save_does_not_end(monkeypatch: Any) 
 
 def test_before_the_engine_gives_its_memory_away_ranks_without_a_node_become_quiet(monkeypatch: Any) -> None:
     monkeypatch.setattr(compat, "sleep_follows_reset", compat.may_sleep)
-    monkeypatch.setattr("flexkv.integration.vllm.scheduler._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("flexkv.integration.vllm.save_orders._QUIET_SECONDS", 0.2)
     run = Decoding(monkeypatch, sleep_mode=True)
     run.step()
     run.client.connection = 0
