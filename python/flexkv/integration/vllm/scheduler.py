@@ -45,6 +45,7 @@ class SchedulerSide:
         # asynchronous scheduling has in flight: a wrong token, or an index error that ends the engine. Parked ones recover.
         if getattr(getattr(config, "scheduler_config", None), "async_scheduling", False):
             self._sync_tokens_max = 0
+        self._speculates = getattr(config, "speculative_config", None) is not None
         self._sleeps_after_reset = compat.sleep_follows_reset(config)
         self._steps = StepTimes()
         self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
@@ -66,7 +67,12 @@ class SchedulerSide:
         if tracked is None:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
             chains = [Chain(client.open_sequence()) for client in self._clients]
-            tracked = Tracked(request, chains, bool(options.get("save", True)))
+            save = bool(options.get("save", True))
+            # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind the
+            # stop for that of the next input.
+            if self._speculates and getattr(request, "resumable", False):
+                save = False
+            tracked = Tracked(request, chains, save)
             self._requests[request.request_id] = tracked
         return tracked
 
