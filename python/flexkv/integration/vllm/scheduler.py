@@ -138,6 +138,7 @@ class SchedulerSide:
             # All but those of the engine's own cache are going to be overwritten: by the engine, by us, or, from this step
             # on and without our being told, by another connector under vLLM's MultiConnector.
             self._filled.append(chain.block_ids[tracked.local_tokens // group.block_tokens :])
+        tracked.parked = num_external_tokens > 0 and tracked.load_async
         # Without tokens: nothing to load, or a parked request that is admitted after its load.
         if num_external_tokens <= 0:
             return
@@ -327,8 +328,10 @@ class SchedulerSide:
     def _taint(self, invalid: set[int]) -> None:
         """Of the requests that share a block, vLLM lets the first one compute it again, and has the others rely on that,
         even when the first one is aborted before. What such a request computes may be wrong, and stays in the engine's
-        own cache; we keep none of it."""
+        own cache; we keep none of it. A parked request shares no block that is not there yet."""
         for tracked in self._requests.values():
+            if tracked.parked:
+                continue
             for chain in tracked.chains:
                 first = next((i for i, block in enumerate(chain.block_ids) if block in invalid), None)
                 if first is not None:
