@@ -13,6 +13,8 @@
 //
 // With drives (DiskPort), published blocks are written behind to slots there, and a load fetches what is only there:
 // what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
+// A load of which a block does not come keeps its beginning: it ends before that block, and what comes before is
+// copied.
 #pragma once
 
 #include <algorithm>
@@ -75,8 +77,8 @@ class Outbox {
 struct DirectionStats {
   std::uint64_t jobs = 0;
   std::uint64_t failed_jobs = 0;
-  std::uint64_t blocks = 0;  // completed
-  std::uint64_t bytes = 0;   // completed, all ranks
+  std::uint64_t blocks = 0;  // completed, also by jobs that failed
+  std::uint64_t bytes = 0;   // of them, all ranks
   telemetry::Histogram latency;
 };
 
@@ -97,7 +99,8 @@ struct NodeStats {
   std::uint64_t blocks_evicted = 0;
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
-  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
+  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};  // also those that kept their beginning
+  std::uint64_t blocks_of_failed_loads = 0;                       // that are good all the same
   DirectionStats to_device;
   DirectionStats to_host;
   DiskFlowStats from_disk;
@@ -229,6 +232,7 @@ class Node {
     std::uint32_t device_block = 0;
     index::Slot slot = index::kNoSlot;
     std::uint32_t count = 0;
+    std::uint32_t first = 0;  // which of the job's blocks
   };
   using SlotRuns = std::vector<SlotRun>;
 
@@ -260,11 +264,12 @@ class Node {
   Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
                  device::Direction direction, Nanos now);
   static std::uint32_t append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
-                                   std::span<const index::Slot> slots, SlotRuns& runs);
+                                   std::span<const index::Slot> slots, std::uint32_t first, SlotRuns& runs);
   void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
   bool send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed);
   void fail(JobKey key, Job& job, Reason reason);
-  void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
+  void cut(JobKey key, Job& job, std::uint32_t at, Reason reason);
+  void rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobReport& report, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);
   void publish_or_drop(Job& job, Nanos now);
   std::vector<JobKey> retire(JobKey key, Nanos now);
@@ -286,13 +291,15 @@ class Node {
   void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
+  Job* waiting_job(JobKey key, std::uint32_t at) const;
   bool awaited(const Fetch& fetch) const;
   enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);
   void drop_fetch(Space& space, const key::BlockKey& key, Reason reason);
   void deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived);
-  void send_arrived(JobKey key);
+  void send_arrived(JobKey key, Job& job);
+  void send_arrived(std::span<const JobKey> jobs);
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
   bool make_way(const Space& space);

@@ -29,6 +29,7 @@ struct Node::Path {
 struct Node::Fetch {
   struct Waiter {
     JobKey job;
+    std::uint32_t at = 0;  // which of the job's blocks
     std::uint32_t device_block = 0;
   };
   Path* path = nullptr;
@@ -186,7 +187,10 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t missing = 0;  // blocks that are still fetched
+  std::uint32_t end = 0;      // blocks from this one on do not come, for the reason `failure`
+  std::uint32_t good = 0;     // leading blocks that each rank that has reported has
+  std::vector<bool> fetched;  // whether the job waits for the block from a drive; empty: for none
+  std::uint32_t missing = 0;  // how many are set there
   SlotRuns arrived;           // since the last piece
   std::uint32_t pieces = 0;   // sent
   // Save only:

@@ -187,8 +187,10 @@ class SaveOrders:
     def taint(self, invalid: set[int]) -> None:
         """Of the requests that share a block, vLLM lets the first one compute it again, and has the others rely on that,
         even when the first one is aborted before. What such a request computes may be wrong, and stays in the engine's
-        own cache; we keep none of it."""
+        own cache; we keep none of it. A parked request shares no block that is not there yet."""
         for tracked in self._requests.values():
+            if tracked.parked:
+                continue
             for chain in tracked.chains:
                 first = next((i for i, block in enumerate(chain.block_ids) if block in invalid), None)
                 if first is not None:

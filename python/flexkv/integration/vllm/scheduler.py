@@ -131,6 +131,7 @@ class SchedulerSide:
             # All but those of the engine's own cache are going to be overwritten: by the engine, by us, or, from this step
             # on and without our being told, by another connector under vLLM's MultiConnector.
             self._saves.filled(chain.block_ids[tracked.local_tokens // group.block_tokens :])
+        tracked.parked = num_external_tokens > 0 and tracked.load_async
         # Without tokens: nothing to load, or a parked request that is admitted after its load.
         if num_external_tokens <= 0:
             return
