@@ -105,7 +105,9 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
-  Lookup result = served(*engine, *sequence);
+  const Served found = served(*engine, *sequence, Purpose::kLookup);
+  if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
+  Lookup result = found.lookup;
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
     result.reason = space.in_flight.contains(missing) ? Reason::kInFlight
@@ -376,6 +378,7 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
     fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
+    engine->arrivals.emplace(request.job, sequence->arrives);
   }
   finish_if_quiet(key, now);
   pump_disk();
@@ -607,6 +610,7 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
   if (job->pinned) drop_pin(*job->space, job->pin);
   if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);
   --job->space->jobs;
+  if (Engine* engine = find_engine(key.first)) engine->arrivals.erase(key.second);
   const bool save = job->direction == device::Direction::kToHost;
   DirectionStats& direction = save ? stats_.to_host : stats_.to_device;
   // However a load ended, what has come is good.

@@ -89,6 +89,32 @@ struct DiskFlowStats {
   telemetry::Histogram latency;  // of a block, since the drive was asked
 };
 
+// What was chosen for a lookup that found blocks on drives, and why. All times in nanoseconds.
+struct Choice {
+  enum class Basis : std::uint8_t {
+    kCost,            // what is expected to be the fastest
+    kAlways,          // all, because the configuration says so
+    kReadsUnknown,    // all: no drive was read yet
+    kPrefillUnknown,  // all: the engine did not tell yet how fast it computes
+  };
+  Nanos at = 0;
+  EngineHandle engine = 0;
+  SequenceId sequence = 0;
+  std::uint32_t prompt_blocks = 0;
+  // Of those found, in a row from the first one: in host memory, on the way there, on drives only.
+  std::uint32_t host_blocks = 0;
+  std::uint32_t coming_blocks = 0;
+  std::uint32_t drive_blocks = 0;
+  std::uint32_t chosen_blocks = 0;  // to load
+  Basis basis = Basis::kCost;
+  double read_bytes_per_second = 0;  // of all drives
+  double read_wait = 0;              // until the drives have read what they were asked for before
+  double engine_wait = 0;            // until the engine has computed what it was given before
+  double expected = 0;               // until the prompt is computed; 0: not known
+  double expected_if_all = 0;        // was loaded
+  double expected_if_none = 0;
+};
+
 struct NodeStats {
   std::uint64_t resets = 0;
   std::uint64_t lookups = 0;
@@ -106,6 +132,12 @@ struct NodeStats {
   DiskFlowStats from_disk;
   DiskFlowStats to_disk;
   std::uint64_t blocks_prefetched = 0;  // of those from drives: nobody waited for them when they were asked for
+  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks that
+  // were left to the engine.
+  std::uint64_t choices_all = 0;
+  std::uint64_t choices_part = 0;
+  std::uint64_t choices_none = 0;
+  std::uint64_t recomputed_blocks = 0;
   std::uint64_t disk_blocks_evicted = 0;
   std::uint64_t disk_blocks_recovered = 0;
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
@@ -207,8 +239,10 @@ class Node {
   DiskQueues disk_queues() const;
   // Whether only blocks that are worth it are written to drives.
   bool admits() const { return disk_ != nullptr && options_.disk_admission; }
-  // Measured while blocks are read; 0: not yet.
+  // Of all drives together, measured while blocks are read; 0: not yet.
   double disk_bytes_per_second() const;
+  // The latest ones, the oldest first.
+  std::vector<Choice> choices() const;
   std::vector<EngineInfo> engines() const;
   std::vector<SpaceInfo> spaces() const;
   std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
@@ -226,6 +260,7 @@ class Node {
   struct Path;
   struct Fetch;
   struct DiskIo;
+  static constexpr std::size_t kChoicesKept = 64;
   using JobKey = std::pair<EngineHandle, JobId>;
   // `count` device blocks in a row, in as many slots in a row.
   struct SlotRun {
@@ -281,15 +316,28 @@ class Node {
   Space* find_space(SpaceNumber number) const;
   void give_back_evicted(Space& space);
 
+  // choice.cc: what a request is to load, and what its engine computes
+  enum class Purpose : std::uint8_t { kLookup, kPrefetch };
+  struct Served {
+    Lookup lookup;
+    std::optional<Choice> choice;  // where there was one
+    Nanos arrives = 0;             // what is to be loaded, in host memory
+  };
+  Served served(const Engine& engine, const Sequence& sequence, Purpose purpose);
+  std::uint64_t slots_in_reach(const Space& space) const;
+  Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
+  double look_at_drives(const Space& space, Purpose purpose);
+  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks, Purpose purpose);
+  void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
+  void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);
+
   // fetch.cc: from drives to host memory
   using FetchId = std::pair<SpaceNumber, key::BlockKey>;
   Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
   void release(Path* path);                    // by one user
-  Lookup served(const Engine& engine, const Sequence& sequence);
-  std::uint64_t slots_in_reach(const Space& space) const;
-  std::uint32_t worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const;
   void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
+  void fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
   Job* waiting_job(JobKey key, std::uint32_t at) const;
   bool awaited(const Fetch& fetch) const;

@@ -290,6 +290,7 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(speed->time.fixed);
     writer.pod(speed->time.per_token);
     writer.pod(speed->time.per_pair);
+    writer.pod(speed->time.step_tokens);
   } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
     writer.pod(Tag::kCloseSequence);
     writer.pod(closed->sequence);
@@ -336,7 +337,8 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       time.fixed = reader.pod<double>();
       time.per_token = reader.pod<double>();
       time.per_pair = reader.pod<double>();
-      for (const double value : {time.fixed, time.per_token, time.per_pair}) {
+      time.step_tokens = reader.pod<double>();
+      for (const double value : {time.fixed, time.per_token, time.per_pair, time.step_tokens}) {
         if (!(value >= 0 && value <= kPrefillNanosMax)) return malformed("prefill speed");
       }
       return finish<FromClient>(reader, PrefillSpeed{time}, "prefill speed");
