@@ -102,6 +102,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
 
   sequence->leased = true;
   Lookup result = served(*engine, *sequence);
+  result.described_blocks = described(space, *sequence);
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
     result.reason = space.in_flight.contains(missing) ? Reason::kInFlight
@@ -429,6 +430,11 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
   job.origin = {begin, static_cast<std::uint32_t>(keys.size()), std::min(sequence->found, begin), nullptr};
   if (job.origin.found > 0) job.last_found = keys[job.origin.found - 1];
+  if (feed_ != nullptr) {
+    job.descriptions.resize(granted);
+    const auto& known = sequence->descriptions;
+    for (std::size_t i = 0; i < granted && begin + i < known.size(); ++i) job.descriptions[i] = known[begin + i];
+  }
   job.slots.reserve(granted);
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
@@ -535,6 +541,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     index::PinId base = space.index.clone(job.pin);
     space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
     for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    describe_saved(job);
     note_saved(job);
     write_behind(space, job.pin);
     for (const JobKey& follower_key : job.followers) {

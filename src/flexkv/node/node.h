@@ -30,6 +30,7 @@
 
 #include "flexkv/admission/admission_filter.h"
 #include "flexkv/base/time.h"
+#include "flexkv/events/feed.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
 #include "flexkv/node/slot_space.h"
@@ -70,6 +71,8 @@ class Outbox {
   // False when the agent's queue is full or it is gone: the rank then counts as failed for that job.
   virtual bool send(AgentHandle agent, const proto::ToAgent& message) = 0;
   virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
+  // For who asked with want_changes(): there are some to read.
+  virtual void changed() {}
 };
 
 struct DirectionStats {
@@ -129,6 +132,8 @@ class Node {
     Reason reason = Reason::kNone;  // of the first block that is missing
     std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
     std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
+    // Leading ones that need no describe(), which may be more than are matched: all, if nobody follows.
+    std::uint32_t described_blocks = 0;
   };
   // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
@@ -154,6 +159,16 @@ class Node {
   void reset_all(Nanos now);
 
   void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
+
+  // ---- what is kept, for readers (module events). Before the first call of follow() nothing is remembered for them.
+  void follow();
+  // See Subscription::read. `engine`: only its model's blocks, and nothing while its ranks are away; 0: of all models.
+  bool read_changes(events::Subscription& subscription, EngineHandle engine, std::size_t changes_max,
+                    std::vector<events::Change>& out);
+  // Have Outbox::changed() called at the next change.
+  void want_changes();
+  // What the engine calls blocks of a sequence that it has looked up.
+  void describe(EngineHandle engine, const proto::DescribeRequest& request);
 
   // From the drives; see DiskPort.
   void on_disk_recovered(SpaceNumber space, std::span<const RecoveredChain> chains, Nanos now);
@@ -309,12 +324,21 @@ class Node {
   void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
   void check_disk_invariants() const;
 
+  // changes.cc
+  void open_feed(Space& space);
+  void describe_path(Space& space, index::PinId pin, std::uint32_t first,
+                     std::span<const events::DescriptionRef> known);
+  void describe_saved(const Job& job);
+  std::uint32_t described(const Space& space, Sequence& sequence) const;
+
   NodeOptions options_;
   Outbox& outbox_;
   RangeAllocator ranges_;
   NodeStats stats_;
   std::unordered_map<EngineHandle, std::unique_ptr<Engine>> engines_;
   std::unordered_map<AgentHandle, Agent> agents_;
+  std::unique_ptr<events::Feed> feed_;  // null: nobody follows
+  events::SpaceNumber next_feed_space_ = 1;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::map<JobKey, std::unique_ptr<Job>> jobs_;
   std::set<std::pair<Nanos, JobKey>> deadlines_;

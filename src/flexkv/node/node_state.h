@@ -48,6 +48,7 @@ struct Node::Space {
   std::array<std::byte, 32> fingerprint{};  // of the model, as the client said it
   std::string model;
   SlotSpace slots;
+  std::optional<events::SpaceFeed> feed;  // once somebody follows; the index tells it
   index::PrefixIndex index;
   std::uint64_t block_bytes = 0;  // payload, each shard once
   std::uint32_t engines = 0;
@@ -130,9 +131,12 @@ struct Node::Sequence {
   // walk along all those before it.
   Parent carried;
   std::uint32_t carried_end = 0;
-  bool counted = false;     // in the lookup statistics
-  std::uint32_t found = 0;  // blocks, by the first lookup
-  bool leased = false;      // was found, and what was found is neither loaded nor passed by yet
+  // What the engine calls its blocks, as far as it said so.
+  std::vector<events::DescriptionRef> descriptions;
+  std::uint32_t described = 0;  // leading blocks found to be so in the index
+  bool counted = false;         // in the lookup statistics
+  std::uint32_t found = 0;      // blocks, by the first lookup
+  bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 
@@ -192,10 +196,11 @@ struct Node::Job {
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;
-  std::optional<JobKey> parent;     // a save in flight that this one continues
-  std::uint32_t parent_blocks = 0;  // how many of its blocks precede our first
-  std::vector<JobKey> followers;    // saves that continue this one
-  admission::Origin origin;         // `last_found` is not set:
+  std::vector<events::DescriptionRef> descriptions;  // of `keys`, null where not known; empty if nobody follows
+  std::optional<JobKey> parent;                      // a save in flight that this one continues
+  std::uint32_t parent_blocks = 0;                   // how many of its blocks precede our first
+  std::vector<JobKey> followers;                     // saves that continue this one
+  admission::Origin origin;                          // `last_found` is not set:
   std::optional<key::BlockKey> last_found;
 };
 

@@ -27,6 +27,9 @@ enum class Tag : std::uint8_t {
   kJobResult = 10,
   kPrefetch = 11,
   kPrefillSpeed = 12,
+  kDescribe = 13,
+  kChangesRequest = 14,
+  kChangesReply = 15,
 };
 
 Error malformed(const char* what) {
@@ -279,8 +282,11 @@ std::vector<std::byte> encode(const FromClient& value) {
   } else if (const auto* cancel = std::get_if<CancelRequest>(&value)) {
     writer.pod(Tag::kCancel);
     writer.pod(cancel->job);
+  } else if (const auto* describe = std::get_if<DescribeRequest>(&value)) {
+    writer.pod(Tag::kDescribe);
+    write(writer, *describe);
   } else {
-    writer.pod(Tag::kReset);
+    writer.pod(std::holds_alternative<ChangesRequest>(value) ? Tag::kChangesRequest : Tag::kReset);
   }
   return writer.take();
 }
@@ -330,6 +336,13 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       return finish<FromClient>(reader, CancelRequest{reader.pod<JobId>()}, "cancel request");
     case Tag::kReset:
       return finish<FromClient>(reader, ResetRequest{}, "reset request");
+    case Tag::kDescribe:
+      if (auto describe = read_describe_request(reader)) {
+        return finish<FromClient>(reader, std::move(*describe), "describe request");
+      }
+      break;
+    case Tag::kChangesRequest:
+      return finish<FromClient>(reader, ChangesRequest{}, "changes request");
     default:
       break;
   }
@@ -344,7 +357,11 @@ std::vector<std::byte> encode(const ToClient& value) {
     writer.pod(reply->matched_blocks);
     writer.pod(reply->disk_blocks);
     writer.pod(reply->host_blocks);
+    writer.pod(reply->described_blocks);
     writer.pod(reply->reason);
+  } else if (const auto* changes = std::get_if<ChangesReply>(&value)) {
+    writer.pod(Tag::kChangesReply);
+    write(writer, *changes);
   } else {
     const auto& result = std::get<JobResult>(value);
     writer.pod(Tag::kJobResult);
@@ -364,6 +381,7 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       reply.matched_blocks = reader.pod<std::uint32_t>();
       reply.disk_blocks = reader.pod<std::uint32_t>();
       reply.host_blocks = reader.pod<std::uint32_t>();
+      reply.described_blocks = reader.pod<std::uint32_t>();
       if (!read_enum(reader, kLastReason, reply.reason)) break;
       return finish<ToClient>(reader, reply, "lookup reply");
     }
@@ -374,6 +392,11 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
         break;
       return finish<ToClient>(reader, result, "job result");
     }
+    case Tag::kChangesReply:
+      if (auto changes = read_changes_reply(reader)) {
+        return finish<ToClient>(reader, std::move(*changes), "changes");
+      }
+      break;
     default:
       break;
   }

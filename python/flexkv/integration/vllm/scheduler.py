@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flexkv.config import Settings
-from flexkv.integration.vllm import compat
+from flexkv.integration.vllm import compat, events
 from flexkv.integration.vllm.clients import open_clients
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder
@@ -27,6 +27,7 @@ from flexkv.integration.vllm.tracked import Chain, Tracked
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import KVConnectorOutput
@@ -63,6 +64,7 @@ class SchedulerSide:
         self._steps = StepTimes()
         self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
         self._trace = logger.isEnabledFor(logging.DEBUG)
+        self._events = events.wanted(config, settings)
         self._clients, self._node, self._metrics = open_clients(config, settings, groups)
 
     # ---- lookup and load
@@ -106,6 +108,8 @@ class SchedulerSide:
                     num_computed_tokens,
                     reason,
                 )
+            if self._events:
+                events.describe_found(client, group, chain, request, matched)
             chain.offers.restart(matched)
             served = min(served, matched * group.block_tokens)
         tracked.local_tokens = num_computed_tokens
@@ -227,19 +231,20 @@ class SchedulerSide:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            self._save(group, client, chain, tracked.block_hashes(), computed, after_step, meta)
+            self._save(group, client, chain, tracked, computed, after_step, meta)
 
     def _save(
         self,
         group: Group,
         client: Any,
         chain: Chain,
-        block_hashes: list[bytes],
+        tracked: Tracked,
         computed: int,
         after_step: int,
         meta: FlexKVMetadata,
     ) -> None:
         """Offers the blocks that are complete after this step and were not offered before."""
+        block_hashes = tracked.block_hashes()
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
         hashed = len(block_hashes) // group.hashes_per_block
@@ -256,6 +261,8 @@ class SchedulerSide:
         if self._tainted and not self._tainted.isdisjoint(blocks):
             offers.refused(first, self._step)
             return
+        if self._events:
+            events.describe(client, group, chain, tracked.request, first, full)
         job = client.save(chain.sequence, group.hashes(block_hashes), first, blocks)
         if job == 0:  # no node, or its ranks are not there yet
             offers.refused(first, self._step)
@@ -345,6 +352,9 @@ class SchedulerSide:
             self._steps.clear()
         for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
             client.close_sequence(chain.sequence)
+
+    def take_events(self) -> list[KVCacheEvent]:
+        return events.take(self._clients) if self._events else []
 
     def reset_cache(self) -> bool:
         """What is kept, and what requests have computed so far, is not to be found any more. vLLM also says so before it
