@@ -50,7 +50,6 @@ FrameStream::State FrameStream::pump(FrameSink& sink, std::size_t budget) {
     const TlsStream::Step step = stream_.handshake();
     handshake_wants_write_ = step == TlsStream::Step::kWantWrite;
     if (settled(step)) state_ = State::kOpen;
-    if (step == TlsStream::Step::kFailed) return fail(stream_.why());
   }
   if (state_ == State::kOpen) flush();
   if (state_ == State::kOpen) receive(sink, budget);
@@ -89,6 +88,11 @@ bool FrameStream::begin_body(FrameSink& sink) {
   head_ = head;
   body_ = room.value();
   return true;
+}
+
+void FrameStream::divert(std::span<std::byte> scratch) {
+  FLEXKV_ASSERT(head_ && scratch.size() >= body_.size());
+  body_ = scratch.first(body_.size());
 }
 
 void FrameStream::receive(FrameSink& sink, std::size_t budget) {

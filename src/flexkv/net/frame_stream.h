@@ -58,8 +58,14 @@ class FrameStream {
   // one of events(), or at once when more() says that bytes are there already.
   State pump(FrameSink& sink, std::size_t budget);
   bool more() const { return more_; }
+  // Sends what goes without waiting. REQUIRES: state() is kOpen
+  void flush();
   std::uint32_t events() const;  // for epoll
   State state() const { return state_; }
+
+  // The rest of the body that is being received goes to `scratch` instead: its room is the caller's again at once.
+  // REQUIRES: a body is being received, and scratch is as long as it.
+  void divert(std::span<std::byte> scratch);
 
   void close() { stream_.say_goodbye(); }
 
@@ -70,7 +76,6 @@ class FrameStream {
  private:
   State fail(std::string why);
   bool settled(TlsStream::Step step);  // false: nothing more goes now
-  void flush();
   void receive(FrameSink& sink, std::size_t budget);
   bool begin_body(FrameSink& sink);
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "flexkv/base/prng.h"
+#include "flexkv/net/tcp.h"
 
 namespace flexkv::net {
 namespace {
@@ -55,8 +56,8 @@ class FrameStreams : public testing::Test {
   }
   void connect(const TlsContext& client_context, const TlsContext& server_context) {
     auto [a, b] = sockets();
-    client.emplace(TlsStream::create(client_context, std::move(a), TlsStream::Role::kClient).value());
-    server.emplace(TlsStream::create(server_context, std::move(b), TlsStream::Role::kServer).value());
+    client.emplace(TlsStream::create(client_context, std::move(a), TlsStream::Role::kClient, "peer").value());
+    server.emplace(TlsStream::create(server_context, std::move(b), TlsStream::Role::kServer, "peer").value());
     for (int i = 0; i < 20; ++i) step();
   }
   void step(std::size_t budget = kPlenty) {
@@ -125,7 +126,7 @@ TEST_F(FrameStreams, EndWithoutAKey) {
     const std::unique_ptr<SSL, void (*)(SSL*)> ssl(SSL_new(plain.get()), SSL_free);
     SSL_set_fd(ssl.get(), b.get());
     const auto role = keyless_client ? TlsStream::Role::kServer : TlsStream::Role::kClient;
-    FrameStream ours(TlsStream::create(context('a'), std::move(a), role).value());
+    FrameStream ours(TlsStream::create(context('a'), std::move(a), role, "peer").value());
     for (int i = 0; i < 20 && ours.state() == FrameStream::State::kConnecting; ++i) {
       ours.pump(to_server, kPlenty);
       keyless_client ? SSL_connect(ssl.get()) : SSL_accept(ssl.get());
@@ -138,7 +139,7 @@ TEST_F(FrameStreams, EndOnRandomBytes) {
   Prng random(7);
   for (int i = 0; i < 200; ++i) {
     auto [a, b] = sockets();
-    FrameStream ours(TlsStream::create(context('a'), std::move(a), TlsStream::Role::kServer).value());
+    FrameStream ours(TlsStream::create(context('a'), std::move(a), TlsStream::Role::kServer, "peer").value());
     std::vector<unsigned char> noise(1 + random.next() % 2000);
     for (unsigned char& byte : noise) byte = static_cast<unsigned char>(random.next());
     ASSERT_GT(::send(b.get(), noise.data(), noise.size(), 0), 0);
@@ -161,8 +162,8 @@ TEST_F(FrameStreams, RefuseTooLargeAndUnwantedFrames) {
   to_server.refuse = false;
   // A head is a body's bytes to the sender, so one that lies can be sent as two halves of a frame's.
   auto [a, b] = sockets();
-  server.emplace(TlsStream::create(context('a'), std::move(a), TlsStream::Role::kServer).value());
-  auto raw = TlsStream::create(context('a'), std::move(b), TlsStream::Role::kClient).value();
+  server.emplace(TlsStream::create(context('a'), std::move(a), TlsStream::Role::kServer, "peer").value());
+  auto raw = TlsStream::create(context('a'), std::move(b), TlsStream::Role::kClient, "peer").value();
   while (server->state() == FrameStream::State::kConnecting) {
     (void)raw.handshake();
     server->pump(to_server, kPlenty);
@@ -173,6 +174,25 @@ TEST_F(FrameStreams, RefuseTooLargeAndUnwantedFrames) {
   server->pump(to_server, kPlenty);
   EXPECT_EQ(server->state(), FrameStream::State::kFailed);
   EXPECT_NE(server->why().find("more than the protocol has"), std::string::npos) << server->why();
+}
+
+TEST_F(FrameStreams, SayWhoCannotBeReached) {
+  std::string address;
+  {
+    const Fd listener = listen_tcp("127.0.0.1:0").value();
+    address = local_address(listener).value();
+  }
+  auto socket = connect_tcp(address);
+  if (!socket.ok()) GTEST_SKIP() << "refused at once: " << socket.error().message;
+  FrameStream ours(
+      TlsStream::create(context('a'), std::move(socket.value()), TlsStream::Role::kClient, address).value());
+  while (ours.pump(to_client, kPlenty) == FrameStream::State::kConnecting) {
+    pollfd waiting{ours.fd(), POLLOUT, 0};
+    ASSERT_EQ(::poll(&waiting, 1, 10'000), 1);
+  }
+  EXPECT_EQ(ours.state(), FrameStream::State::kFailed);
+  EXPECT_NE(ours.why().find(address), std::string::npos) << ours.why();
+  EXPECT_NE(ours.why().find("refused"), std::string::npos) << ours.why();
 }
 
 TEST_F(FrameStreams, TellAGoodEndFromABadOne) {

@@ -134,12 +134,4 @@ Result<Fd> connect_tcp(const std::string& address) {
   return socket;
 }
 
-Status connected(const Fd& socket, const std::string& address) {
-  int problem = 0;
-  socklen_t size = sizeof problem;
-  if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &problem, &size) != 0) problem = errno;
-  if (problem != 0) return Error{ErrorCode::kPeer, errno_error("connect to " + address, problem).message};
-  return {};
-}
-
 }  // namespace flexkv::net

@@ -21,9 +21,7 @@ Result<Fd> accept_tcp(const Fd& listener);
 std::string peer_address(const Fd& socket);
 
 // Begins to connect. The address is numeric, because looking up a name may take long. The socket becomes writable when
-// that has succeeded or failed.
+// that has succeeded or failed; what is done with it then says why it failed.
 Result<Fd> connect_tcp(const std::string& address);
-// Of a socket that connect_tcp made and that became writable.
-Status connected(const Fd& socket, const std::string& address);
 
 }  // namespace flexkv::net

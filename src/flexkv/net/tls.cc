@@ -8,8 +8,6 @@
 #include <cstring>
 #include <utility>
 
-#include "flexkv/net/tcp.h"
-
 namespace flexkv::net {
 namespace {
 
@@ -95,10 +93,10 @@ Result<TlsContext> TlsContext::create(const Secret& secret, std::string_view clu
   return TlsContext(std::move(identity), context);
 }
 
-TlsStream::TlsStream(TlsContext context, Fd socket, std::unique_ptr<SSL, void (*)(SSL*)> ssl)
-    : context_(std::move(context)), socket_(std::move(socket)), ssl_(std::move(ssl)), peer_(peer_address(socket_)) {}
+TlsStream::TlsStream(TlsContext context, Fd socket, std::unique_ptr<SSL, void (*)(SSL*)> ssl, std::string peer)
+    : context_(std::move(context)), socket_(std::move(socket)), ssl_(std::move(ssl)), peer_(std::move(peer)) {}
 
-Result<TlsStream> TlsStream::create(const TlsContext& context, Fd socket, Role role) {
+Result<TlsStream> TlsStream::create(const TlsContext& context, Fd socket, Role role, std::string peer) {
   std::unique_ptr<SSL, void (*)(SSL*)> ssl(SSL_new(context.get()), SSL_free);
   if (ssl == nullptr || SSL_set_fd(ssl.get(), socket.get()) != 1) {
     return Error{ErrorCode::kNoSpace, "begin TLS: " + openssl_error()};
@@ -110,7 +108,7 @@ Result<TlsStream> TlsStream::create(const TlsContext& context, Fd socket, Role r
   } else {
     SSL_set_accept_state(ssl.get());
   }
-  return TlsStream(context, std::move(socket), std::move(ssl));
+  return TlsStream(context, std::move(socket), std::move(ssl), std::move(peer));
 }
 
 // errno must be that of the call.
@@ -124,6 +122,7 @@ TlsStream::Step TlsStream::step_of(int returned, const char* doing) {
     case SSL_ERROR_ZERO_RETURN:
       return Step::kClosed;
     case SSL_ERROR_SYSCALL:
+      broken_off_ = true;
       why_ = saved == 0 ? std::string("the connection ended") : errno_error(doing, saved).message;
       return Step::kFailed;
     default:
@@ -140,13 +139,15 @@ TlsStream::Step TlsStream::handshake() {
   if (returned != 1) {
     const Step step = step_of(returned, "handshake");
     if (step != Step::kFailed && step != Step::kClosed) return step;
-    why_ = "no handshake with " + peer_ + ", most likely because it has another secret or cluster name (" + why_ + ")";
+    if (!broken_off_) {
+      why_ = "no handshake, most likely because it has another secret or cluster name (" + why_ + ")";
+    }
     return Step::kFailed;
   }
   // Both sides came here by the key; that it was used is OpenSSL's word.
   established_ = SSL_session_reused(ssl_.get()) == 1;
   if (established_) return Step::kDone;
-  why_ = peer_ + " did not prove that it knows the cluster's secret";
+  why_ = "it did not prove that it knows the cluster's secret";
   return Step::kFailed;
 }
 

@@ -48,8 +48,8 @@ class TlsStream {
     std::size_t bytes = 0;  // with kDone
   };
 
-  // Takes over a connected, non-blocking socket.
-  static Result<TlsStream> create(const TlsContext& context, Fd socket, Role role);
+  // Takes over a non-blocking socket that is connected or will be. `peer`: its name in messages.
+  static Result<TlsStream> create(const TlsContext& context, Fd socket, Role role, std::string peer);
 
   Step handshake();
   // REQUIRES: the handshake is done, the span is not empty.
@@ -64,7 +64,7 @@ class TlsStream {
   const std::string& why() const { return why_; }
 
  private:
-  TlsStream(TlsContext context, Fd socket, std::unique_ptr<SSL, void (*)(SSL*)> ssl);
+  TlsStream(TlsContext context, Fd socket, std::unique_ptr<SSL, void (*)(SSL*)> ssl, std::string peer);
   Step step_of(int returned, const char* doing);
 
   TlsContext context_;
@@ -72,6 +72,7 @@ class TlsStream {
   std::unique_ptr<SSL, void (*)(SSL*)> ssl_;
   std::string peer_;
   std::string why_;
+  bool broken_off_ = false;  // the connection failed, not TLS
   bool established_ = false;
 };
 
