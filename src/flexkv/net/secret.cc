@@ -56,9 +56,8 @@ Result<Secret> Secret::from_text(std::string text) {
                                                   std::string(kAdvice)};
   }
   if (text.size() > kMaxBytes) {
-    return Error{ErrorCode::kInvalidArgument,
-                 "the cluster's secret has more than " + std::to_string(kMaxBytes) + " characters" +
-                     std::string(kAdvice)};
+    return Error{ErrorCode::kInvalidArgument, "the cluster's secret has more than " + std::to_string(kMaxBytes) +
+                                                  " characters" + std::string(kAdvice)};
   }
   return Secret(std::move(text));
 }

@@ -10,7 +10,8 @@
 
 namespace flexkv::net {
 
-// HOST:PORT or [HOST]:PORT with HOST a name or an address of this machine ("0.0.0.0", "::" for all), and PORT 0 for any.
+// HOST:PORT or [HOST]:PORT with HOST a name or an address of this machine ("0.0.0.0", "::" for all), and PORT 0 for
+// any.
 Result<Fd> listen_tcp(const std::string& address);
 // ADDRESS:PORT that a listener got, the port above all.
 Result<std::string> local_address(const Fd& socket);

@@ -44,7 +44,8 @@ struct TlsContext::Identity {
     const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl, kCipherId.data());
     SSL_SESSION* session = SSL_SESSION_new();
     if (session != nullptr && cipher != nullptr && SSL_SESSION_set1_master_key(session, key.data(), key.size()) == 1 &&
-        SSL_SESSION_set_cipher(session, cipher) == 1 && SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) == 1) {
+        SSL_SESSION_set_cipher(session, cipher) == 1 &&
+        SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) == 1) {
       return session;
     }
     SSL_SESSION_free(session);
@@ -103,7 +104,8 @@ Result<TlsStream> TlsStream::create(const TlsContext& context, Fd socket, Role r
   }
   if (role == Role::kClient) {
     SSL_set_connect_state(ssl.get());
-    // A server that shows a certificate instead of using the key would have to show one that we trust, and we trust none.
+    // A server that shows a certificate instead of using the key would have to show one that we trust, and we trust
+    // none.
     SSL_set_verify(ssl.get(), SSL_VERIFY_PEER, nullptr);
   } else {
     SSL_set_accept_state(ssl.get());

@@ -286,10 +286,10 @@ TEST_F(LyingOwner, IsNotBelievedToBeDone) {
 TEST_F(LyingOwner, IsLeftWhenItSendsWhatHasNoPlace) {
   const std::vector<std::byte> bytes(101);
   const std::vector<std::function<void(RequestId)>> lies{
-      [&](RequestId id) { say(Kind::kData, id, bytes); },                             // too much
-      [&](RequestId id) { say(Kind::kData, id + 1, std::span(bytes).first(10)); },    // for nobody
+      [&](RequestId id) { say(Kind::kData, id, bytes); },                           // too much
+      [&](RequestId id) { say(Kind::kData, id + 1, std::span(bytes).first(10)); },  // for nobody
       [&](RequestId id) { say(Kind::kData, id, {}); },
-      [&](RequestId id) { say(Kind::kBlock, id, encode(Block{})); },                  // without bytes
+      [&](RequestId id) { say(Kind::kBlock, id, encode(Block{})); },  // without bytes
       [&](RequestId id) { say(Kind::kBlock, id + 1, encode(Block{})); },
       [&](RequestId id) { say(Kind::kEnd, id + 1, encode(End{})); },
       [&](RequestId id) { say(Kind::kEnd, id, bytes); },

@@ -22,9 +22,9 @@ namespace flexkv::peer {
 
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kNodeNameMax = 256;
-constexpr std::size_t kKeysMax = 32768;               // of one request
+constexpr std::size_t kKeysMax = 32768;  // of one request
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
-constexpr std::uint32_t kDataBytesMax = 256U << 10;   // of one frame
+constexpr std::uint32_t kDataBytesMax = 256U << 10;  // of one frame
 constexpr std::size_t kMessageBytesMax = 64 + kKeysMax * sizeof(key::BlockKey);
 
 enum class Kind : std::uint32_t { kHello = 1, kRead, kCancel, kData, kBlock, kEnd };

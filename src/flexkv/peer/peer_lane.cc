@@ -219,7 +219,8 @@ void PeerLane::accept_peers() {
     const auto readers = std::ranges::count_if(links_, [](const auto& one) { return one.second->serving != nullptr; });
     if (static_cast<std::size_t>(readers) >= options_.readers_max) continue;  // closed at once
     std::string peer = net::peer_address(accepted.value());
-    auto tls = net::TlsStream::create(tls_, std::move(accepted.value()), net::TlsStream::Role::kServer, std::move(peer));
+    auto tls =
+        net::TlsStream::create(tls_, std::move(accepted.value()), net::TlsStream::Role::kServer, std::move(peer));
     if (!tls.ok()) continue;
     auto link = std::make_unique<Link>(std::move(tls.value()));
     link->serving = std::make_unique<Serving>(
@@ -258,7 +259,8 @@ Result<PeerLane::Link*> PeerLane::link_to(const std::string& node, const std::st
   }
   auto socket = net::connect_tcp(address);
   if (!socket.ok()) return socket.error();
-  auto tls = net::TlsStream::create(tls_, std::move(socket.value()), net::TlsStream::Role::kClient, node + " at " + address);
+  auto tls =
+      net::TlsStream::create(tls_, std::move(socket.value()), net::TlsStream::Role::kClient, node + " at " + address);
   if (!tls.ok()) return tls.error();
   auto link = std::make_unique<Link>(std::move(tls.value()));
   link->owner = key;

@@ -27,8 +27,8 @@ constexpr Nanos kRetryMin = 1 * kSecond;
 constexpr Nanos kRetryMax = 30 * kSecond;
 
 struct PeerOptions {
-  std::string node;    // own name, unique in the cluster
-  std::string listen;  // HOST:PORT for peers; empty: nobody reads from this node
+  std::string node;                    // own name, unique in the cluster
+  std::string listen;                  // HOST:PORT for peers; empty: nobody reads from this node
   std::uint64_t pinned_bytes_max = 0;  // by all readers of one connection
   std::size_t readers_max = 1024;      // connections from peers
 };
@@ -85,8 +85,8 @@ class PeerLane {
   // The lane's own.
   Fd epoll_;
   Fd listener_;
-  std::map<int, std::unique_ptr<Link>> links_;         // by descriptor
-  std::map<std::string, int> owners_;                  // node and address -> descriptor
+  std::map<int, std::unique_ptr<Link>> links_;  // by descriptor
+  std::map<std::string, int> owners_;           // node and address -> descriptor
   std::map<std::string, Backoff> backoffs_;
   PeerStats ended_;  // of links that are gone
 

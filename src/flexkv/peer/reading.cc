@@ -19,8 +19,8 @@ std::string problem_of(const ReadRequest& request) {
   if (request.keys.empty() || request.keys.size() > kKeysMax) return "no keys, or too many";
   if (request.keys.size() != request.buffers.size()) return "not one buffer for each key";
   if (request.slot_bytes == 0 || request.slot_bytes > kSlotBytesMax) return "no such block size";
-  const bool fit = std::ranges::all_of(request.buffers,
-                                       [&](const auto buffer) { return buffer.size() == request.slot_bytes; });
+  const bool fit =
+      std::ranges::all_of(request.buffers, [&](const auto buffer) { return buffer.size() == request.slot_bytes; });
   return fit ? "" : "a buffer is not of a block's size";
 }
 

@@ -53,9 +53,9 @@ struct ReadRequest {
   std::string address;  // where: numeric, with a port
   SpaceName space{};
   std::uint64_t slot_bytes = 0;
-  std::vector<key::BlockKey> keys;                   // in the order of the prompt
-  std::vector<std::span<std::byte>> buffers;         // for each key slot_bytes, the lane's until on_end
-  Nanos deadline = 0;                                // of the monotonic clock
+  std::vector<key::BlockKey> keys;            // in the order of the prompt
+  std::vector<std::span<std::byte>> buffers;  // for each key slot_bytes, the lane's until on_end
+  Nanos deadline = 0;                         // of the monotonic clock
 };
 
 // The reader's cache. Called on the lane; must not block, may call the lane.
