@@ -124,9 +124,14 @@ class EngineFailure(AssertionError):
 
 
 def run_engine(
-    config: EngineConfig, model: Path, steps: list[dict[str, Any]], directory: Path, timeout: float = 300
+    config: EngineConfig,
+    model: Path,
+    steps: list[dict[str, Any]],
+    directory: Path,
+    timeout: float = 300,
+    python: str = sys.executable,
 ) -> Results:
-    """Carries out `steps` in a new vLLM. Files go to `directory`. Raises EngineFailure."""
+    """Carries out `steps` in a new vLLM, that of `python`. Files go to `directory`. Raises EngineFailure."""
     directory.mkdir(parents=True)
     runtime, log, results = directory / "run", directory / "engine.log", directory / "results.json"
     runtime.mkdir(mode=0o700)
@@ -145,7 +150,7 @@ def run_engine(
     shared_memory = set(os.listdir("/dev/shm"))
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
+            [python, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
