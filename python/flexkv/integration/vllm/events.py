@@ -55,7 +55,7 @@ def engine_clears(pool: Any) -> bool:
 
 
 def take(clients: list[Any], cleared: bool) -> list[KVCacheEvent]:
-    """What has changed. `cleared`: routers have just heard from vLLM that all is, and may have forgotten ours with that;
+    """What has changed. `cleared`: routers have just heard from vLLM that all is, and may have forgotten ours with it;
     they hear all of it again."""
     found: list[KVCacheEvent] = []
     for client in clients:
