@@ -54,9 +54,10 @@ class PyChanges {
 nb::list change_list(std::vector<events::Change> changes) {
   using Kind = events::Change::Kind;
   nb::list out;
+  const nb::bytes nothing("", 0);
   for (const events::Change& change : changes) {
     if (change.kind == Kind::kCleared) {
-      out.append(nb::make_tuple("cleared", 0, nb::bytes(), nb::bytes(), nb::list(), nb::bytes()));
+      out.append(nb::make_tuple("cleared", 0, nothing, nothing, nb::list(), nothing));
       continue;
     }
     const events::Description& known = *change.description;

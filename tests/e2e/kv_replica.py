@@ -20,7 +20,7 @@ _END = (-1).to_bytes(8, "big", signed=True)
 
 
 class Replica:
-    """Fails on what a router could not use: events that do not describe themselves, gaps, removals of what is not there."""
+    """Fails on what routers cannot use: events that do not describe themselves, gaps, and needless removals."""
 
     def __init__(self) -> None:
         self.next = 0

@@ -88,7 +88,7 @@ def test_a_daemon_and_its_engine_say_the_same(
         assert daemon.stdout is not None
         assert b"KV events at ipc://" in daemon.stdout.readline()
         environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "shared"))
-        config = EngineConfig(flexkv=True, full=True, lora=True, in_process=False, environment=environment)
+        config = EngineConfig(flexkv=True, full=True, lora=True, environment=environment)
         config = publishing(config, tmp_path / "sockets")
         steps = [
             *adapters(lora_adapters),
