@@ -207,6 +207,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
     transfer.key = keys[1];
     transfer.parent = keys[0];
     transfer.host_offset = space.slots.offset(host);
+    transfer.deadline = now_ + options_.save_timeout;
     const DiskAdmission admission = disk_->port.write(transfer);
     switch (admission) {
       case DiskAdmission::kQueued:
