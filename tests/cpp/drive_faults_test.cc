@@ -91,6 +91,7 @@ class Engine {
     return job;
   }
 
+  void cancel(JobId job) { client_->cancel(job); }
   bool ended(JobId job) {
     for (const auto& result : client_->take_ended_jobs()) results_[result.job] = result;
     return results_.contains(job);
@@ -278,6 +279,29 @@ TEST_F(DriveFaultsTest, ADriveThatHangsFailsItsLoadsInTimeAndNothingElse) {
   ASSERT_TRUE(eventually([&] { return drive().at("reads") == true; }));
   EXPECT_EQ(status().at("health").at("state"), "ok") << status().at("health");
   EXPECT_EQ(load_all(), kPrompts) << "nothing was lost";
+}
+
+TEST_F(DriveFaultsTest, ReadsThatNobodyWaitsForAnyMoreAreTakenFromTheDrivesQueue) {
+  limits_.depth = 2;
+  limits_.breaker.stall_after = 600 * kSecond;  // it is slow, and not fenced off
+  load_timeout_ = 60 * kSecond;
+  start_with_prompts_on_drives();
+  faults_->hang(Hang::kAll);
+  std::vector<JobId> loads;
+  for (std::uint64_t prompt = 0; prompt < kPrompts; ++prompt) {
+    loads.push_back(engine_->load(prompt));
+    if (prompt == 1) {
+      ASSERT_TRUE(eventually([&] { return faults_->held() == limits_.depth; }));
+    }
+  }
+  ASSERT_TRUE(eventually([&] { return queue("disk_fetches") == kPrompts / 2; })) << "those of the drive that hangs";
+  for (const JobId job : loads) engine_->cancel(job);
+  ASSERT_TRUE(eventually([&] { return queue("disk_fetches") == 1; })) << "what the kernel has";
+  EXPECT_EQ(faults_->held(), limits_.depth);
+  EXPECT_EQ(failed("from_disk", "canceled"), kPrompts / 2 - 1);
+  faults_->hang(Hang::kNothing);
+  ASSERT_TRUE(eventually([&] { return queue("disk_fetches") == 0; }));
+  EXPECT_EQ(load_all(), kPrompts);
 }
 
 TEST_F(DriveFaultsTest, WritesThatHangDoNotHoldUpSavesOrTheOtherDrive) {

@@ -156,8 +156,11 @@ void Volume::on_completions(std::span<const file::Completion> completions) {
 void Volume::part_ended(Transfer& transfer, const file::Completion& completion, Actions& actions) {
   --transfer.parts;
   Outcome outcome = to_outcome(completion.outcome);
-  // A drive that is off failed them all: it says nothing of this block.
-  if (outcome == Outcome::kFailed && !available_) outcome = Outcome::kUnavailable;
+  if (outcome == Outcome::kFailed && completion.error_number == ECANCELED) {
+    outcome = Outcome::kCanceled;  // when only a part of it had begun
+  } else if (outcome == Outcome::kFailed && !available_) {
+    outcome = Outcome::kUnavailable;  // a drive that is off failed them all: it says nothing of this block
+  }
   // Of two failures, an error tells more than a request that was not begun.
   if (outcome == Outcome::kFailed || (outcome != Outcome::kDone && transfer.outcome == Outcome::kDone)) {
     transfer.outcome = outcome;

@@ -283,10 +283,11 @@ class Node {
   Lookup served(const Engine& engine, const Sequence& sequence);
   std::uint64_t slots_in_reach(const Space& space) const;
   std::uint32_t worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const;
-  void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
+  void fetch_for(JobKey key, Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
   bool awaited(const Fetch& fetch) const;
+  void forsake_fetches(Job& job);
   enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);

@@ -34,6 +34,7 @@ struct Node::Fetch {
   Path* path = nullptr;
   std::uint32_t at = 0;               // its place in the path
   index::Slot host = index::kNoSlot;  // once begun
+  DiskOp op = 0;                      // then
   bool prefetch = false;
   std::vector<Waiter> waiters;
 };
@@ -186,9 +187,10 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t missing = 0;  // blocks that are still fetched
-  SlotRuns arrived;           // since the last piece
-  std::uint32_t pieces = 0;   // sent
+  std::uint32_t missing = 0;           // blocks that are still fetched
+  std::vector<key::BlockKey> fetched;  // what it has waited for, or still does
+  SlotRuns arrived;                    // since the last piece
+  std::uint32_t pieces = 0;            // sent
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;

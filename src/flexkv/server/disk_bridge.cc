@@ -41,6 +41,7 @@ node::DiskOutcome to_node(disk::Outcome outcome) {
     case disk::Outcome::kDeadline:
       return node::DiskOutcome::kDeadline;
     case disk::Outcome::kCanceled:
+      return node::DiskOutcome::kCanceled;
     case disk::Outcome::kUnavailable:
       return node::DiskOutcome::kUnavailable;
     case disk::Outcome::kNoRoom:

@@ -125,8 +125,23 @@ node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool writ
   return node::DiskAdmission::kQueued;
 }
 
+// Half of them have not begun yet.
+void SimDisk::cancel(node::DiskOp op) {
+  const auto found = flights_.find(op);
+  if (found == flights_.end()) return;
+  SIM_CHECK(!found->second.write);
+  loop_.note("disk: cancel", op);
+  if (!loop_.chance(500)) return;
+  found->second.canceled = true;
+  loop_.after(loop_.delay(plan_.disk_time), [this, op, alive = alive_] {
+    if (*alive) end(op);
+  });
+}
+
 void SimDisk::end(node::DiskOp op) {
-  const Flight flight = flights_.extract(op).mapped();
+  const auto node = flights_.extract(op);
+  if (node.empty()) return;  // canceled, and ended before
+  const Flight& flight = node.mapped();
   const auto outcome = carry_out(flight);
   loop_.note("disk: ended", op, static_cast<std::uint64_t>(outcome));
   callbacks_.release(op);
@@ -138,6 +153,7 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
   const Space& space = spaces_.at(transfer.space);
   const bool stale = flight.resets != space.resets;
   const std::span<std::byte> host = callbacks_.pool(transfer.host_offset, space.slot_bytes);
+  if (flight.canceled) return node::DiskOutcome::kCanceled;
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
   if (flight.write) {
     if (loop_.chance(plan_.disk_fails)) {
