@@ -612,6 +612,19 @@ TEST_F(NodeDiskTest, ResetReachesSpacesThatAreNotOpenAndWhatIsStillRead) {
   EXPECT_EQ(lookup(e, 1, keys).matched_blocks, 0U);
 }
 
+TEST_F(NodeDiskTest, WhatWaitsToBeWrittenAndIsReset) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 3));
+  keep(e, 2, 2, keys_of(2, 1));
+  EXPECT_EQ(node->disk_queues().writes, 4U);
+  node->reset(e, now);
+  opened(4);
+  EXPECT_TRUE(disk.writes.empty());
+  EXPECT_EQ(node->disk_queues().writes, 0U);
+  EXPECT_EQ(unwritten(Reason::kReset), 4U);
+}
+
 TEST_F(NodeDiskTest, ResetDuringReadsAndWritesServesAndKeepsNothing) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 2);

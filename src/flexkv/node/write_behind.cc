@@ -136,6 +136,9 @@ void Node::pump_writes() {
         break;
       }
     }
+    if (run.path->generation != space.generation) {
+      stats_.unwritten_blocks[slot_of(Reason::kReset)] += run.end - run.next;
+    }
     disk_->queued_write_bytes -= (run.end - run.begin) * space.slots.slot_bytes();
     Path* path = run.path;
     disk_->write_runs.pop_front();
