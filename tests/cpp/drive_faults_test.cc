@@ -278,6 +278,12 @@ TEST_F(DriveFaultsTest, ADriveThatHangsFailsItsLoadsInTimeAndNothingElse) {
   for (std::uint64_t other = next_other_ - kPoolBlocks; other < next_other_; ++other) (void)engine_->loads(other);
   ASSERT_TRUE(eventually([&] { return drive().at("reads") == true; }));
   EXPECT_EQ(status().at("health").at("state"), "ok") << status().at("health");
+  for (const auto& one : status().at("disk").at("drives")) {
+    const std::string form = one.at("form");
+    EXPECT_TRUE(form.starts_with(one.at("directory").get<std::string>() + " (")) << form;
+    EXPECT_TRUE(form.find("io_uring") != std::string::npos || form.find("threads") != std::string::npos) << form;
+    EXPECT_TRUE(form.find(", direct") != std::string::npos || form.find("page cache") != std::string::npos) << form;
+  }
   EXPECT_EQ(load_all(), kPrompts) << "nothing was lost";
 }
 

@@ -84,6 +84,7 @@ void Volume::start(const VolumeSpec& spec) {
     }
   }
   if (drive_ != nullptr) {
+    log_info("SSD cache: " + drive_->describe());
     lane_->post([this] { fit_share(); });  // smaller than last time, perhaps
     return;
   }
@@ -326,10 +327,15 @@ std::uint32_t Volume::queued() const {
 
 VolumeStats Volume::stats() const {
   file::DriveStats drive;
-  if (drive_ != nullptr) drive = drive_->stats();
+  std::string form;
+  if (drive_ != nullptr) {
+    drive = drive_->stats();
+    form = drive_->describe();
+  }
   std::lock_guard lock(mutex_);
   VolumeStats stats = stats_;
   stats.directory = directory_;
+  stats.form = std::move(form);
   stats.health = health_;
   stats.share_bytes = share_bytes_;
   stats.used_bytes = used_bytes_;
