@@ -58,6 +58,8 @@ class Cache:
         )
         self.cache.init_cache_linker(self.linker)
         self.kv.register_layer_transfer_counter(self.linker.layer_done_counter)
+        for store in self.linker._stores.values():  # what comes before is not kept
+            assert store.agent.wait_attached(_PATIENCE_SECONDS) and _is_served(store.client)
         self._names = map("request-{}".format, itertools.count())
 
     def run(
@@ -66,6 +68,7 @@ class Cache:
         salt: str | None = None,
         extra_key: str | None = None,
         between: Callable[[str], None] = lambda step: None,
+        patience: float = _PATIENCE_SECONDS,
     ) -> tuple[int, int]:
         """(tokens found on the device, tokens loaded). `between`: called with the names of the steps as they come."""
         key = RadixKey(array("q", prompt), extra_key=extra_key, cache_salt=salt)
@@ -82,7 +85,7 @@ class Cache:
         self._fill(prompt, slots, len(held) + len(loaded), salt, extra_key)
         self.cache.insert(InsertParams(key=key, value=slots))
         between("inserted")
-        self.settle()
+        self.settle(patience)
         return len(held), len(loaded)
 
     def _load(
@@ -129,9 +132,9 @@ class Cache:
                     self.kv.k_buffer[layer][at] = content + layer
                     self.kv.v_buffer[layer][at] = content - layer
 
-    def settle(self) -> None:
+    def settle(self, patience: float) -> None:
         """Until nothing is on its way to FlexKV."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while self.cache.linker.pending_offloads:
             self.cache.check_hicache_events()
             assert time.monotonic() < deadline, "an offload does not end"
@@ -152,6 +155,14 @@ class Cache:
 
     def close(self) -> None:
         self.linker.close()
+
+
+def _is_served(client: Any) -> bool:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not client.served(0.01):
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _content(prefix: Sequence[int], salt: Any, extra_key: Any) -> float:
