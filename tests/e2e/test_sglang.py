@@ -192,7 +192,7 @@ def test_two_linked_ranks_keep_and_load_their_shards(
         assert tokens(warm) == baseline and [one["cached"] for one in warm] == ALL_PAGES
 
 
-@pytest.mark.parametrize("name", ["test_sglang_linker.py"])
+@pytest.mark.parametrize("name", ["test_sglang_linker.py", "test_sglang_hicache.py"])
 def test_under_sglangs_own_classes(name: str) -> None:
     """Those tests want SGLang's modules in their own process."""
     run = subprocess.run(

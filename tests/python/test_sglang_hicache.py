@@ -48,6 +48,12 @@ def server_args(tmp_path_factory: pytest.TempPathFactory) -> None:
     set_global_server_args_for_scheduler(ServerArgs(model_path=str(model), **arguments))
 
 
+@pytest.fixture(autouse=True)
+def memory_for_small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang leaves 10 GB of the machine's memory to others, whatever a pool takes."""
+    monkeypatch.setattr("sglang.srt.mem_cache.pool_host.base.host_memory_budget_bytes", lambda wanted: wanted)
+
+
 def host_pool(layout: str, mla: bool) -> Any:
     common = {"size": TOKENS, "page_size": PAGE, "dtype": torch.float32, "layer_num": LAYERS, "device": "cpu"}
     sizes = {"host_to_device_ratio": 2.0, "host_size": 0, "page_size": PAGE, "layout": layout, "pin_memory": False}

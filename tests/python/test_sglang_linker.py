@@ -80,10 +80,10 @@ def test_an_offload_that_fails_halfway_is_waited_for(server_args: Any, monkeypat
         assert cache.run(prompt) == (0, 0)
 
 
-@pytest.mark.parametrize("mla", [False, True], ids=["mha", "mla"])
-def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, mla: bool) -> None:
+@pytest.mark.parametrize("model", ["mha", "mla", "swa"])
+def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, model: str) -> None:
     prompt = tokens(20 * PAGE)
-    with opened(server_args, mla=mla) as cache:
+    with opened(server_args, model=model) as cache:
         assert cache.run(prompt) == (0, 0)
         assert cache.run(prompt) == (20 * PAGE, 0)
         cache.flush()
