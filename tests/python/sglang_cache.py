@@ -35,21 +35,21 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 class Cache:
     """One engine's, with a linker attached as SGLang does it."""
 
-    def __init__(self, server_args: Any, model: str = "mha", slots: int = 2048) -> None:
-        """`model`: mha, mla, or swa: layer 1 with a window of WINDOW pages."""
+    def __init__(self, server_args: Any, kind: str = "mha", slots: int = 2048) -> None:
+        """`kind`: mha, mla, or swa: layer 1 with a window of WINDOW pages."""
         common = {"page_size": PAGE, "dtype": torch.float32, "device": "cpu", "enable_memory_saver": False}
         heads = {"head_num": 2, "head_dim": 8}
         allocator = [PAGE, torch.float32, "cpu"]
         components = (ComponentType.FULL,)
-        if model == "mla":
+        if kind == "mla":
             self.kv: Any = MLATokenToKVPool(slots, layer_num=LAYERS, kv_lora_rank=8, qk_rope_head_dim=4, **common)
-        elif model == "mha":
+        elif kind == "mha":
             self.kv = MHATokenToKVPool(slots, layer_num=LAYERS, **heads, **common)
         else:
             layers = {"swa_attention_layer_ids": [1], "full_attention_layer_ids": [0, 2]}
             self.kv = SWAKVPool(slots, slots, **layers, **heads, **common)
             components = (ComponentType.FULL, ComponentType.SWA)
-        self.windowed = model == "swa"
+        self.windowed = kind == "swa"
         if self.windowed:
             self.allocator: Any = SWATokenToKVPoolAllocator(slots, slots, *allocator, self.kv, need_sort=False)
         else:

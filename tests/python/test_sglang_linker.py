@@ -80,10 +80,10 @@ def test_an_offload_that_fails_halfway_is_waited_for(server_args: Any, monkeypat
         assert cache.run(prompt) == (0, 0)
 
 
-@pytest.mark.parametrize("model", ["mha", "mla", "swa"])
-def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, model: str) -> None:
+@pytest.mark.parametrize("kind", ["mha", "mla", "swa"])
+def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, kind: str) -> None:
     prompt = tokens(20 * PAGE)
-    with opened(server_args, model=model) as cache:
+    with opened(server_args, kind=kind) as cache:
         assert cache.run(prompt) == (0, 0)
         assert cache.run(prompt) == (20 * PAGE, 0)
         cache.flush()
@@ -186,6 +186,7 @@ def test_a_queued_load_that_is_canceled_writes_nothing(server_args: Any) -> None
             if step == "ordered":
                 cache.cache.linker.release_request("request-1")
                 assert cache.linker.start_layer_wise_loading() == -1
+                assert not cache.linker.finish_layer_wise_loading(-1)
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):

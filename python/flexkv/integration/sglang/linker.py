@@ -151,6 +151,7 @@ class FlexKVLinker(UnifiedCacheLinker):
         self._end(load)
         return True
 
+    @_guard.never_raises(lambda: -1)
     def start_layer_wise_loading(self) -> int:
         if not self._queued:
             return -1
@@ -163,9 +164,11 @@ class FlexKVLinker(UnifiedCacheLinker):
         self._started[index] = loads
         return index
 
+    @_guard.never_raises(lambda: False)
     def finish_layer_wise_loading(self, counter_index: int) -> bool:
+        """False also of what was never started: SGLang asks only after loads that were queued."""
         loads = self._started.pop(counter_index, [])
-        ok = self.layer_done_counter.finish(counter_index)
+        ok = bool(loads) and self.layer_done_counter.finish(counter_index)
         for load in loads:
             self._end(load)
             ok &= load.complete
