@@ -156,7 +156,18 @@ def test_without_its_node_pages_are_missing_and_nothing_is_raised(monkeypatch: p
     keys = hashes(4)
     with opened(pool) as storage:
         assert storage.batch_set_v1(keys, slots([0, 1, 2, 3])) == [True] * 4
-        node.stop()
+        agent = storage._store.agent
+
+        class EndingNode:
+            """Goes away after it has promised the pages."""
+
+            def __getattr__(self, name: str) -> Any:
+                if name == "arm_loads":
+                    node.stop()
+                return getattr(agent, name)
+
+        monkeypatch.setattr(storage._store, "agent", EndingNode())
+        assert storage.batch_get_v1(keys, slots([4, 5, 6, 7])) == [False] * 4
         assert storage.batch_exists(keys) == 0
         assert storage.batch_get_v1(keys, slots([4, 5, 6, 7])) == [False] * 4
         assert storage.batch_set_v1(hashes(4, seed=1), slots([0, 1, 2, 3])) == [False] * 4

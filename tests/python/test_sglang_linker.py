@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ sys.path.append(str(Path(__file__).parents[1] / "e2e" / "sglang_cpu"))  # what S
 pytest.importorskip("sglang.srt.mem_cache.unified_radix_cache", reason="SGLang is not installed", exc_type=ImportError)
 pytest.importorskip("flexkv._core")
 
+import torch  # noqa: E402
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer  # noqa: E402
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler  # noqa: E402
 from sglang_cache import PAGE, Cache, tokens  # noqa: E402
 
@@ -118,6 +122,26 @@ def test_nothing_is_kept_twice(server_args: Any) -> None:
         status = json.loads(cache.linker._node.node.status())
         (space,) = json.loads(cache.linker._node.node.status())["spaces"]
         assert space["used"] == 15
+
+
+def test_only_prefixes_whose_window_is_kept_are_promised(server_args: Any) -> None:
+    keys = [hashlib.sha256(bytes([number])).hexdigest() for number in range(10)]
+    with opened(server_args, kind="swa") as cache:
+        slots = cache._alloc(10 * PAGE)
+        windowed = cache.allocator.translate_loc_from_full_to_swa(slots)
+
+        def transfer(pool: PoolName, indices: torch.Tensor, first: int, end: int) -> PoolTransfer:
+            return PoolTransfer(pool, device_indices=indices[first * PAGE : end * PAGE], keys=keys[first:end])
+
+        for first, window, end in ((0, 4, 6), (6, 8, 10)):
+            both = [transfer(PoolName.KV, slots, first, end), transfer(PoolName.SWA, windowed, window, end)]
+            assert cache.linker.offload(both)
+        deadline = time.monotonic() + 60
+        while cache.linker.num_completed_offloads() < 2:
+            assert time.monotonic() < deadline
+        assert cache.linker.pop_completed_offload() and cache.linker.pop_completed_offload()
+        wanted = [PoolTransfer(PoolName.KV, keys=keys), PoolTransfer(PoolName.SWA, keys=keys[8:])]
+        assert cache.linker.lookup("request", wanted) == [6, 10]
 
 
 def test_salts_and_adapters_share_nothing(server_args: Any) -> None:
