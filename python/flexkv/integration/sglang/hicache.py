@@ -83,10 +83,11 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             _, pieces = store.find(_hashes(keys))
             jobs = store.load(pieces, blocks)
         store.agent.arm_loads(jobs, 0)
-        failed = set(store.agent.wait_loads(jobs))
+        incomplete = dict(store.agent.wait_loads(jobs))
         loaded = [False] * len(keys)
         for piece, job in zip(pieces, jobs, strict=True):
-            loaded[piece.at : piece.at + piece.count] = [job not in failed] * piece.count
+            good = incomplete.get(job, piece.count)
+            loaded[piece.at : piece.at + good] = [True] * good
         with self._lock:
             store.close(pieces)
         return loaded
