@@ -1,5 +1,5 @@
-"""SGLang, unmodified, on the CPU, through its own --enable-flexkv and through its external linker: real engines, and outputs
-that must be equal token by token.
+"""SGLang, unmodified, on the CPU, through its own --enable-flexkv and through its external linker: real engines, and
+outputs that must be equal token by token.
 
 Needs an environment of its own, which SGLANG_PYTHON names (docs/engines/sglang.md says how to make it)."""
 
@@ -199,5 +199,6 @@ def test_under_sglangs_own_classes(name: str) -> None:
         [_PYTHON, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(_HERE.parent / "python" / name)],
         capture_output=True,
         text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

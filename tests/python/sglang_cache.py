@@ -1,5 +1,5 @@
-"""SGLang's own prefix cache and KV pools in one process, with tensors on the CPU, for test_sglang_linker.py: prompts are
-"computed" by filling their pages with what only their tokens determine, and checked when they are loaded."""
+"""SGLang's own prefix cache and KV pools in one process, with tensors on the CPU, for test_sglang_linker.py: prompts
+are "computed" by filling their pages with what only their tokens determine, and checked when they are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linker for SGLang's external KV stores, under SGLang's own prefix cache and pools, with a real node and agents."""
+"""The linker for SGLang's external KV stores, under SGLang's own prefix cache and pools, with a real node."""
 
 from __future__ import annotations
 
@@ -119,7 +119,6 @@ def test_nothing_is_kept_twice(server_args: Any) -> None:
         for prompt in (system + other, system + one, system + other):
             cache.flush()
             cache.run(prompt)
-        status = json.loads(cache.linker._node.node.status())
         (space,) = json.loads(cache.linker._node.node.status())["spaces"]
         assert space["used"] == 15
 

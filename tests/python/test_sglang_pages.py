@@ -1,4 +1,4 @@
-"""Pages that are named by their hashes, in a pool of real tensors, over a real node: what SGLang's better doors rest on."""
+"""Pages named by their hashes, in a pool of real tensors, over a real node: what SGLang's better doors rest on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """FlexKV behind SGLang's HiCache, as its `dynamic` storage backend: pages go between HiCache's host memory and FlexKV.
 
     --enable-hierarchical-cache --hicache-storage-backend dynamic --hicache-storage-backend-extra-config
-    '{"backend_name": "flexkv", "module_path": "flexkv.integration.sglang.hicache", "class_name": "FlexKVHiCacheStorage",
-      "interface_v1": 1}'
+    '{"backend_name": "flexkv", "module_path": "flexkv.integration.sglang.hicache",
+      "class_name": "FlexKVHiCacheStorage", "interface_v1": 1}'
 
 SGLang calls it from threads of its own, which wait here for the copies; each rank keeps its shard by itself.
 """
@@ -35,8 +35,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         extra = storage_config.extra_config or {}
         if not extra.get("interface_v1"):
             raise ValueError(
-                'FlexKV as HiCache\'s storage: add "interface_v1": 1 to --hicache-storage-backend-extra-config; without it '
-                "SGLang would copy each page once more"
+                'FlexKV as HiCache\'s storage: add "interface_v1": 1 to --hicache-storage-backend-extra-config; '
+                "without it SGLang would copy each page once more"
             )
         self._config = storage_config
         self._settings = load_settings(extra.get("flexkv", {}), "hicache-storage-backend-extra-config")
@@ -107,8 +107,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         return self._kept(set(jobs)) and reached
 
     def _kept(self, jobs: set[int]) -> bool:
-        """The node's word on jobs that have ended at the agent: it comes in a moment, or the node is gone. SGLang saves from
-        one thread only."""
+        """The node's word on jobs that have ended at the agent: it comes in a moment, or the node is gone. SGLang saves
+        from one thread only."""
         left = set(jobs)
         kept = True
         with self._lock:

@@ -23,8 +23,8 @@ class Streams:
         self._join: Any = None
 
     def launched(self) -> int:
-        """One that has reached what SGLang has launched by now, wherever. Loads wait for that, too: a forward that runs may
-        still write to slots that a finished request has given back."""
+        """One that has reached what SGLang has launched by now, wherever. Loads wait for that, too: a forward that runs
+        may still write to slots that a finished request has given back."""
         if not torch.cuda.is_initialized():
             return 0
         if self._join is None:
@@ -51,8 +51,8 @@ class Batch:
         self._reached = 0
 
     def reach(self, layer: int, stream: int) -> None:
-        """What is computed from now on starts when the loads have filled this layer and those before it. No thread waits
-        for that, except on CPUs, where the stream is the thread."""
+        """What is computed from now on starts when the loads have filled this layer and those before it. No thread
+        waits for that, except on CPUs, where the stream is the thread."""
         tensors = bisect_right(self._layers, layer)
         parts = self._parts[tensors - 1] if tensors > 0 else 0
         if parts > self._reached:
@@ -106,5 +106,7 @@ class LayerCounter:
                 ok = False
                 if self._layers_ask:
                     self._layers_ask = False
-                    logger.warning("not all layers of this model wait for their loads: forwards will wait for all of them")
+                    logger.warning(
+                        "not all layers of this model wait for their loads: forwards will wait for all of them"
+                    )
         return ok

@@ -3,8 +3,8 @@
     --unified-cache-external-linker-backend dynamic --unified-cache-external-linker-config
     '{"linker": "FlexKVLinker", "linker_module_path": "flexkv.integration.sglang.linker"}'
 
-Each rank has a linker of its own and keeps its shard under a name of its own; SGLang itself agrees between ranks on what
-all of them have. SGLang calls everything here from the scheduler's thread.
+Each rank has a linker of its own and keeps its shard under a name of its own; SGLang itself agrees between ranks on
+what all of them have. SGLang calls everything here from the scheduler's thread.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class FlexKVLinker(UnifiedCacheLinker):
     # ---- loads
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
-        """Queued, or False: to be computed. With several ranks all must answer alike: there, what one of them cannot load
-        has failed in the end."""
+        """Queued, or False: to be computed. With several ranks all must answer alike: there, what one of them cannot
+        load has failed in the end."""
         self._queued[rid] = load = self._order(transfers)
         self._unprotect(rid)
         if load.complete or self._ranks > 1:
@@ -270,12 +270,12 @@ def _refuse(server_args: Any, params: Any) -> None:
         raise ValueError("the FlexKV linker: an engine on several machines (--nnodes) is not supported")
     if getattr(server_args, "enable_memory_saver", False):
         raise ValueError(
-            "the FlexKV linker: --enable-memory-saver takes device memory away while FlexKV may copy: it is not supported"
+            "the FlexKV linker: --enable-memory-saver is not supported: it takes device memory away while FlexKV copies"
         )
     if params.pp_size > 1:
         raise ValueError(
-            "the FlexKV linker: pipeline parallelism (--pp-size) is not supported: SGLang does not let the stages agree on "
-            "what all of them have"
+            "the FlexKV linker: pipeline parallelism (--pp-size) is not supported: SGLang does not let the stages agree "
+            "on what all of them have"
         )
 
 

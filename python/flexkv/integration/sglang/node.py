@@ -25,7 +25,7 @@ _opened = itertools.count()  # of this process: one that is opened again is not 
 
 
 def load_settings(extra: dict[str, Any], origin: str) -> Settings:
-    """FlexKV's settings, those of this door's own configuration above the file and the environment. Raises ConfigError."""
+    """FlexKV's settings, those of the door's own configuration above file and environment. Raises ConfigError."""
     with plain_errors(logger):
         settings = load(extra=extra, extra_origin=origin)
     show_our_logs(settings.log_level, settings.logging_prefix)
@@ -37,8 +37,8 @@ def load_settings(extra: dict[str, Any], origin: str) -> Settings:
 def open_stores(
     settings: Settings, server_args: Any, pools: Sequence[Pool], facts: Mapping[str, Any], from_drives: bool = False
 ) -> tuple[OpenNode, dict[str, PageStore]]:
-    """One for each pool of this rank, by name. `facts`: on what the bytes of a page depend, besides its hash, the model and the
-    pool. Raises as open_node()."""
+    """One for each pool of this rank, by name. `facts`: on what the bytes of a page depend, besides its hash, the model
+    and the pool. Raises as open_node()."""
     from sglang.srt.configs.model_config import ModelConfig
 
     place = meeting_place(settings, gpu_register_port(engine.engine_port(server_args)), 0)

@@ -13,8 +13,8 @@ from flexkv.manager.slots import device_blocks
 
 @dataclass(frozen=True)
 class Pool:
-    """Tensors whose blocks are numbered alike. `block_slots`: of SGLang's indices, so many make a block. `layers[i]`: the
-    first layer of the forward, counted from the stage's first, that reads tensor i."""
+    """Tensors whose blocks are numbered alike. `block_slots`: of SGLang's indices, so many make a block. `layers[i]`:
+    the first layer of the forward, counted from the stage's first, that reads tensor i."""
 
     name: str
     block_slots: int
@@ -78,7 +78,7 @@ def _entries(kvcache: Any, params: Any, components: set[Any]) -> tuple[list[Any]
 def _refuse_drafts(params: Any) -> None:
     if params.mtp_draft_device_pools or params.sidecar_draft_device_pools:
         raise ValueError(
-            "the FlexKV linker cannot keep the draft model's KV of this model: start SGLang without speculative decoding"
+            "the FlexKV linker cannot keep the KV of this model's draft: start SGLang without speculative decoding"
         )
 
 
@@ -156,8 +156,8 @@ def host_pool(pool: Any) -> Pool:
 
     if type(pool) not in (MHATokenToKVPoolHost, MLATokenToKVPoolHost) or pool.layout not in _HOST_LAYOUTS:
         raise ValueError(
-            f"FlexKV cannot keep a {type(pool).__name__} of layout {pool.layout}: models with full attention (MHA, MLA) and "
-            f"--hicache-mem-layout {', '.join(_HOST_LAYOUTS)} are supported"
+            f"FlexKV cannot keep a {type(pool).__name__} of layout {pool.layout}: models with full attention (MHA, MLA) "
+            f"and --hicache-mem-layout {', '.join(_HOST_LAYOUTS)} are supported"
         )
     axis, by_token = _HOST_LAYOUTS[pool.layout]
     span = pool.page_size if by_token else 1
@@ -169,4 +169,6 @@ def host_pool(pool: Any) -> Pool:
 def block_numbers(indices: torch.Tensor, pool: Pool) -> list[int]:
     """Of the blocks that these indices fill, in order. ValueError: they are no whole blocks."""
     slots = indices.detach().to("cpu", torch.int64).flatten()
-    return device_blocks(slots, slots.numel() // pool.block_slots * pool.block_slots, pool.block_slots, pool.name).tolist()
+    return device_blocks(
+        slots, slots.numel() // pool.block_slots * pool.block_slots, pool.block_slots, pool.name
+    ).tolist()
