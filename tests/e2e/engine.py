@@ -35,8 +35,8 @@ _EXIT_GRACE_SECONDS = 10.0
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """How vLLM is started. `flexkv`: with a connector, the one that ships in vLLM unless `full`. `killed`: a step ends the
-    engine with SIGKILL, which is then how it should end. `failure_policy`: what vLLM does about loads that fail. `more`:
-    further arguments of LLM()."""
+    engine with SIGKILL, which is then how it should end. `kv_events`: publishes them, on sockets in that directory.
+    `failure_policy`: what vLLM does about loads that fail. `more`: further arguments of LLM()."""
 
     flexkv: bool
     in_process: bool = True
@@ -46,6 +46,7 @@ class EngineConfig:
     full: bool = False
     killed: bool = False
     pool_blocks: int = POOL_BLOCKS
+    kv_events: str = ""
     environment: tuple[tuple[str, str], ...] = ()
     pipeline_parallel: int = 1
     failure_policy: str = "recompute"
@@ -59,6 +60,10 @@ class EngineConfig:
         parts += ["async_scheduling"] * self.async_scheduling + ["lora"] * self.lora + ["full"] * self.full
         parts += [value for _, value in self.environment if value.isalnum()]
         return "-".join([*parts, "flexkv" if self.flexkv else "baseline"])
+
+    @property
+    def replay_endpoint(self) -> str:
+        return f"ipc://{self.kv_events}/replay"
 
     def llm_arguments(self, model: Path) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -84,6 +89,13 @@ class EngineConfig:
                 "kv_connector": "FlexKVConnectorV1",
                 "kv_role": "kv_both",
                 "kv_load_failure_policy": self.failure_policy,
+            }
+        if self.kv_events:
+            arguments["kv_events_config"] = {
+                "enable_kv_cache_events": True,
+                "publisher": "zmq",
+                "endpoint": f"ipc://{self.kv_events}/events",
+                "replay_endpoint": self.replay_endpoint,
             }
         if self.flexkv and self.full:
             arguments["kv_transfer_config"] |= {
@@ -123,9 +135,14 @@ class EngineFailure(AssertionError):
 
 
 def run_engine(
-    config: EngineConfig, model: Path, steps: list[dict[str, Any]], directory: Path, timeout: float = 900
+    config: EngineConfig,
+    model: Path,
+    steps: list[dict[str, Any]],
+    directory: Path,
+    timeout: float = 300,
+    python: str = sys.executable,
 ) -> Results:
-    """Carries out `steps` in a new vLLM. Files go to `directory`. Raises EngineFailure."""
+    """Carries out `steps` in a new vLLM, that of `python`. Files go to `directory`. Raises EngineFailure."""
     directory.mkdir(parents=True)
     runtime, log, results = directory / "run", directory / "engine.log", directory / "results.json"
     runtime.mkdir(mode=0o700)
@@ -144,7 +161,7 @@ def run_engine(
     shared_memory = set(os.listdir("/dev/shm"))
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
+            [python, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,

@@ -260,12 +260,12 @@ def test_all_saves_are_given_up_when_ordering_them_fails(monkeypatch: Any) -> No
 class Agent:
     def __init__(self) -> None:
         self.armed: list[int] = []
-        self.ended: list[tuple[int, bool]] = []
+        self.ended: list[tuple[int, bool, int]] = []  # as the core's agent tells it
 
     def arm_loads(self, jobs: list[int], stream: int) -> None:
         self.armed += jobs
 
-    def take_loads(self) -> list[tuple[int, bool]]:
+    def take_loads(self) -> list[tuple[int, bool, int]]:
         ended, self.ended = self.ended, []
         return ended
 
@@ -281,28 +281,48 @@ def worker() -> WorkerSide:
 
 
 @pytest.mark.parametrize(
-    ("complete", "outcomes", "ok"),
+    ("complete", "outcomes", "good"),
     [
-        (True, (True, True), True),
-        (True, (True, False), False),
-        (True, (False, True), False),
-        (False, (True, True), False),
+        (True, (True, True), 2),
+        (True, (True, False), 0),
+        (True, (False, True), 0),
+        (False, (True, True), 0),
     ],
 )
 def test_a_load_ends_with_its_last_job(
-    worker: WorkerSide, complete: bool, outcomes: tuple[bool, bool], ok: bool
+    worker: WorkerSide, complete: bool, outcomes: tuple[bool, bool], good: int
 ) -> None:
     order = LoadOrder("r", False, [1, 2], [(0, 5), (1, 5)], complete)
     worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
     assert [agent.armed for agent in worker._agents] == [[5], [5]]
-    worker._agents[1].ended = [(5, outcomes[1])]
+    worker._agents[1].ended = [(5, outcomes[1], 1)]
     assert worker.take_ended_loads(2) == []
-    worker._agents[0].ended = [(5, outcomes[0])]
-    assert worker.take_ended_loads(3) == [(order, ok)]
+    worker._agents[0].ended = [(5, outcomes[0], 1)]
+    assert worker.take_ended_loads(3) == [(order, good)]
     assert worker.take_bad_blocks() == set()  # by request only
+
+
+@pytest.mark.parametrize(("window", "good"), [(None, 2), (40, 0)])
+def test_of_one_group_the_beginning_is_kept_unless_it_is_a_window(
+    worker: WorkerSide, window: int | None, good: int
+) -> None:
+    worker._groups = [Group(0, 1, 16, 1, window, None)]
+    worker._agents = [Agent()]
+    order = LoadOrder("r", False, [7, 8, 9], [(0, 5)], True)
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
+    worker._agents[0].ended = [(5, False, 2)]
+    assert worker.take_ended_loads(2) == [(order, good)]
+
+
+def test_of_several_jobs_for_one_request_all_or_none_count(worker: WorkerSide) -> None:
+    worker._groups = [Group(0, 1, 16, 1, None, None)]
+    order = LoadOrder("r", False, [7, 8, 9], [(0, 5), (0, 6)], True)
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
+    worker._agents[0].ended = [(5, True, 2), (6, False, 0)]
+    assert worker.take_ended_loads(2) == [(order, 0)]
 
 
 def test_a_load_of_which_nothing_could_be_ordered_fails_at_once(worker: WorkerSide) -> None:
     order = LoadOrder("r", False, [1, 2])
     worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
-    assert worker.take_ended_loads(1) == [(order, False)]
+    assert worker.take_ended_loads(1) == [(order, 0)]

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flexkv.integration.common.saves import Job, RunningSaves, Save
+from flexkv.integration.vllm import events
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.tracked import Chain, Tracked
@@ -25,9 +26,16 @@ _QUIET_SECONDS = 1.0
 
 class SaveOrders:
     def __init__(
-        self, groups: list[Group], clients: list[Any], requests: dict[str, Tracked], timeout_seconds: float
+        self,
+        groups: list[Group],
+        clients: list[Any],
+        requests: dict[str, Tracked],
+        timeout_seconds: float,
+        *,
+        describes: bool,
     ) -> None:
-        """`requests`: the scheduler side's own, by id; looked at only."""
+        """`requests`: the scheduler side's own, by id; looked at only. `describes`: what is saved is told to routers."""
+        self._describes = describes
         self._groups = groups
         self._clients = clients
         self._requests = requests
@@ -100,19 +108,20 @@ class SaveOrders:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            self._save(group, client, chain, tracked.block_hashes(), computed, after_step, meta)
+            self._save(group, client, chain, tracked, computed, after_step, meta)
 
     def _save(
         self,
         group: Group,
         client: Any,
         chain: Chain,
-        block_hashes: list[bytes],
+        tracked: Tracked,
         computed: int,
         after_step: int,
         meta: FlexKVMetadata,
     ) -> None:
         """Offers the blocks that are complete after this step and were not offered before."""
+        block_hashes = tracked.block_hashes()
         # Only tokens that are certain have hashes: drafts that may yet be rejected, and tokens still being sampled by
         # a step in flight, are saved later.
         hashed = len(block_hashes) // group.hashes_per_block
@@ -129,6 +138,8 @@ class SaveOrders:
         if self._tainted and not self._tainted.isdisjoint(blocks):
             offers.refused(first, self._step)
             return
+        if self._describes:
+            events.describe(client, group, chain, tracked.request, first, full)
         job = client.save(chain.sequence, group.hashes(block_hashes), first, blocks)
         if job == 0:  # no node, or its ranks are not there yet
             offers.refused(first, self._step)
@@ -187,8 +198,10 @@ class SaveOrders:
     def taint(self, invalid: set[int]) -> None:
         """Of the requests that share a block, vLLM lets the first one compute it again, and has the others rely on that,
         even when the first one is aborted before. What such a request computes may be wrong, and stays in the engine's
-        own cache; we keep none of it."""
+        own cache; we keep none of it. A parked request shares no block that is not there yet."""
         for tracked in self._requests.values():
+            if tracked.parked:
+                continue
             for chain in tracked.chains:
                 first = next((i for i, block in enumerate(chain.block_ids) if block in invalid), None)
                 if first is not None:

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from flexkv.config import Settings
-from flexkv.integration.vllm import compat
+from flexkv.integration.vllm import compat, events
 from flexkv.integration.vllm.clients import open_clients
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
@@ -22,6 +22,7 @@ from flexkv.integration.vllm.tracked import Chain, Tracked
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import KVConnectorOutput
@@ -50,8 +51,11 @@ class SchedulerSide:
         self._steps = StepTimes()
         self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
         self._trace = logger.isEnabledFor(logging.DEBUG)
+        self._events = events.wanted(config, settings)
         self._clients, self._node, self._metrics = open_clients(config, settings, groups)
-        self._saves = SaveOrders(groups, self._clients, self._requests, settings.save_timeout_ms / 1000)
+        self._saves = SaveOrders(
+            groups, self._clients, self._requests, settings.save_timeout_ms / 1000, describes=self._events
+        )
 
     # ---- lookup and load
 
@@ -99,6 +103,8 @@ class SchedulerSide:
                     num_computed_tokens,
                     reason,
                 )
+            if self._events:
+                events.describe_found(client, group, chain, request, matched)
             chain.offers.restart(matched)
             served = min(served, matched * group.block_tokens)
         tracked.local_tokens = num_computed_tokens
@@ -131,6 +137,7 @@ class SchedulerSide:
             # All but those of the engine's own cache are going to be overwritten: by the engine, by us, or, from this step
             # on and without our being told, by another connector under vLLM's MultiConnector.
             self._saves.filled(chain.block_ids[tracked.local_tokens // group.block_tokens :])
+        tracked.parked = num_external_tokens > 0 and tracked.load_async
         # Without tokens: nothing to load, or a parked request that is admitted after its load.
         if num_external_tokens <= 0:
             return
@@ -185,6 +192,9 @@ class SchedulerSide:
             self._steps.clear()
         for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
             client.close_sequence(chain.sequence)
+
+    def take_events(self) -> list[KVCacheEvent]:
+        return events.take(self._clients) if self._events else []
 
     def reset_cache(self) -> bool:
         """What is kept, and what requests have computed so far, is not to be found any more. vLLM also says so before it
