@@ -1,5 +1,5 @@
-"""Asks two questions about one long document. The second one finds the document's KV in FlexKV, although vLLM's own cache has been
-emptied in between, as it is when other prompts need the room.
+"""Asks two questions about one long document. The second one finds the document's KV in FlexKV, although vLLM's own cache
+has been emptied in between, as it is when other prompts need the room.
 
 usage: python examples/vllm/offline.py MODEL      (without a GPU: VLLM_CPU_KVCACHE_SPACE=4 before it)
 """

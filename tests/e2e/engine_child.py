@@ -60,6 +60,9 @@ class Engine:
         if "kv_events_config" in arguments:
             arguments["kv_events_config"] = KVEventsConfig(**arguments["kv_events_config"])
         self._llm = LLM(**arguments)
+        if arguments.get("pipeline_parallel_size", 1) > 1:
+            # vLLM (0.32) leaves this out on CPUs in eager mode; then all stages but the first lack room for their input.
+            self._llm.collective_rpc(_profile)
         self._added = 0
         self._said: dict[str, list[list[int]]] = {}  # prompts and answers, by step
 
@@ -247,6 +250,10 @@ def _chosen_logprobs(output: Any) -> list[float]:
     """The log-probability of each prompt token but the first, as far as they were asked for."""
     positions = zip(output.prompt_token_ids, output.prompt_logprobs or [], strict=False)
     return [position[token].logprob for token, position in positions if position]
+
+
+def _profile(worker: Any) -> None:
+    worker.model_runner.profile_run()
 
 
 def _change_weights(worker: Any) -> None:

@@ -2,8 +2,8 @@
 
 usage: python tests/e2e/features.py [REPORT.xml]
 
-Prints the tables of docs/engines/vllm.md; `tests/python/test_docs.py` holds the page to them, and to tests that exist. With a
-report (`pytest tests/e2e --junit-xml REPORT.xml`) each row says how its tests ended.
+Prints the tables of docs/engines/vllm.md; `tests/python/test_docs.py` holds the page to them, and them to tests that exist.
+With a report (`pytest tests/e2e --junit-xml REPORT.xml`) each row says how its tests ended.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ FEATURES: list[tuple[str, str, list[str]]] = [
 
 # What any cache for vLLM should be asked: (question, tests)
 ACCEPTANCE: list[tuple[str, list[str]]] = [
-    ("vLLM's connector hands its 17 methods on to us, and says what to install without us", ["test_upstream_contract.py"]),
+    (
+        "vLLM's connector hands its 17 methods on to us, and says what to install without us",
+        ["test_upstream_contract.py"],
+    ),
     (
         "outputs equal with hits: TP 2, PP 2, MLA, FP8, asynchronous scheduling; head-major blocks (CPUs), token-major ones and "
         "full CUDA graphs: `docs/gpu.md`, by hand",
@@ -129,7 +132,10 @@ ACCEPTANCE: list[tuple[str, list[str]]] = [
             "test_vllm_requests.py::test_a_failed_load_ends_its_request_and_no_other",
         ],
     ),
-    ("preemption while loads and saves are under way", [f"{_STOCK}::test_preemption_storm", f"{_GROUPS}::test_preemption_storm"]),
+    (
+        "preemption while loads and saves are under way",
+        [f"{_STOCK}::test_preemption_storm", f"{_GROUPS}::test_preemption_storm"],
+    ),
     (
         "aborts while loading: blocks come back",
         [f"{_STOCK}::test_abort_while_loading", f"{_STOCK}::test_whole_pool_is_usable_after_aborts"],
@@ -154,7 +160,10 @@ ACCEPTANCE: list[tuple[str, list[str]]] = [
     ("hybrid models through the full connector: windows served, states left alone", [_GROUPS, "test_vllm_states.py"]),
     (
         "killed engines and daemons leave nothing behind",
-        ["test_vllm_daemon.py::test_engine_killed_and_started_again", "test_vllm_ssd.py::test_engine_killed_while_it_writes"],
+        [
+            "test_vllm_daemon.py::test_engine_killed_and_started_again",
+            "test_vllm_ssd.py::test_engine_killed_while_it_writes",
+        ],
     ),
     ("two engines on a machine", ["test_vllm_daemon.py::test_second_engine_hits_what_the_first_stored"]),
     ("cost on the scheduler's thread: `bench/scheduler_cost.py`, by hand (docs/benchmarks.md)", []),

@@ -1,5 +1,5 @@
-"""A small random model some of whose layers keep a state instead of KV (LFM2: short convolutions between attention), made without
-network. As in flexkv.demo.model the weights are such that the output depends on all of the prompt."""
+"""A small random model some of whose layers keep a state instead of KV (LFM2: short convolutions between attention), made
+without network. As in flexkv.demo.model the weights are such that the output depends on all of the prompt."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two pipeline stages, each with one of the two layers, and a KV cache in FP8: a block is found when both stages have saved it,
-and takes a quarter of the bytes of one in float32."""
+"""Two pipeline stages, each with one of the two layers, and a KV cache in FP8: a block is found when both stages have saved
+it, and takes a quarter of the bytes of one in float32."""
 
 from __future__ import annotations
 

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 from conftest import RunBoth
-from engine import BLOCK, EngineConfig, run_engine
+from engine import BLOCK, MAX_TOKENS, EngineConfig, run_engine
 from scenarios import Step, emptied, prompt, whole_blocks
 
 _LENGTH = 6 * BLOCK + 3
 
 
 def _config(pooling: str) -> EngineConfig:
-    more = (("runner", "pooling"), ("convert", "embed"), ("pooler_config", {"seq_pooling_type": pooling}))
+    more = (
+        ("runner", "pooling"),
+        ("convert", "embed"),
+        ("pooler_config", {"seq_pooling_type": pooling}),
+        ("max_num_batched_tokens", MAX_TOKENS),  # the mean needs a prompt in one step
+    )
     return EngineConfig(flexkv=True, full=True, more=more)
 
 

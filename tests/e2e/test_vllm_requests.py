@@ -1,5 +1,5 @@
-"""Kinds of requests: prompt embeddings, several answers to one prompt, beam search; and loads that fail where vLLM is told to end
-their requests. All through one engine."""
+"""Kinds of requests: prompt embeddings, several answers to one prompt, beam search; and loads that fail where vLLM is told to
+end their requests. All through one engine."""
 
 from __future__ import annotations
 

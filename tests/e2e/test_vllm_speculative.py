@@ -1,5 +1,5 @@
-"""Speculative decoding: only what the model has confirmed is kept. Drafts come from the text so far (n-grams), as that runs on
-CPUs; each run rejects many and accepts some, across block boundaries."""
+"""Speculative decoding: only what the model has confirmed is kept. Drafts come from the text so far (n-grams), as that runs
+on CPUs; each run rejects many and accepts some, across block boundaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANSWER = 2 * BLOCK + 5
 
 
 def _prompts() -> list[list[int]]:
-    """Few different tokens, so that drafts are found all the time; of lengths that put boundaries at all places of drafts."""
+    """Few different tokens, so that drafts are found all the time; of lengths that put a block's end at several of them."""
     return [[5 + token % 24 for token in prompt(f"drafts {i}", 3 * BLOCK - _DRAFTS + i)] for i in range(3)]
 
 

@@ -1,4 +1,4 @@
-"""A small random model that sees images (BLIP-2 before an OPT: the one whose code in vLLM does without torchvision), made without
+"""A small random model that sees images (BLIP-2 before an OPT, whose code in vLLM does without torchvision), made without
 network. As in flexkv.demo.model the weights are such that the output depends on all of the KV."""
 
 from __future__ import annotations
