@@ -67,7 +67,7 @@ FEATURES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "pooling: mean, CLS, bidirectional attention",
-        "runs without FlexKV, which says so: vLLM supports no prefix caching there, and a part of a prompt has another mean",
+        "runs without FlexKV, which says so: vLLM needs the whole prompt in one step there, and a hit would end the engine",
         [
             "test_vllm_pooling.py::test_the_mean_of_all_tokens",
             "test_groups.py::test_models_whose_prompts_have_to_be_computed_whole_are_refused",

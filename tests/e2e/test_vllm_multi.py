@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import flexkv.integration.vllm.connector  # noqa: F401: registers its name
 from engine import EngineConfig, run_engine
+from flexkv.integration.vllm.stats import COUNTS
 from scenarios import LONG, cold_warm_partial, whole_blocks
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
 _FLEXKV = {
     "kv_connector": "FlexKVConnector",
@@ -38,3 +41,10 @@ def test_beside_a_connector_that_writes_files(tiny_model: Path, tmp_path: Path) 
         assert got[name].outputs == without[name].outputs, name
     assert [got[name].flexkv_hits for name in ("cold", "warm")] == [0, whole_blocks(LONG)]
     assert any((tmp_path / "files").iterdir())
+
+
+def test_its_statistics_are_found_by_name() -> None:
+    """As vLLM's server logs them; a name that it does not know would end it."""
+    stats = MultiConnector.build_kv_connector_stats({"FlexKVConnector": dict.fromkeys(COUNTS, 2)})
+    assert stats is not None
+    assert stats.reduce()["FlexKVConnector"]["FlexKV loaded blocks"] == 2
