@@ -53,4 +53,4 @@ def test_each_stage_keeps_its_layer_of_every_block(runs: Runs, directory: Path) 
     (space,) = node["spaces"]
     assert space["block_bytes"] == BLOCK * TINY_SHAPE.kv_bytes_per_token // 4
     saved = node["transfers"]["to_host"]
-    assert saved["bytes"] * 2 == saved["blocks"] * space["block_bytes"] > 0
+    assert saved["bytes"] == saved["blocks"] * space["block_bytes"] > 0
