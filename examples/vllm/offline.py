@@ -15,7 +15,7 @@ FLEXKV = {
     "kv_connector_module_path": "flexkv.integration.vllm.connector",
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",  # vLLM's default would end a request whose KV cannot be loaded
-    "kv_connector_extra_config": {"cpu_cache_gb": 4},
+    # Without this 16 GiB of host memory, or what fits: "kv_connector_extra_config": {"cpu_cache_gb": 64},
 }
 DOCUMENT = "".join(f"Line {i}: the value of this line is {i * i}.\n" for i in range(40))
 
