@@ -223,12 +223,18 @@ class PyClient {
     return get().served(nanos(timeout_s));
   }
 
-  std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
-    std::vector<std::pair<proto::JobId, const char*>> ended;
+  using Result = std::tuple<proto::JobId, const char*, std::uint32_t>;
+  std::vector<Result> take_results() {
+    std::vector<Result> ended;
     for (const auto& result : get().take_ended_jobs()) {
       const bool complete = result.status == proto::JobStatus::kDone && result.reason == proto::Reason::kNone;
-      ended.emplace_back(result.job, complete ? "" : proto::reason_name(result.reason));
+      ended.emplace_back(result.job, complete ? "" : proto::reason_name(result.reason), result.good_blocks);
     }
+    return ended;
+  }
+  std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
+    std::vector<std::pair<proto::JobId, const char*>> ended;
+    for (const auto& [job, problem, good_blocks] : take_results()) ended.emplace_back(job, problem);
     return ended;
   }
 
@@ -300,9 +306,16 @@ class PyAgent {
   const std::string& layout() const { return description_; }
   const std::vector<std::uint32_t>& parts() const { return parts_; }
 
-  std::vector<std::pair<std::uint64_t, bool>> take_loads() {
-    std::vector<std::pair<std::uint64_t, bool>> out;
-    for (const auto& load : get().take_loads()) out.emplace_back(load.job, load.ok);
+  using Load = std::tuple<std::uint64_t, bool, std::uint32_t>;
+  std::vector<Load> take_loads() {
+    std::vector<Load> out;
+    for (const auto& load : get().take_loads()) out.emplace_back(load.job, load.ok, load.good_blocks);
+    return out;
+  }
+  std::vector<std::pair<std::uint64_t, std::uint32_t>> wait_loads(const std::vector<std::uint64_t>& jobs) {
+    nb::gil_scoped_release release;
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> out;
+    for (const auto& load : get().wait_loads(jobs)) out.emplace_back(load.job, load.good_blocks);
     return out;
   }
 
@@ -462,6 +475,8 @@ NB_MODULE(_core, m) {
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")
+      .def("take_results", &PyClient::take_results,
+           "The same, and of a load the number of leading blocks that all ranks have, also when it has failed.")
       .def("wait_ended_jobs", &PyClient::wait_ended_jobs, "timeout_s"_a,
            "Waits, without the GIL, until jobs have ended; False: none have in time, or the node is gone.")
       .def(
@@ -491,12 +506,11 @@ NB_MODULE(_core, m) {
            "For each tensor given at the start, after how many parts of a load its blocks are complete.")
       .def("arm_saves", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
                            std::uintptr_t stream) { agent.get().arm_saves(jobs, stream); })
-      .def("take_loads", &PyAgent::take_loads)
-      .def("wait_loads",
-           [](PyAgent& agent, const std::vector<std::uint64_t>& jobs) {
-             nb::gil_scoped_release release;
-             return agent.get().wait_loads(jobs);
-           })
+      .def("take_loads", &PyAgent::take_loads,
+           "[(job, whether all its blocks are there, leading blocks that are)], each once.")
+      .def("wait_loads", &PyAgent::wait_loads, "jobs"_a,
+           "Waits, without the GIL, until the loads have ended: [(job, leading blocks that are there)] of those that are "
+           "not complete.")
       .def("fence",
            [](PyAgent& agent, const std::vector<std::uint64_t>& jobs, std::int64_t patience_ms) {
              nb::gil_scoped_release release;

@@ -90,9 +90,9 @@ class PrefixIndex {
   void add_residency(PinId pin, Tier tier, std::uint32_t first, std::span<const Slot> slots, Nanos now,
                      std::vector<Slot>& rejected);
   // Takes the slot of block `at` of the pinned path away, pinned or not, and returns it (kNoSlot if there was none):
-  // for blocks whose bytes turned out to be bad. A block without any slot ends what match() finds. REQUIRES: at <
-  // depth(pin)
-  Slot drop(PinId pin, Tier tier, std::uint32_t at);
+  // for blocks that turned out to be bad. A block without any slot ends what match() finds; why_missing() then says
+  // `why`. REQUIRES: at < depth(pin)
+  Slot drop(PinId pin, Tier tier, std::uint32_t at, MissReason why);
 
   // ---- making room -------------------------------------------------------------------------------------------------
 

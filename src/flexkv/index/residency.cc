@@ -64,7 +64,7 @@ void PrefixIndex::add_residency(PinId pin, Tier tier, std::uint32_t first, std::
   touch_path(last, kNone, tier, now_);
 }
 
-Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block) {
+Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block, MissReason why) {
   FLEXKV_ASSERT(tier < tier_count_ && block < depth(pin));
   RunId id = pin_of(pin).run;
   while (runs_[id].depth > block) id = runs_[id].parent;
@@ -85,7 +85,7 @@ Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block) {
   const bool gone = is_bare(run, at);
   if (gone) {
     ++run.bare;
-    ghosts_.record(run.blocks.keys()[at], {MissReason::kDropped, 0, now_});
+    ghosts_.record(run.blocks.keys()[at], {why, 0, now_});
   }
   if (feed_ != nullptr) feed_->removed(tier, run.blocks.keys()[at], gone);
   const bool last = above == kNone && at + 1 == segments_[segment].end;

@@ -29,11 +29,13 @@ struct Node::Path {
 struct Node::Fetch {
   struct Waiter {
     JobKey job;
+    std::uint32_t at = 0;  // which of the job's blocks
     std::uint32_t device_block = 0;
   };
   Path* path = nullptr;
   std::uint32_t at = 0;               // its place in the path
   index::Slot host = index::kNoSlot;  // once begun
+  std::uint64_t position = 0;         // then: bytes that its drive has to read until it is there, of all it ever read
   bool prefetch = false;
   std::vector<Waiter> waiters;
 };
@@ -85,7 +87,8 @@ struct Node::DiskIo {
 };
 
 struct Node::Disk {
-  explicit Disk(DiskPort& drives) : port(drives), writes(drives.drive_count()) {}
+  explicit Disk(DiskPort& drives)
+      : port(drives), writes(drives.drive_count()), reads(drives.drive_count()), reading(drives.drive_count()) {}
 
   // Blocks [begin, end) of the path are to be written; those before `next` are the drives' already.
   struct WriteRun {
@@ -107,9 +110,21 @@ struct Node::Disk {
   std::vector<std::uint32_t> writes;     // at each drive
   unsigned next_drive = 0;               // for a write, if others have no less to do
   bool pumping = false;
-  plan::FlowRate reads;
-  std::vector<index::Slot> host_slots;  // scratch of served()
+  std::uint32_t prefetching = 0;      // reads that drives have
+  std::vector<plan::FlowRate> reads;  // of each drive
+  // The latest choices, and how many there ever were.
+  std::array<Choice, kChoicesKept> choices{};
+  std::uint64_t choice_count = 0;
+  // Scratch of served().
+  std::vector<index::Slot> host_slots;
   std::vector<index::Slot> disk_slots;
+  struct Reading {
+    double bytes_per_second = 0;
+    double free = 0;  // nanoseconds from now until it has read what it has to
+  };
+  std::vector<Reading> reading;
+  std::vector<plan::Stretch> stretches;
+  std::vector<double> others;
   std::vector<key::BlockKey> keys;  // scratch of write_behind()
 };
 
@@ -136,6 +151,9 @@ struct Node::Sequence {
   std::uint32_t described = 0;  // leading blocks found to be so in the index
   bool counted = false;         // in the lookup statistics
   std::uint32_t found = 0;      // blocks, by the first lookup
+  std::uint64_t choice = 0;     // the number of its latest one, from 1 on
+  Nanos arrives = 0;            // what it is to load, in host memory
+  Nanos computes = 0;           // part of its engine's computes_until
   bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
@@ -148,6 +166,8 @@ struct Node::Engine {
   std::array<std::byte, 32> fingerprint{};
   std::uint32_t block_tokens = 0;
   plan::PrefillTime prefill;
+  Nanos computes_until = 0;  // what it has looked up, as far as one can tell
+  std::unordered_map<JobId, Nanos> arrivals;  // of its loads that wait for drives: when, as far as one can tell
   std::uint32_t rank_count = 0;
   struct Rank {
     AgentHandle agent = 0;  // 0: not attached
@@ -190,7 +210,10 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t missing = 0;  // blocks that are still fetched
+  std::uint32_t end = 0;      // blocks from this one on do not come, for the reason `failure`
+  std::uint32_t good = 0;     // leading blocks that each rank that has reported has
+  std::vector<bool> fetched;  // whether the job waits for the block from a drive; empty: for none
+  std::uint32_t missing = 0;  // how many are set there
   SlotRuns arrived;           // since the last piece
   std::uint32_t pieces = 0;   // sent
   // Save only:
