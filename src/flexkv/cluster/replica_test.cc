@@ -32,7 +32,7 @@ std::vector<Replica::Holding> lookup(const Replica& replica, std::uint64_t count
 
 TEST(Replica, SaysWhoHasHowLongAPrefixAndWhere) {
   Replica replica(1000);
-  for (const Incarnation node : {1, 2, 3}) replica.refresh(node, "at" + std::to_string(node), 100);
+  for (const Incarnation node : {1U, 2U, 3U}) replica.refresh(node, "at" + std::to_string(node), 100);
   EXPECT_TRUE(replica.apply(1, 0, blocks(0, 50, 1)));
   EXPECT_TRUE(replica.apply(1, 0, blocks(10, 10, 3)));
   EXPECT_TRUE(replica.apply(2, 0, blocks(0, 80, 2)));
