@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "changes.h"
 #include "flexkv/agent/rank_agent.h"
 #include "flexkv/base/log.h"
 #include "flexkv/client/client.h"
@@ -205,6 +206,13 @@ class PyClient {
     return get().save(sequence, known, views, first_block, device_blocks, start(at_once));
   }
 
+  void describe(proto::SequenceId sequence, std::uint32_t first_block, const nb::object& hashes,
+                const std::vector<std::uint32_t>& tokens, const std::vector<nb::bytes>& details) {
+    for (auto& request : describe_requests(first_block, hash_views(hashes, 0), tokens, details)) {
+      get().describe(sequence, std::move(request));
+    }
+  }
+
   bool wait_ended_jobs(double timeout_s) {
     nb::gil_scoped_release release;
     return get().wait_ended_jobs(nanos(timeout_s));
@@ -356,6 +364,7 @@ NB_MODULE(_core, m) {
   using namespace flexkv::bind;
 
   add_token_hashes(m);
+  bind_changes(m);
   m.def("build_info", [] {
     nb::dict info;
     info["version"] = FLEXKV_VERSION;
@@ -412,6 +421,9 @@ NB_MODULE(_core, m) {
       .def("describe", [](const PyNode& node) { return node.running()->describe(); })
       .def("socket_path", [](const PyNode& node) { return node.running()->socket_path(); })
       .def("reset", [](const PyNode& node) { node.running()->reset_all(); })
+      .def(
+          "follow", [](const PyNode& node) { return follow_node(node.running()); },
+          "Changes, from now on. Not more than once for a node.")
       .def("stop", &PyNode::stop);
 
   nb::class_<PyClient>(m, "Client", "The scheduler's side of one engine. Owned by one thread.")
@@ -451,6 +463,15 @@ NB_MODULE(_core, m) {
       .def("load", &PyClient::load, "sequence"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false,
            "The job, to be armed on every rank; `at_once`: by nobody, and 0: there is no node.")
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false)
+      .def(
+          "describe", &PyClient::describe, "sequence"_a, "first_block"_a, "hashes"_a, "tokens"_a, "details"_a,
+          "What events call blocks [first_block, len(hashes)): their hashes, as all blocks', their tokens, and details "
+          "that come back with the changes, of each block or one for all. Before they are saved, or when found.")
+      .def("first_undescribed",
+           [](PyClient& client, proto::SequenceId id) { return client.get().first_undescribed(id); })
+      .def(
+          "take_changes", [](PyClient& client) { return change_list(client.get().take_changes()); },
+          "As Changes.take(), of this client's model, and never 'cleared'.")
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")

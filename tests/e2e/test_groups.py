@@ -91,6 +91,13 @@ def test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_
         groups_of(config, None)
 
 
+def test_models_whose_prompts_have_to_be_computed_whole_are_refused() -> None:
+    config: Any = SimpleNamespace(**vars(CONFIG) | {"model_config": SimpleNamespace(is_prefix_caching_supported=False)})
+    for described_or_not in (None, described(FULL)):
+        with pytest.raises(UnsupportedGroups, match="computed whole"):
+            groups_of(config, described_or_not)
+
+
 def test_runs_leave_out_blocks_that_need_no_memory() -> None:
     group = groups_of(CONFIG, described(FULL, WINDOW))[1]
     assert group.runs([], 3) == []
@@ -150,7 +157,7 @@ class Scheduling:
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
         target = SimpleNamespace(mode="embedded")
         settings: Any = SimpleNamespace(
-            sync_load_max_bytes=1 << 40, min_load_tokens=0, node_target=target, ssd_cache_bytes=0
+            sync_load_max_bytes=1 << 40, min_load_tokens=0, save_timeout_ms=100, node_target=target, ssd_cache_bytes=0
         )
         self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
         self.request: Any = SimpleNamespace(

@@ -222,6 +222,7 @@ Node::Space* Node::open_space(Engine& engine) {
   space->fingerprint = engine.fingerprint;
   space->model = engine.model;
   space->block_bytes = block_bytes;
+  open_feed(*space);
   if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
   spaces_.push_back(std::move(space));
   return spaces_.back().get();

@@ -1,4 +1,4 @@
-// From drives to host memory: what lookups may promise of it, loads that wait for it, prefetches.
+// From drives to host memory: loads that wait for it, prefetches.
 
 #include <algorithm>
 
@@ -8,9 +8,10 @@
 namespace flexkv::node {
 namespace {
 
-// Of the pool: what a prompt, or all prefetches together, may take at once. A load holds its whole prompt.
-constexpr std::uint64_t kPromptShare = 75;
+// Of the pool: what all prefetches together may take at once.
 constexpr std::uint64_t kPrefetchShare = 25;
+// At each drive. More would not make it faster, and would keep loads that come to need those blocks behind other loads.
+constexpr std::size_t kPrefetchesMax = 16;
 // Room is made for so many fetches at a time.
 constexpr std::size_t kReserveAhead = 16;
 
@@ -56,93 +57,7 @@ void Node::release(Path* path) {
   disk_->paths.erase(path->self);
 }
 
-// ---- lookups -------------------------------------------------------------------------------------------------------
-
-void Node::set_prefill(EngineHandle handle, const plan::PrefillTime& time) {
-  if (Engine* engine = find_engine(handle)) engine->prefill = time;
-}
-
-double Node::disk_bytes_per_second() const { return disk_ == nullptr ? 0 : disk_->reads.bytes_per_second(); }
-
-// What of a match can and should be loaded: as far as drives serve, as host memory can hold it, and as it is faster
-// than computing. Leaves the match's slots in the scratch vectors.
-Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
-  const Space& space = *engine.space;
-  Lookup result{sequence.matched, Reason::kNone, 0, sequence.matched};
-  if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
-  auto& host = disk_->host_slots;
-  auto& disk = disk_->disk_slots;
-  host.resize(sequence.matched);
-  space.index.collect(sequence.pin, kHostTier, 0, host);
-  auto at = std::ranges::find(host, index::kNoSlot);
-  if (at == host.end()) return result;
-  const auto in_host = static_cast<std::uint32_t>(at - host.begin());
-  disk.resize(sequence.matched);
-  space.index.collect(sequence.pin, kDiskTier, 0, disk);
-  const std::uint64_t reach = slots_in_reach(space);
-  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
-  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
-    const auto block = static_cast<std::uint32_t>(at - host.begin());
-    const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
-    if (!off && block < room) continue;
-    result = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
-    break;
-  }
-  const std::uint32_t worth = worth_loading(engine, sequence, result.matched_blocks);
-  if (worth < result.matched_blocks) result = {worth, Reason::kNotWorthLoading, 0, 0};
-  result.host_blocks = std::min(in_host, result.matched_blocks);
-  result.disk_blocks =
-      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + result.matched_blocks, index::kNoSlot));
-  return result;
-}
-
-// What the space has of host memory and could get. Other models keep what they have as long as they have engines.
-std::uint64_t Node::slots_in_reach(const Space& space) const {
-  std::uint64_t bytes = ranges_.free_bytes();
-  for (const auto& other : spaces_) {
-    if (other.get() != &space && idle(*other)) bytes += other->slots.slot_count() * other->slots.slot_bytes();
-  }
-  return space.slots.slot_count() + bytes / space.slots.slot_bytes();
-}
-
-// How many of the first `blocks`, whose slots are in the scratch vectors. What host memory has is taken to cost
-// nothing: links to devices are far faster than any engine computes.
-std::uint32_t Node::worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const {
-  const double rate = disk_->reads.expected_bytes_per_second(now_);
-  if (options_.always_load || rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
-  const auto block_bytes = static_cast<double>(engine.space->slots.slot_bytes());
-  const auto read_time = [&](double bytes) { return bytes / rate * static_cast<double>(kSecond); };
-  // Reads that run, and those that wait for room or for the drive. What of this prompt is among them (a prefetch of it,
-  // or a load of another request) costs nothing beyond that wait.
-  const double waiting = read_time(static_cast<double>(disk_->reads.waiting_bytes()) +
-                                   static_cast<double>(disk_->loads.size()) * block_bytes);
-  enum class Where { kHost, kComing, kDrive };
-  const auto where = [&](std::uint32_t i) {
-    if (disk_->host_slots[i] != index::kNoSlot) return Where::kHost;
-    const auto fetch = engine.space->fetches.find(sequence.keys[i]);
-    if (fetch == engine.space->fetches.end()) return Where::kDrive;
-    const bool counted = fetch->second.host != index::kNoSlot || !fetch->second.prefetch;
-    return counted ? Where::kComing : Where::kDrive;
-  };
-  std::vector<plan::Stretch> stretches;
-  bool waited = false;
-  Where last = Where::kHost;
-  for (std::uint32_t i = 0; i < blocks; ++i) {
-    const Where here = where(i);
-    if (i == 0 || here != last) {
-      const bool first_wait = here != Where::kHost && !std::exchange(waited, true);
-      stretches.push_back({0, here == Where::kDrive ? read_time(block_bytes) : 0, first_wait ? waiting : 0});
-      last = here;
-    }
-    ++stretches.back().blocks;
-  }
-  plan::LoadQuestion question;
-  question.stretches = stretches;
-  question.block_tokens = engine.block_tokens;
-  question.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
-  question.prefill = engine.prefill;
-  return plan::choose_load(question).blocks;
-}
+// ---- prefetches ----------------------------------------------------------------------------------------------------
 
 Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request, Nanos now) {
   tell_time(now);
@@ -153,18 +68,22 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   Space& space = *engine->space;
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   sequence->leased = true;
-  const Lookup found = served(*engine, *sequence);
-  if (found.disk_blocks == 0) return Reason::kNone;
+  const Lookup found = served(*engine, *sequence, Purpose::kPrefetch).lookup;
+  if (found.disk_blocks > 0) fetch_ahead(space, *sequence, found.matched_blocks);
+  return Reason::kNone;
+}
+
+// Those of the first `end` blocks that have no host slot in the scratch vector.
+void Node::fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end) {
   const std::uint64_t most = options_.pool_bytes / space.slots.slot_bytes() * kPrefetchShare / 100;
-  Path* path = hold(space, space.index.clone(sequence->pin));
-  for (std::uint32_t i = 0; i < found.matched_blocks && disk_->prefetches.size() < most; ++i) {
-    if (disk_->host_slots[i] != index::kNoSlot || space.fetches.contains(sequence->keys[i])) continue;
-    add_fetch(space, path, i, sequence->keys[i]).prefetch = true;
-    disk_->prefetches.emplace_back(space.number, sequence->keys[i]);
+  Path* path = hold(space, space.index.clone(sequence.pin));
+  for (std::uint32_t i = 0; i < end && disk_->prefetches.size() < most; ++i) {
+    if (disk_->host_slots[i] != index::kNoSlot || space.fetches.contains(sequence.keys[i])) continue;
+    add_fetch(space, path, i, sequence.keys[i]).prefetch = true;
+    disk_->prefetches.emplace_back(space.number, sequence.keys[i]);
   }
   release(path);
   pump_disk();
-  return Reason::kNone;
 }
 
 // ---- loads ---------------------------------------------------------------------------------------------------------
@@ -271,6 +190,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     return Begun::kNothing;
   }
   if (disk == index::kNoSlot) return drop(Reason::kGone);
+  if (prefetch && disk_->prefetching >= kPrefetchesMax * disk_->reads.size()) return Begun::kBusy;
 
   const std::size_t waiting = disk_->loads.size() + disk_->prefetches.size();
   if (reserve(space, static_cast<std::uint32_t>(std::min(waiting, kReserveAhead)), now_) == 0) return Begun::kNoRoom;
@@ -288,7 +208,10 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     fetch.host = host;
     ++space.fetching;
     disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
-    disk_->reads.begin(space.slots.slot_bytes(), now_);
+    disk_->prefetching += prefetch;
+    plan::FlowRate& reads = disk_->reads[space.disk_slots->drive_of(disk)];
+    reads.begin(space.slots.slot_bytes(), now_);
+    fetch.position = reads.begun_bytes();
     return Begun::kYes;
   }
   space.slots.give_back(host);
@@ -300,7 +223,8 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   Fetch& fetch = space.fetches.at(io.key);
   index::Slot host = std::exchange(fetch.host, index::kNoSlot);
   --space.fetching;
-  disk_->reads.end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
+  disk_->prefetching -= io.prefetch;
+  disk_->reads[space.disk_slots->drive_of(io.disk)].end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
   const bool current = io.path->generation == space.generation;
   if (outcome == DiskOutcome::kDone && current) {
     std::vector<index::Slot> rejected;

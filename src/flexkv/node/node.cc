@@ -105,7 +105,10 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
-  Lookup result = served(*engine, *sequence);
+  const Served found = served(*engine, *sequence, Purpose::kLookup);
+  if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
+  Lookup result = found.lookup;
+  result.described_blocks = described(space, *sequence);
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
     result.reason = space.in_flight.contains(missing) ? Reason::kInFlight
@@ -376,6 +379,7 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
     fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
+    engine->arrivals.emplace(request.job, sequence->arrives);
   }
   finish_if_quiet(key, now);
   pump_disk();
@@ -463,6 +467,11 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
   job.origin = {begin, static_cast<std::uint32_t>(keys.size()), std::min(sequence->found, begin), nullptr};
   if (job.origin.found > 0) job.last_found = keys[job.origin.found - 1];
+  if (feed_ != nullptr) {
+    job.descriptions.resize(granted);
+    const auto& known = sequence->descriptions;
+    for (std::size_t i = 0; i < granted && begin + i < known.size(); ++i) job.descriptions[i] = known[begin + i];
+  }
   job.slots.reserve(granted);
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
@@ -572,6 +581,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     index::PinId base = space.index.clone(job.pin);
     space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
     for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    describe_saved(job);
     note_saved(job);
     write_behind(space, job.pin);
     for (const JobKey& follower_key : job.followers) {
@@ -607,6 +617,7 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
   if (job->pinned) drop_pin(*job->space, job->pin);
   if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);
   --job->space->jobs;
+  if (Engine* engine = find_engine(key.first)) engine->arrivals.erase(key.second);
   const bool save = job->direction == device::Direction::kToHost;
   DirectionStats& direction = save ? stats_.to_host : stats_.to_device;
   // However a load ended, what has come is good.

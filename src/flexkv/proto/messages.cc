@@ -27,6 +27,9 @@ enum class Tag : std::uint8_t {
   kJobResult = 10,
   kPrefetch = 11,
   kPrefillSpeed = 12,
+  kDescribe = 13,
+  kChangesRequest = 14,
+  kChangesReply = 15,
 };
 
 Error malformed(const char* what) {
@@ -290,14 +293,18 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(speed->time.fixed);
     writer.pod(speed->time.per_token);
     writer.pod(speed->time.per_pair);
+    writer.pod(speed->time.step_tokens);
   } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
     writer.pod(Tag::kCloseSequence);
     writer.pod(closed->sequence);
   } else if (const auto* cancel = std::get_if<CancelRequest>(&value)) {
     writer.pod(Tag::kCancel);
     writer.pod(cancel->job);
+  } else if (const auto* describe = std::get_if<DescribeRequest>(&value)) {
+    writer.pod(Tag::kDescribe);
+    write(writer, *describe);
   } else {
-    writer.pod(Tag::kReset);
+    writer.pod(std::holds_alternative<ChangesRequest>(value) ? Tag::kChangesRequest : Tag::kReset);
   }
   return writer.take();
 }
@@ -336,7 +343,8 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       time.fixed = reader.pod<double>();
       time.per_token = reader.pod<double>();
       time.per_pair = reader.pod<double>();
-      for (const double value : {time.fixed, time.per_token, time.per_pair}) {
+      time.step_tokens = reader.pod<double>();
+      for (const double value : {time.fixed, time.per_token, time.per_pair, time.step_tokens}) {
         if (!(value >= 0 && value <= kPrefillNanosMax)) return malformed("prefill speed");
       }
       return finish<FromClient>(reader, PrefillSpeed{time}, "prefill speed");
@@ -347,6 +355,13 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       return finish<FromClient>(reader, CancelRequest{reader.pod<JobId>()}, "cancel request");
     case Tag::kReset:
       return finish<FromClient>(reader, ResetRequest{}, "reset request");
+    case Tag::kDescribe:
+      if (auto describe = read_describe_request(reader)) {
+        return finish<FromClient>(reader, std::move(*describe), "describe request");
+      }
+      break;
+    case Tag::kChangesRequest:
+      return finish<FromClient>(reader, ChangesRequest{}, "changes request");
     default:
       break;
   }
@@ -361,7 +376,11 @@ std::vector<std::byte> encode(const ToClient& value) {
     writer.pod(reply->matched_blocks);
     writer.pod(reply->disk_blocks);
     writer.pod(reply->host_blocks);
+    writer.pod(reply->described_blocks);
     writer.pod(reply->reason);
+  } else if (const auto* changes = std::get_if<ChangesReply>(&value)) {
+    writer.pod(Tag::kChangesReply);
+    write(writer, *changes);
   } else {
     const auto& result = std::get<JobResult>(value);
     writer.pod(Tag::kJobResult);
@@ -382,6 +401,7 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       reply.matched_blocks = reader.pod<std::uint32_t>();
       reply.disk_blocks = reader.pod<std::uint32_t>();
       reply.host_blocks = reader.pod<std::uint32_t>();
+      reply.described_blocks = reader.pod<std::uint32_t>();
       if (!read_enum(reader, kLastReason, reply.reason)) break;
       return finish<ToClient>(reader, reply, "lookup reply");
     }
@@ -393,6 +413,11 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       result.good_blocks = reader.pod<std::uint32_t>();
       return finish<ToClient>(reader, result, "job result");
     }
+    case Tag::kChangesReply:
+      if (auto changes = read_changes_reply(reader)) {
+        return finish<ToClient>(reader, std::move(*changes), "changes");
+      }
+      break;
     default:
       break;
   }

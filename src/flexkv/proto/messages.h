@@ -17,6 +17,7 @@
 #include "flexkv/device/device.h"
 #include "flexkv/key/block_key.h"
 #include "flexkv/plan/prefill_cost.h"
+#include "flexkv/proto/changes.h"
 
 namespace flexkv::proto {
 
@@ -176,15 +177,16 @@ struct CancelRequest {
 };
 struct ResetRequest {};
 using FromClient = std::variant<LookupRequest, TransferRequest, PrefetchRequest, PrefillSpeed, CloseSequence,
-                                CancelRequest, ResetRequest>;
+                                CancelRequest, ResetRequest, DescribeRequest, ChangesRequest>;
 
 // node -> client
 struct LookupReply {
   std::uint64_t request = 0;
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
-  std::uint32_t disk_blocks = 0;  // of the matched ones, only on drives so far
-  std::uint32_t host_blocks = 0;  // leading ones of the matched that are all in host memory
+  std::uint32_t disk_blocks = 0;       // of the matched ones, only on drives so far
+  std::uint32_t host_blocks = 0;       // leading ones of the matched that are all in host memory
+  std::uint32_t described_blocks = 0;  // leading ones that need no DescribeRequest
 };
 struct JobResult {
   JobId job = 0;
@@ -192,7 +194,7 @@ struct JobResult {
   Reason reason = Reason::kNone;
   std::uint32_t good_blocks = 0;  // of a load: leading ones that every rank has, also when it has failed
 };
-using ToClient = std::variant<LookupReply, JobResult>;
+using ToClient = std::variant<LookupReply, JobResult, ChangesReply>;
 
 std::vector<std::byte> encode(const AgentHello& value);
 std::vector<std::byte> encode(const ClientHello& value);

@@ -34,7 +34,12 @@ void SimEngine::begin_forward(std::uint64_t number) {
       fill(work.blocks[at], kGarbage + number);
     }
   }
-  later(plan_.forward_time, [number](SimEngine& self) { self.end_forward(number); });
+  Nanos time = plan_.forward_time;
+  if (const Step& step = steps_.at(number); plan_.prefill.known() && step.tokens > 0) {
+    const plan::PrefillTime& cost = plan_.prefill;
+    time = static_cast<Nanos>(cost.fixed + cost.per_token * step.tokens + cost.per_pair * step.pairs);
+  }
+  later(time, [number](SimEngine& self) { self.end_forward(number); });
 }
 
 void SimEngine::end_forward(std::uint64_t number) {
@@ -108,6 +113,7 @@ void SimEngine::finish_load(Request& request) {
 }
 
 void SimEngine::finish_step(Step& step) {
+  if (plan_.prefill.known()) client_->observe_step(step.tokens, step.pairs, loop_.now() - step.begun);
   if (step.load_failed || !step.bad_blocks.empty()) {
     for (auto& [id, request] : requests_) request->offered = 0;
   }
@@ -136,6 +142,9 @@ void SimEngine::accept(Scheduled& work, const Step& step) {
   const std::uint32_t after = work.computed + work.count;
   for (std::uint32_t at = 0; at < after / kBlockTokens; ++at) blocks_.remember(work.blocks[at], work.tags[at]);
   if (after < request.tokens) return;
+  if (const auto first = first_tokens_.find(request.id); first != first_tokens_.end() && first->second == 0) {
+    first->second = loop_.now();
+  }
   if (request.tokens < request.tokens_end) {
     ++request.tokens;
   } else {

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
-# Each KV cache group numbers its jobs for itself.
-Job = tuple[int, int]  # group, id
+from flexkv.integration.common.saves import Job
 
 
 @dataclass(slots=True)

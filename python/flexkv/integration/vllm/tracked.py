@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from flexkv.integration.common.saves import Offers
 from flexkv.integration.vllm import identity
-from flexkv.integration.vllm.saves import Offers
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

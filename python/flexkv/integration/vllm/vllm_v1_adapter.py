@@ -193,7 +193,7 @@ class FlexKVConnectorV1Impl:
 
     @never_raises(tuple)
     def take_events(self) -> Iterable[KVCacheEvent]:
-        return ()
+        return self.scheduler.take_events() if self.scheduler is not None else ()
 
     @never_raises(lambda: False)
     def reset_cache(self) -> bool:
