@@ -187,7 +187,9 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
   }
   if (loop_.chance(plan_.disk_fails)) {
     for (auto& byte : host) byte = static_cast<std::byte>(loop_.below(256));
-    return loop_.chance(500) ? node::DiskOutcome::kFailed : node::DiskOutcome::kDeadline;
+    constexpr node::DiskOutcome kOutcomes[] = {node::DiskOutcome::kFailed, node::DiskOutcome::kDeadline,
+                                               node::DiskOutcome::kChecksum};
+    return kOutcomes[loop_.below(std::size(kOutcomes))];
   }
   const auto& blocks = store_.spaces[space.name];
   const auto found = blocks.find(transfer.slot);
