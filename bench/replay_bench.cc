@@ -34,7 +34,7 @@ class InstantRanks final : public node::Outbox {
   }
   void send(node::EngineHandle, const proto::JobResult&) override {}
   void answer(node::Node& node, node::AgentHandle agent, Nanos now) {
-    for (const auto [job, blocks] : waiting_) node.on_report(agent, {job, proto::JobStatus::kDone, blocks}, now);
+    for (const auto& [job, blocks] : waiting_) node.on_report(agent, {job, proto::JobStatus::kDone, blocks}, now);
     waiting_.clear();
   }
 

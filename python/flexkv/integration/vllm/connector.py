@@ -10,9 +10,11 @@ by request, statistics, sleep mode. What a vLLM does not call yet (`compat`) is 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import SupportsHMA
 from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
@@ -132,3 +134,8 @@ class _PromMetrics(KVConnectorPromMetrics):
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         for name, by_engine in self._counters.items():
             by_engine[engine_idx].inc(transfer_stats_data.get(name, 0))
+
+
+# vLLM's MultiConnector knows the statistics of its connectors by the names of their classes, and asks for these here.
+with contextlib.suppress(ValueError):  # this module was loaded before, under another name
+    KVConnectorFactory.register_connector(FlexKVConnector.__name__, __name__, FlexKVConnector.__name__)

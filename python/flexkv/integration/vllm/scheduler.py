@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flexkv.config import Settings
 from flexkv.integration.vllm import compat, events
@@ -74,8 +74,8 @@ class SchedulerSide:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
             chains = [Chain(client.open_sequence()) for client in self._clients]
             save = bool(options.get("save", True))
-            # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind the
-            # stop for that of the next input.
+            # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind
+            # the stop for that of the next input.
             if self._speculates and getattr(request, "resumable", False):
                 save = False
             tracked = Tracked(request, chains, save)
