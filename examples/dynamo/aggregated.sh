@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # NVIDIA Dynamo on one machine: a frontend that routes by KV, and vLLM workers that share one FlexKV node.
 # Usage: examples/dynamo/aggregated.sh MODEL [WORKERS [OPTION OF vLLM...]]     then ask http://localhost:8000/v1; Ctrl-C ends all
-# Needs flexkv and ai-dynamo[vllm] in the active environment. No etcd, no NATS: files and ZeroMQ do.
+# Needs flexkv and ai-dynamo[vllm] in the active environment. Files and ZeroMQ do for one machine; with etcd and NATS set
+# DYN_DISCOVERY_BACKEND=etcd ETCD_ENDPOINTS=... DYN_EVENT_PLANE=nats DYN_REQUEST_PLANE=nats NATS_SERVER=...
 set -euo pipefail
 model=${1:?a model: a folder or a name on the hub}
 workers=${2:-2}
 
-export DYN_DISCOVERY_BACKEND=file DYN_EVENT_PLANE=zmq
-DYN_FILE_KV=${DYN_FILE_KV:-$(mktemp -d)}
-export DYN_FILE_KV
+export DYN_DISCOVERY_BACKEND=${DYN_DISCOVERY_BACKEND:-file} DYN_EVENT_PLANE=${DYN_EVENT_PLANE:-zmq}
+DYN_FILE_KV=${DYN_FILE_KV:-$(mktemp -d)} && export DYN_FILE_KV
 export FLEXKV_CPU_CACHE_GB=${FLEXKV_CPU_CACHE_GB:-32}
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
 

@@ -19,7 +19,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from engine import BLOCK, MAX_TOKENS, POOL_BLOCKS, marked_processes
 
@@ -31,7 +31,12 @@ _MARK = "E2E_RUN_ID"
 _HANG_SECONDS = 600.0
 _OWN_HITS = "vllm:prefix_cache_hits_total"
 _FLEXKV_HITS = "vllm:external_prefix_cache_hits_total"
-FLEXKV = {"kv_connector": "FlexKVConnectorV1", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+_FLEXKV_ROLE = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+FLEXKV = {"kv_connector": "FlexKVConnectorV1"} | _FLEXKV_ROLE
+FLEXKV_FULL = {
+    "kv_connector": "FlexKVConnector",
+    "kv_connector_module_path": "flexkv.integration.vllm.connector",
+} | _FLEXKV_ROLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Deployment:
             **(environment or {}),
         }
 
-    def __enter__(self) -> Deployment:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +144,9 @@ class Deployment:
     def start_frontend(self, *arguments: str) -> None:
         self._start("frontend", "dynamo.frontend", "--http-port", str(self._port), *arguments)
 
-    def start_worker(self, name: str, model: Path, connector: dict[str, Any], *arguments: str, **environment: str) -> Worker:
+    def start_worker(
+        self, name: str, model: Path, connector: dict[str, Any], *arguments: str, **environment: str
+    ) -> Worker:
         events = {"publisher": "zmq", "enable_kv_cache_events": True, "endpoint": f"tcp://*:{free_port()}"}
         port = free_port()
         options = {
@@ -165,6 +172,7 @@ class Deployment:
             *arguments,
             FLEXKV_NODE=_NODE,
             DYN_SYSTEM_PORT=str(port),
+            VLLM_NIXL_SIDE_CHANNEL_PORT=str(free_port()),
             **environment,
         )
         return Worker(process, port)
@@ -179,16 +187,12 @@ class Deployment:
             assert not dead and time.monotonic() < deadline, f"ended: {dead}\n{self.logs()}"
             time.sleep(0.1)
 
-    def ask(self, prompt: list[int], max_tokens: int, worker: int | None = None) -> Answer:
-        """`worker`: who has to serve it; else the router decides. Raises Refused."""
-        directions: dict[str, Any] = {"extra_fields": ["worker_id", "timing", "completion_token_ids"]}
+    def ask(self, prompt: list[int], max_tokens: int, worker: int | None = None, **more: int) -> Answer:
+        """`worker`: who has to serve it; else the router decides. `more`: directions of Dynamo's. Raises Refused."""
+        directions: dict[str, Any] = {"extra_fields": ["worker_id", "timing", "completion_token_ids"], **more}
         if worker is not None:
             directions["backend_instance_id"] = worker
-        body = {
-            **{"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True},
-            **{"nvext": directions},
-        }
-        answer = _get(f"http://127.0.0.1:{self._port}/v1/completions", body)
+        answer = self._complete(prompt, max_tokens, directions)
         about = answer["nvext"]
         return Answer(
             worker=about["worker_id"]["decode_worker_id"],
@@ -197,13 +201,31 @@ class Deployment:
             foreseen=about["timing"].get("kv_hit_rate") or 0.0,
         )
 
+    def chosen(self, prompt: list[int]) -> int:
+        """The worker that the router would send it to now; it is not sent."""
+        directions = {"extra_fields": ["worker_id"], "annotations": ["query_instance_id:"]}
+        return int(self._complete(prompt, 1, directions)["nvext"]["worker_id"]["decode_worker_id"])
+
     def node_status(self) -> dict[str, Any]:
         from flexkv import _core
 
         return dict(json.loads(_core.query_status(str(self._runtime / f"{_NODE}.sock"))))
 
     def logs(self) -> str:
-        return "\n".join(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self._directory.glob("*.log"))
+        return "\n".join(
+            f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self._directory.glob("*.log")
+        )
+
+    def _complete(self, prompt: list[int], max_tokens: int, directions: dict[str, Any]) -> dict[str, Any]:
+        body = {
+            "model": MODEL,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "nvext": directions,
+        }
+        return _get(f"http://127.0.0.1:{self._port}/v1/completions", body)
 
     def _serves(self) -> bool:
         with contextlib.suppress(OSError, Refused):

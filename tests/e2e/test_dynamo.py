@@ -1,7 +1,7 @@
 """NVIDIA Dynamo, unmodified, on CPUs: its frontend with the KV router and two vLLM workers that share one FlexKV node.
 
 What has to be shown: requests go where their prefix is, what a worker's own cache lost or never had comes from FlexKV, the
-tokens are those of a vLLM without FlexKV, and a worker that dies is missed by nobody."""
+tokens are those of a vLLM without FlexKV, what only FlexKV keeps attracts requests, and a worker that dies is missed by nobody."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.skipif(
 PREFIXES = [prompt(f"dynamo {which}", SHARED) for which in ("one", "other")]
 ENDS = [prompt(f"dynamo end {i}", 40) for i in range(4)]
 EVICTED = prompt("dynamo evicted", LONG)
+ATTRACTS = prompt("dynamo attracts", LONG)
 SURVIVES = prompt("dynamo survives", LONG)
+# The router chooses by chance between workers that are alike to it: so often in a row it does not.
+NO_CHANCE = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,11 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with Deployment(tmp_path_factory.mktemp("dynamo")) as deployment:
         deployment.start_node()
         deployment.start_frontend("--router-mode", "kv", "--migration-limit", "3")
-        workers = [deployment.start_worker(f"worker{i}", tiny_model, FLEXKV) for i in range(2)]
+        workers = [
+            deployment.start_worker("worker0", tiny_model, FLEXKV, DYNAMO_USE_FLEXKV="1"),
+            # Keeps and loads all the same, but does not tell the router.
+            deployment.start_worker("worker1", tiny_model, FLEXKV, DYNAMO_USE_FLEXKV="0"),
+        ]
         deployment.wait_until_ready(*workers)
         yield Service(deployment, workers, [worker.id for worker in workers])
 
@@ -63,13 +70,15 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[int]]]:
     """What the same vLLM says to the prompts without FlexKV and without Dynamo."""
     steps = [generate(f"end {i}", [prefix + end for prefix in PREFIXES]) for i, end in enumerate(ENDS)]
-    steps += [generate("evicted", [EVICTED]), generate("survives", [SURVIVES])]
+    steps += [generate("evicted", [EVICTED]), generate("attracts", [ATTRACTS]), generate("survives", [SURVIVES])]
     directory = tmp_path_factory.mktemp("plain") / "engine"
     results = run_engine(EngineConfig(flexkv=False), tiny_model, steps, directory, python=PYTHON)
     return {name: result.outputs for name, result in results.items()}
 
 
-def test_requests_go_to_the_worker_that_has_their_prefix(service: Service, expected: dict[str, list[list[int]]]) -> None:
+def test_requests_go_to_the_worker_that_has_their_prefix(
+    service: Service, expected: dict[str, list[list[int]]]
+) -> None:
     for worker, prefix in enumerate(PREFIXES):
         assert service.ask(prefix + ENDS[0], worker).cached == 0
         service.wait_until_foreseen(prefix + ENDS[0], worker)
@@ -90,6 +99,19 @@ def test_what_a_worker_evicted_or_never_had_comes_from_flexkv(
         warm, hits = service.hits_of(EVICTED, worker)
         assert warm.tokens == expected["evicted"][0]
         assert hits == Hits(own=0, flexkv=whole_blocks(LONG))
+
+
+def test_what_only_flexkv_keeps_attracts_requests(service: Service, expected: dict[str, list[list[int]]]) -> None:
+    for worker in range(2):
+        assert service.ask(ATTRACTS, worker).tokens == expected["attracts"][0]
+        service.evict_all(worker)
+    # To the router both are alike by what their own caches have; only the first one told it what FlexKV keeps.
+    service.deployment.wait_until(
+        lambda: {service.deployment.chosen(ATTRACTS) for _ in range(NO_CHANCE)} == {service.ids[0]}
+    )
+    before = service.workers[0].hits
+    assert service.ask(ATTRACTS).tokens == expected["attracts"][0]
+    assert service.workers[0].hits - before == Hits(own=0, flexkv=whole_blocks(LONG))
 
 
 def test_when_a_worker_dies_the_other_goes_on_with_what_it_kept(
