@@ -316,7 +316,7 @@ TEST_F(LoadChoice, TwoDrives) {
 // While the first requests are served, the drive becomes ten times slower, or faster. That cannot be known, and who
 // computes learns of it only from what is tried; after a few requests the choice is right again.
 TEST_F(LoadChoice, TheSpeedChanges) {
-  for (const auto [before, after] : {std::pair{0.3, 3.0}, std::pair{3.0, 0.3}}) {
+  for (const auto& [before, after] : {std::pair{0.3, 3.0}, std::pair{3.0, 0.3}}) {
     for (const std::uint32_t requests : {1U, 4U}) {
       Cell cell;
       cell.prefill = kChunked;

@@ -193,10 +193,9 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
   }
 }
 
-// What it gives the engine to do: now, or when its blocks have come. Asked again, the last answer counts.
+// What it gives the engine to do: now, or when its blocks have come.
 void Node::note_compute(Engine& engine, Sequence& sequence, const Served& served) {
   sequence.arrives = served.arrives;
-  if (sequence.computing) engine.computes_until -= sequence.compute;
   sequence.compute = 0;
   if (engine.prefill.known() && engine.block_tokens > 0) {
     const double loaded = double{1} * served.lookup.matched_blocks * engine.block_tokens;

@@ -102,6 +102,8 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
 
   sequence->leased = true;
   engine->announced -= std::exchange(sequence->announced, false);
+  // Asked again, only the last answer counts.
+  if (std::exchange(sequence->computing, false)) engine->computes_until -= sequence->compute;
   const Served found = served(*engine, *sequence, Purpose::kLookup);
   if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
   Lookup result = found.lookup;

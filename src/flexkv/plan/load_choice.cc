@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace flexkv::plan {
+namespace {
+
+// So much worse is as good: estimates are no better.
+constexpr double kDoubt = 1.02;
+
+}  // namespace
 
 LoadChoice choose_load(const LoadQuestion& question) {
   LoadChoice choice;
@@ -15,17 +21,22 @@ LoadChoice choose_load(const LoadQuestion& question) {
     // Even a prompt that is loaded whole has its last token computed.
     const double compute = question.prefill.estimate(left < 1 ? 1 : left, blocks * tokens);
     const auto later = std::ranges::upper_bound(question.arrivals, loaded.arrives, {}, &Arrival::arrives);
-    double begin = question.engine_free;
-    for (auto one = question.arrivals.begin(); one != later; ++one) begin = std::max(begin, one->arrives) + one->compute;
-    begin = std::max(begin, loaded.arrives);
-    const double end = begin + compute;
+    double before = question.engine_free;
+    for (auto one = question.arrivals.begin(); one != later; ++one) before = std::max(before, one->arrives) + one->compute;
+    const double end = std::max(before, loaded.arrives) + compute;
     double cost = end + question.behind * std::max(compute, loaded.reading);
-    for (auto one = later; one != question.arrivals.end() && one->arrives < end; ++one) {
-      cost += end - std::max(one->arrives, begin);
+    // Those that arrive later, without this prompt and with it.
+    double after = end;
+    for (auto one = later; one != question.arrivals.end() && before < after; ++one) {
+      const double without = std::max(before, one->arrives);
+      const double with = std::max(after, one->arrives);
+      cost += with - without;
+      before = without + one->compute;
+      after = with + one->compute;
     }
     // In doubt, loading: it leaves the engine's processors to others.
-    if (blocks == 0 || cost <= least) {
-      least = cost;
+    if (blocks == 0 || cost <= least * kDoubt) {
+      least = blocks == 0 ? cost : std::min(least, cost);
       choice.nanos = end;
       choice.blocks = blocks;
     }
