@@ -107,36 +107,40 @@ void Node::fetch_for(JobKey job_key, const Job& job, const proto::TransferReques
     const auto found = space.fetches.find(keys[i]);
     const bool added = found == space.fetches.end();
     Fetch& fetch = added ? add_fetch(space, path, request.first_block + i, keys[i]) : found->second;
-    fetch.waiters.push_back({job_key, request.device_blocks[i]});
+    fetch.waiters.push_back({job_key, i, request.device_blocks[i]});
     if (added || (fetch.prefetch && fetch.host == index::kNoSlot)) disk_->loads.emplace_back(space.number, keys[i]);
     fetch.prefetch = false;
   }
   release(path);
 }
 
+// The job, if it still waits for its block number `at`.
+Node::Job* Node::waiting_job(JobKey key, std::uint32_t at) const {
+  const auto found = jobs_.find(key);
+  if (found == jobs_.end()) return nullptr;
+  Job& job = *found->second;
+  return !job.failed && at < job.fetched.size() && job.fetched[at] ? &job : nullptr;
+}
+
 bool Node::awaited(const Fetch& fetch) const {
-  return std::ranges::any_of(fetch.waiters, [&](const Fetch::Waiter& waiter) {
-    const auto job = jobs_.find(waiter.job);
-    return job != jobs_.end() && !job->second->failed;
-  });
+  return std::ranges::any_of(
+      fetch.waiters, [&](const Fetch::Waiter& waiter) { return waiting_job(waiter.job, waiter.at) != nullptr; });
 }
 
 // Gives a block to those that wait for it; appends the jobs that got it.
 void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived) {
   for (const Fetch::Waiter& waiter : fetch.waiters) {
-    const auto job = jobs_.find(waiter.job);
-    if (job == jobs_.end() || job->second->failed) continue;
-    append_runs(job->second->space->slots, {&waiter.device_block, 1}, {&slot, 1}, job->second->arrived);
-    --job->second->missing;
+    Job* job = waiting_job(waiter.job, waiter.at);
+    if (job == nullptr) continue;
+    append_runs(job->space->slots, {&waiter.device_block, 1}, {&slot, 1}, waiter.at, job->arrived);
+    job->fetched[waiter.at] = false;
+    --job->missing;
     arrived.push_back(waiter.job);
   }
 }
 
-// One more piece to every rank: what has come since the last one.
-void Node::send_arrived(JobKey key) {
-  const auto found = jobs_.find(key);
-  if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) return;
-  Job& job = *found->second;
+// One more piece to every rank: what has come since the last one, or only that nothing more comes.
+void Node::send_arrived(JobKey key, Job& job) {
   const SlotRuns runs = std::exchange(job.arrived, {});
   bool told = true;
   for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
@@ -146,12 +150,19 @@ void Node::send_arrived(JobKey key) {
   if (!told) fail(key, job, Reason::kQueueFull);
 }
 
+void Node::send_arrived(std::span<const JobKey> jobs) {
+  for (const JobKey& key : jobs) {
+    const auto found = jobs_.find(key);
+    if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) continue;
+    send_arrived(key, *found->second);
+  }
+}
+
 void Node::drop_fetch(Space& space, const key::BlockKey& key, Reason reason) {
   const Fetch fetch = std::move(space.fetches.extract(key).mapped());
   if (reason != Reason::kNone) ++stats_.unfetched_blocks[slot_of(reason)];
   for (const Fetch::Waiter& waiter : fetch.waiters) {
-    const auto job = jobs_.find(waiter.job);
-    if (job != jobs_.end()) fail(waiter.job, *job->second, reason);
+    if (Job* job = waiting_job(waiter.job, waiter.at)) cut(waiter.job, *job, waiter.at, reason);
   }
   release(fetch.path);
 }
@@ -176,7 +187,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     deliver(fetch, host, arrived);
     fetch.waiters.clear();
     drop_fetch(space, key, Reason::kNone);
-    for (const JobKey& job : arrived) send_arrived(job);
+    send_arrived(arrived);
     return Begun::kNothing;
   }
   if (disk == index::kNoSlot) return drop(Reason::kGone);
@@ -231,7 +242,8 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   }
   space.slots.give_back(host);
   if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) {
-    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at);
+    const auto why = outcome == DiskOutcome::kChecksum ? index::MissReason::kDamaged : index::MissReason::kUnreadable;
+    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at, why);
     if (disk != index::kNoSlot) space.disk_slots->give_back(disk);
     ++space.drops;
   }
@@ -253,9 +265,7 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
       end_fetch(io, result.outcome, arrived);
     }
   }
-  std::ranges::sort(arrived);
-  arrived.erase(std::unique(arrived.begin(), arrived.end()), arrived.end());
-  for (const JobKey& job : arrived) send_arrived(job);
+  send_arrived(arrived);
   pump_disk();
 }
 
@@ -299,8 +309,8 @@ bool Node::pump_fetches(std::deque<FetchId>& queue, bool prefetch) {
   return !busy;
 }
 
-// Loads wait for room that other loads hold while they wait, too: the newest of them gives up. False: none has to,
-// because something of this model runs that will leave room when it ends.
+// Loads wait for room that other loads hold while they wait, too: the newest of them ends before what it waits for.
+// False: none has to, because something of this model runs that will leave room when it ends.
 bool Node::make_way(const Space& space) {
   if (space.fetching > 0 || !space.writing.empty()) return false;
   auto newest = jobs_.end();
@@ -311,7 +321,9 @@ bool Node::make_way(const Space& space) {
     if (newest == jobs_.end() || age(newest) < age(job)) newest = job;
   }
   if (newest == jobs_.end()) return false;
-  fail(newest->first, *newest->second, Reason::kNoRoomToLoad);
+  Job& job = *newest->second;
+  const auto first = std::ranges::find(job.fetched, true) - job.fetched.begin();
+  cut(newest->first, job, static_cast<std::uint32_t>(first), Reason::kNoRoomToLoad);
   return true;
 }
 

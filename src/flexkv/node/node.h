@@ -13,6 +13,8 @@
 //
 // With drives (DiskPort), published blocks are written behind to slots there, and a load fetches what is only there:
 // what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
+// A load of which a block does not come keeps its beginning: it ends before that block, and what comes before is
+// copied.
 #pragma once
 
 #include <algorithm>
@@ -30,6 +32,7 @@
 
 #include "flexkv/admission/admission_filter.h"
 #include "flexkv/base/time.h"
+#include "flexkv/events/feed.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
 #include "flexkv/node/slot_space.h"
@@ -70,13 +73,15 @@ class Outbox {
   // False when the agent's queue is full or it is gone: the rank then counts as failed for that job.
   virtual bool send(AgentHandle agent, const proto::ToAgent& message) = 0;
   virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
+  // For who asked with want_changes(): there are some to read.
+  virtual void changed() {}
 };
 
 struct DirectionStats {
   std::uint64_t jobs = 0;
   std::uint64_t failed_jobs = 0;
-  std::uint64_t blocks = 0;  // completed
-  std::uint64_t bytes = 0;   // completed, all ranks
+  std::uint64_t blocks = 0;  // completed, also by jobs that failed
+  std::uint64_t bytes = 0;   // of them, all ranks
   telemetry::Histogram latency;
 };
 
@@ -124,7 +129,8 @@ struct NodeStats {
   std::uint64_t blocks_evicted = 0;
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
-  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
+  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};  // also those that kept their beginning
+  std::uint64_t blocks_of_failed_loads = 0;                       // that are good all the same
   DirectionStats to_device;
   DirectionStats to_host;
   DiskFlowStats from_disk;
@@ -162,6 +168,8 @@ class Node {
     Reason reason = Reason::kNone;  // of the first block that is missing
     std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
     std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
+    // Leading ones that need no describe(), which may be more than are matched: all, if nobody follows.
+    std::uint32_t described_blocks = 0;
   };
   // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
@@ -187,6 +195,16 @@ class Node {
   void reset_all(Nanos now);
 
   void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
+
+  // ---- what is kept, for readers (module events). Before the first call of follow() nothing is remembered for them.
+  void follow();
+  // See Subscription::read. `engine`: only its model's blocks, and nothing while its ranks are away; 0: of all models.
+  bool read_changes(events::Subscription& subscription, EngineHandle engine, std::size_t changes_max,
+                    std::vector<events::Change>& out);
+  // Have Outbox::changed() called at the next change.
+  void want_changes();
+  // What the engine calls blocks of a sequence that it has looked up.
+  void describe(EngineHandle engine, const proto::DescribeRequest& request);
 
   // From the drives; see DiskPort.
   void on_disk_recovered(SpaceNumber space, std::span<const RecoveredChain> chains, Nanos now);
@@ -268,6 +286,7 @@ class Node {
     std::uint32_t device_block = 0;
     index::Slot slot = index::kNoSlot;
     std::uint32_t count = 0;
+    std::uint32_t first = 0;  // which of the job's blocks
   };
   using SlotRuns = std::vector<SlotRun>;
 
@@ -299,11 +318,12 @@ class Node {
   Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
                  device::Direction direction, Nanos now);
   static std::uint32_t append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
-                                   std::span<const index::Slot> slots, SlotRuns& runs);
+                                   std::span<const index::Slot> slots, std::uint32_t first, SlotRuns& runs);
   void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
   bool send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed);
   void fail(JobKey key, Job& job, Reason reason);
-  void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
+  void cut(JobKey key, Job& job, std::uint32_t at, Reason reason);
+  void rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobReport& report, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);
   void publish_or_drop(Job& job, Nanos now);
   std::vector<JobKey> retire(JobKey key, Nanos now);
@@ -339,13 +359,15 @@ class Node {
                  std::span<const index::Slot> slots);
   void fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
+  Job* waiting_job(JobKey key, std::uint32_t at) const;
   bool awaited(const Fetch& fetch) const;
   enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);
   void drop_fetch(Space& space, const key::BlockKey& key, Reason reason);
   void deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived);
-  void send_arrived(JobKey key);
+  void send_arrived(JobKey key, Job& job);
+  void send_arrived(std::span<const JobKey> jobs);
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
   bool make_way(const Space& space);
@@ -362,12 +384,21 @@ class Node {
   void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
   void check_disk_invariants() const;
 
+  // changes.cc
+  void open_feed(Space& space);
+  void describe_path(Space& space, index::PinId pin, std::uint32_t first,
+                     std::span<const events::DescriptionRef> known);
+  void describe_saved(const Job& job);
+  std::uint32_t described(const Space& space, Sequence& sequence) const;
+
   NodeOptions options_;
   Outbox& outbox_;
   RangeAllocator ranges_;
   NodeStats stats_;
   std::unordered_map<EngineHandle, std::unique_ptr<Engine>> engines_;
   std::unordered_map<AgentHandle, Agent> agents_;
+  std::unique_ptr<events::Feed> feed_;  // null: nobody follows
+  events::SpaceNumber next_feed_space_ = 1;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::map<JobKey, std::unique_ptr<Job>> jobs_;
   std::set<std::pair<Nanos, JobKey>> deadlines_;

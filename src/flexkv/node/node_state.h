@@ -29,6 +29,7 @@ struct Node::Path {
 struct Node::Fetch {
   struct Waiter {
     JobKey job;
+    std::uint32_t at = 0;  // which of the job's blocks
     std::uint32_t device_block = 0;
   };
   Path* path = nullptr;
@@ -49,6 +50,7 @@ struct Node::Space {
   std::array<std::byte, 32> fingerprint{};  // of the model, as the client said it
   std::string model;
   SlotSpace slots;
+  std::optional<events::SpaceFeed> feed;  // once somebody follows; the index tells it
   index::PrefixIndex index;
   std::uint64_t block_bytes = 0;  // payload, each shard once
   std::uint32_t engines = 0;
@@ -145,14 +147,17 @@ struct Node::Sequence {
   // walk along all those before it.
   Parent carried;
   std::uint32_t carried_end = 0;
-  bool counted = false;     // in the lookup statistics
-  std::uint32_t found = 0;  // blocks, by the first lookup
-  bool announced = false;    // by a prefetch, and not looked up yet
-  std::uint64_t choice = 0;  // the number of its latest one, from 1 on
-  Nanos arrives = 0;         // what it is to load, in host memory
-  Nanos compute = 0;         // what its engine has to do for it, then
-  bool computing = false;    // that is part of its engine's computes_until
-  bool leased = false;      // was found, and what was found is neither loaded nor passed by yet
+  // What the engine calls its blocks, as far as it said so.
+  std::vector<events::DescriptionRef> descriptions;
+  std::uint32_t described = 0;  // leading blocks found to be so in the index
+  bool counted = false;         // in the lookup statistics
+  std::uint32_t found = 0;      // blocks, by the first lookup
+  bool announced = false;       // by a prefetch, and not looked up yet
+  std::uint64_t choice = 0;     // the number of its latest one, from 1 on
+  Nanos arrives = 0;            // what it is to load, in host memory
+  Nanos compute = 0;            // what its engine has to do for it, then
+  bool computing = false;       // that is part of its engine's computes_until
+  bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 
@@ -215,16 +220,20 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t missing = 0;  // blocks that are still fetched
+  std::uint32_t end = 0;      // blocks from this one on do not come, for the reason `failure`
+  std::uint32_t good = 0;     // leading blocks that each rank that has reported has
+  std::vector<bool> fetched;  // whether the job waits for the block from a drive; empty: for none
+  std::uint32_t missing = 0;  // how many are set there
   SlotRuns arrived;           // since the last piece
   std::uint32_t pieces = 0;   // sent
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;
-  std::optional<JobKey> parent;     // a save in flight that this one continues
-  std::uint32_t parent_blocks = 0;  // how many of its blocks precede our first
-  std::vector<JobKey> followers;    // saves that continue this one
-  admission::Origin origin;         // `last_found` is not set:
+  std::vector<events::DescriptionRef> descriptions;  // of `keys`, null where not known; empty if nobody follows
+  std::optional<JobKey> parent;                      // a save in flight that this one continues
+  std::uint32_t parent_blocks = 0;                   // how many of its blocks precede our first
+  std::vector<JobKey> followers;                     // saves that continue this one
+  admission::Origin origin;                          // `last_found` is not set:
   std::optional<key::BlockKey> last_found;
 };
 

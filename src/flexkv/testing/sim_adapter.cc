@@ -66,7 +66,7 @@ void SimEngine::order_load(Request& request, std::uint32_t count) {
   if (request.load_async) {
     request.load = order->job;
     request.load_reports = 0;
-    request.load_ok = true;
+    request.load_good = count;
     loads_.emplace(order->job, requests_.at(request.id));
   }
   new_loads_.push_back(std::move(order));

@@ -61,7 +61,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
     std::vector<std::uint32_t> blocks;
     proto::JobId load = 0;  // asynchronous
     std::size_t load_reports = 0;
-    bool load_ok = true;
+    std::uint32_t load_good = 0;  // leading blocks that every rank has
     // What the adapter tracks.
     bool tracked = false;
     client::SequenceId sequence = 0;
@@ -132,6 +132,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void rank_done(std::uint64_t number, const StepReport& report);
   void finish_step(Step& step);
   void finish_load(Request& request);
+  void count_load(std::size_t good, std::size_t blocks);
   void accept(Scheduled& work, const Step& step);
 
   SimWorld& world_;

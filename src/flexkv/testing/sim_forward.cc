@@ -62,12 +62,12 @@ void SimEngine::compute(Scheduled& work) {
 
 void SimEngine::rank_done(std::uint64_t number, const StepReport& report) {
   Step& step = steps_.at(number);
-  for (const auto& [job, ok] : report.ended_loads) {
-    const auto load = loads_.find(job);
+  for (const agent::LoadResult& result : report.ended_loads) {
+    const auto load = loads_.find(result.job);
     SIM_CHECK(load != loads_.end());
     Request& request = *load->second;
-    request.load_ok = request.load_ok && ok;
-    if (!ok) step.load_failed = true;
+    request.load_good = std::min(request.load_good, result.good_blocks);
+    if (!result.ok) step.load_failed = true;
     if (++request.load_reports == ranks_.size()) {
       const RequestPtr keep = load->second;
       loads_.erase(load);
@@ -83,10 +83,16 @@ void SimEngine::rank_done(std::uint64_t number, const StepReport& report) {
   }
 }
 
+void SimEngine::count_load(std::size_t good, std::size_t blocks) {
+  world_.totals().loads_ok += good == blocks;
+  world_.totals().loads_in_part += good > 0 && good < blocks;
+}
+
 void SimEngine::finish_load(Request& request) {
-  loop_.note("engine: load done", id_, request.id, request.load, request.load_ok);
+  loop_.note("engine: load done", id_, request.id, request.load, request.load_good);
   const RequestPtr self = requests_.at(request.id);
-  world_.totals().loads_ok += request.load_ok;
+  const std::size_t good = request.local_blocks + request.load_good;
+  count_load(request.load_good, request.blocks.size() - request.local_blocks);
   if (request.state == Request::State::kEnded) {
     free_blocks(request);
     requests_.erase(request.id);
@@ -94,7 +100,6 @@ void SimEngine::finish_load(Request& request) {
   }
   SIM_CHECK(request.state == Request::State::kLoading);
   request.state = Request::State::kWaiting;
-  const std::size_t good = request.load_ok ? request.blocks.size() : request.local_blocks;
   while (request.blocks.size() > good) {
     blocks_.drop_reference(request.blocks.back());
     request.blocks.pop_back();
@@ -114,9 +119,9 @@ void SimEngine::finish_step(Step& step) {
   }
   for (const auto& order : step.orders->loads) {
     if (!order->sync) continue;
-    const bool ok = std::none_of(order->blocks.begin(), order->blocks.end(),
-                                 [&](std::uint32_t block) { return step.bad_blocks.contains(block); });
-    world_.totals().loads_ok += ok;
+    const auto bad =
+        std::ranges::find_if(order->blocks, [&](std::uint32_t block) { return step.bad_blocks.contains(block); });
+    count_load(static_cast<std::size_t>(bad - order->blocks.begin()), order->blocks.size());
   }
   for (Scheduled& work : step.work) {
     if (work.version == work.request->version) accept(work, step);

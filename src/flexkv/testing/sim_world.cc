@@ -15,6 +15,7 @@ void SimTotals::add(const SimTotals& other) {
   requests += other.requests;
   loads += other.loads;
   loads_ok += other.loads_ok;
+  loads_in_part += other.loads_in_part;
   blocks_hit += other.blocks_hit;
   blocks_loaded += other.blocks_loaded;
   blocks_loaded_alike += other.blocks_loaded_alike;

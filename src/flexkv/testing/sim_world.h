@@ -16,6 +16,7 @@ struct SimTotals {
   std::uint64_t requests = 0;
   std::uint64_t loads = 0;
   std::uint64_t loads_ok = 0;
+  std::uint64_t loads_in_part = 0;  // of which a beginning was good
   std::uint64_t blocks_hit = 0;
   std::uint64_t blocks_loaded = 0;        // per rank
   std::uint64_t blocks_loaded_alike = 0;  // of them, by ranks whose shard others hold, too

@@ -1,0 +1,321 @@
+#include "flexkv/cluster/directory.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <set>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/cluster/wire.h"
+
+namespace flexkv::cluster {
+namespace {
+
+constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+// Rounds that the bell asks for keep this distance, so that many nodes that join at once do not wake each other up in
+// turns.
+constexpr Nanos kRoundGap = 200 * kMillisecond;
+// A node that has left says so for as long as it takes others to hear it.
+constexpr Nanos kFarewell = 10 * kSecond;
+
+std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
+  std::uint64_t number = 0;
+  const char* const end = answer.value.data() + answer.value.size();
+  const auto [stop, error] = std::from_chars(answer.value.data(), end, number);
+  if (!answer.found || error != std::errc{} || stop != end) return std::nullopt;
+  return number;
+}
+
+}  // namespace
+
+Directory::Directory(const DirectoryOptions& options, Replica& replica)
+    : options_(options),
+      replica_(replica),
+      names_(options.cluster),
+      epoch_(options.epoch),
+      epoch_known_(options.epoch != 0),
+      round_begun_(-kRoundGap) {
+  FLEXKV_ASSERT(options.incarnation != 0 && options.name.size() <= kNameMax && options.address.size() <= kAddressMax);
+  names_.set_epoch(epoch_);
+}
+
+// ---- this node's blocks --------------------------------------------------------------------------------------------
+
+Publisher::Places Directory::places(const SpaceId& id) const {
+  const Incarnation self = options_.incarnation;
+  return {names_.stream(id, self), names_.snapshot(id, self)};
+}
+
+std::optional<SpaceIndex> Directory::add_space(const SpaceId& id, Nanos now) {
+  if (spaces_.size() == kSpacesMax) return std::nullopt;
+  Space& space = spaces_.emplace_back(Space{id, Publisher(options_.limits), false});
+  space.publisher.move_to(places(id), now);
+  ring_ = true;
+  want_round(now);
+  return static_cast<SpaceIndex>(spaces_.size() - 1);
+}
+
+void Directory::apply(const Change& change, Nanos now) {
+  FLEXKV_ASSERT(change.space < spaces_.size() && change.tier < kTierCount);
+  spaces_[change.space].publisher.apply(change, now);
+}
+
+// ---- epochs --------------------------------------------------------------------------------------------------------
+
+void Directory::begin_epoch(std::uint64_t epoch, Nanos now) {
+  epoch_ = epoch;
+  epoch_known_ = true;
+  names_.set_epoch(epoch);
+  for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
+  replica_.remove_all();
+  peers_.clear();
+  bell_after_ = meta::kNewest;
+  joined_ = looked_ = false;
+  ring_ = true;
+  round_due_ = now;
+}
+
+void Directory::enter_epoch(Nanos now) {
+  FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
+  begin_epoch(*std::exchange(epoch_to_enter_, std::nullopt), now);
+}
+
+void Directory::reset_cluster(Nanos now) {
+  reset_wanted_ = true;
+  want_round(now);
+}
+
+void Directory::note_epoch(const meta::Answer& answer, Nanos now) {
+  store_epoch_ = parse_number(answer);
+  if (!store_epoch_ || *store_epoch_ <= epoch_) {
+    epoch_known_ = true;
+  } else if (!epoch_known_) {
+    begin_epoch(*store_epoch_, now);
+  } else {
+    epoch_to_enter_ = store_epoch_;
+    replica_.remove_all();
+    peers_.clear();
+  }
+}
+
+// ---- orders --------------------------------------------------------------------------------------------------------
+
+void Directory::want_round(Nanos now) { round_due_ = std::min(round_due_, std::max(now, round_begun_ + kRoundGap)); }
+
+void Directory::leave(Nanos now) {
+  leaving_ = true;
+  round_due_ = now;
+}
+
+Nanos Directory::order_due(Nanos now) const {
+  if (left_ || epoch_to_enter_) return kForever;
+  if (leaving_ || looked_) return now;
+  Nanos due = round_due_;
+  if (!joined_) return due;
+  for (const Space& space : spaces_) {
+    due = std::min(due, space.publisher.snapshot_due() ? now : space.publisher.due(now));
+  }
+  return due;
+}
+
+std::optional<meta::Request> Directory::next_order(Nanos now) {
+  FLEXKV_ASSERT(order_ == Order::kNone);
+  expire(now);
+  if (order_due(now) > now) return std::nullopt;
+  if (leaving_) {
+    order_ = Order::kLeave;
+    return meta::Request{meta::put(names_.beat(options_.incarnation), own_beat(true), kFarewell),
+                         meta::ring(names_.bell())};
+  }
+  if (looked_) {
+    order_ = Order::kBeat;
+    return beat_request();
+  }
+  if (round_due_ <= now) {
+    order_ = Order::kLook;
+    round_begun_ = now;
+    return look_request();
+  }
+  for (order_space_ = 0; order_space_ < spaces_.size(); ++order_space_) {
+    if (spaces_[order_space_].publisher.due(now) > now) continue;
+    order_ = Order::kPublish;
+    return spaces_[order_space_].publisher.publish_request(now, options_.time_to_live);
+  }
+  for (order_space_ = 0; !spaces_[order_space_].publisher.snapshot_due();) ++order_space_;
+  order_ = Order::kSnapshot;
+  return spaces_[order_space_].publisher.snapshot_request(options_.time_to_live);
+}
+
+void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
+  const Order order = std::exchange(order_, Order::kNone);
+  FLEXKV_ASSERT(order != Order::kNone);
+  if (!answers) {
+    // The store may have lost everything. So first of all this node's heartbeat comes back, and others are told.
+    looked_ = false;
+    ring_ = true;
+    round_due_ = now;
+    left_ = leaving_;
+    return;
+  }
+  switch (order) {
+    case Order::kLook:
+      return look_done(answers.value(), now);
+    case Order::kBeat:
+      return beat_done(answers.value(), now);
+    case Order::kPublish:
+      return spaces_[order_space_].publisher.published();
+    case Order::kSnapshot: {
+      Publisher& publisher = spaces_[order_space_].publisher;
+      if (!publisher.part_written()) return;
+      ring_ = ring_ || publisher.was_asked();
+      return want_round(now);
+    }
+    case Order::kLeave:
+      left_ = true;
+      return;
+    case Order::kNone:
+      return;
+  }
+}
+
+// ---- rounds --------------------------------------------------------------------------------------------------------
+
+meta::Request Directory::look_request() const {
+  meta::Request request{meta::get(names_.epoch()), meta::members(names_.nodes())};
+  for (const Space& space : spaces_) request.push_back(meta::get(names_.ask(space.id, options_.incarnation)));
+  return request;
+}
+
+void Directory::look_done(const meta::Answers& answers, Nanos now) {
+  const std::uint64_t epoch = epoch_;
+  note_epoch(answers[0], now);
+  if (epoch != epoch_ || epoch_to_enter_) return;
+  // Spaces may have been added since it was asked.
+  for (std::size_t s = 0; s + 2 < answers.size(); ++s) {
+    spaces_[s].asked = answers[s + 2].found;
+    if (const auto generation = parse_number(answers[s + 2])) spaces_[s].publisher.ask(*generation, now);
+  }
+  members_.clear();
+  std::set<Incarnation> nodes;
+  for (const auto& [node, peer] : peers_) nodes.insert(node);
+  for (const std::string& member : answers[1].members) {
+    Incarnation node = 0;
+    if (!parse_hex(member, node) || node == options_.incarnation) continue;
+    members_.push_back(node);
+    if (nodes.size() < kNodesMax) nodes.insert(node);
+  }
+  listening_.assign(nodes.begin(), nodes.end());
+  looked_ = true;
+}
+
+std::string Directory::own_beat(bool leaving) {
+  Beat beat{++beat_number_, options_.name, options_.address, {}};
+  for (const Space& space : spaces_) {
+    if (leaving) break;
+    beat.spaces.push_back(space.publisher.description());
+    beat.spaces.back().id = space.id;
+  }
+  return encode_beat(beat, names_.beat(options_.incarnation));
+}
+
+meta::Request Directory::beat_request() {
+  meta::Request request;
+  for (const Incarnation node : listening_) request.push_back(meta::get(names_.beat(node)));
+  const std::string epoch = std::to_string(epoch_);
+  if (!store_epoch_) request.push_back(meta::put_if_absent(names_.epoch(), epoch, 0));
+  if (store_epoch_ && *store_epoch_ < epoch_) request.push_back(meta::put(names_.epoch(), epoch, 0));
+  if (reset_wanted_) request.push_back(meta::increment(names_.epoch()));
+  const Incarnation self = options_.incarnation;
+  request.push_back(meta::put(names_.beat(self), own_beat(false), options_.time_to_live));
+  request.push_back(meta::add(names_.nodes(), hex(self)));
+  for (const Incarnation node : departed_) request.push_back(meta::drop(names_.nodes(), hex(node)));
+  departed_.clear();
+  for (const Space& space : spaces_) {
+    space.publisher.touch(options_.time_to_live, request);
+    if (space.asked) request.push_back(meta::remove(names_.ask(space.id, self)));
+  }
+  for (const auto& [node, peer] : peers_) {
+    for (const auto& [space, follower] : peer.followers) {
+      if (!follower.stuck()) continue;
+      request.push_back(
+          meta::put(names_.ask(spaces_[space].id, node), std::to_string(follower.generation()), options_.time_to_live));
+    }
+  }
+  if (ring_ || reset_wanted_) request.push_back(meta::ring(names_.bell()));
+  request.push_back(meta::touch(names_.bell(), options_.time_to_live));
+  return request;
+}
+
+void Directory::beat_done(const meta::Answers& answers, Nanos now) {
+  looked_ = false;
+  joined_ = true;
+  ring_ = false;
+  round_due_ = now + beat_gap();
+  if (std::exchange(reset_wanted_, false)) want_round(now);
+  for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
+}
+
+void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
+  if (!answer.found) {
+    if (std::find(members_.begin(), members_.end(), node) != members_.end()) departed_.push_back(node);
+    return;
+  }
+  auto beat = decode_beat(answer.value, names_.beat(node));
+  if (!beat) {
+    ++followed_.refused;
+    followed_.last_refusal = beat.error().message;
+    return;
+  }
+  const auto known = peers_.find(node);
+  // Whether it changes is all that counts: no clock of another machine, nor of the store, is compared with ours.
+  if (known != peers_.end() && known->second.beat.number == beat.value().number) return;
+  Peer& peer = peers_[node];
+  peer.seen_alive = known != peers_.end();
+  peer.beat = std::move(beat).value();
+  peer.heard = now;
+  replica_.refresh(node, peer.beat.address, now + options_.time_to_live);
+  for (SpaceIndex s = 0; s < spaces_.size(); ++s) {
+    const SpaceId& id = spaces_[s].id;
+    const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),
+                                   [&](const Beat::Space& space) { return space.id == id; });
+    if (told == peer.beat.spaces.end()) {
+      if (peer.followers.erase(s) > 0) replica_.clear(node, s);
+      continue;
+    }
+    auto [follower, added] =
+        peer.followers.try_emplace(s, node, s, names_.stream(id, node), names_.snapshot(id, node), replica_, followed_);
+    follower->second.told(*told, now);
+  }
+}
+
+void Directory::expire(Nanos now) {
+  std::erase_if(peers_, [&](const auto& entry) {
+    if (entry.second.heard + options_.time_to_live >= now) return false;
+    replica_.remove(entry.first);
+    return true;
+  });
+}
+
+DirectoryStats Directory::stats() const {
+  DirectoryStats stats;
+  stats.epoch = epoch_;
+  stats.joined = joined_;
+  stats.peers = peers_.size();
+  for (const auto& [node, peer] : peers_) {
+    if (peer.seen_alive && peer.beat.name == options_.name) ++stats.same_name;
+    for (const auto& [space, follower] : peer.followers) {
+      if (follower.stuck()) ++stats.stuck;
+      if (follower.loading()) ++stats.loading;
+    }
+  }
+  for (const Space& space : spaces_) {
+    stats.blocks_told += space.publisher.block_count();
+    stats.batches += space.publisher.batch_count();
+    stats.stream_bytes += space.publisher.stream_bytes();
+    stats.snapshot_bytes += space.publisher.snapshot_bytes();
+  }
+  stats.followed = followed_;
+  return stats;
+}
+
+}  // namespace flexkv::cluster

@@ -1,0 +1,36 @@
+// The names of the directory's keys in Redis. All begin with the cluster's; all but the epoch's own name the epoch, so
+// that what was before a reset of the cluster is not found after it, and goes by its time to live.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "flexkv/cluster/types.h"
+
+namespace flexkv::cluster {
+
+std::string hex(Incarnation incarnation);                   // 16 digits
+bool parse_hex(const std::string& text, Incarnation& out);  // false: not that, or 0
+
+class Names {
+ public:
+  explicit Names(const std::string& cluster) : cluster_("flexkv:" + cluster + ":") { set_epoch(0); }
+  void set_epoch(std::uint64_t epoch) { epoch_ = cluster_ + std::to_string(epoch) + ":"; }
+
+  std::string epoch() const { return cluster_ + "epoch"; }  // a number
+  std::string nodes() const { return epoch_ + "nodes"; }    // a set of incarnations
+  std::string bell() const { return epoch_ + "bell"; }      // a stream: whoever hears it reads all heartbeats
+  std::string beat(Incarnation node) const { return epoch_ + "node:" + hex(node); }
+  std::string stream(const SpaceId& space, Incarnation node) const { return place(space, node) + "stream"; }
+  std::string ask(const SpaceId& space, Incarnation node) const { return place(space, node) + "ask"; }
+  // To which the generation is added: one key with all parts of that snapshot.
+  std::string snapshot(const SpaceId& space, Incarnation node) const { return place(space, node) + "snapshot:"; }
+
+ private:
+  std::string place(const SpaceId& space, Incarnation node) const;
+
+  const std::string cluster_;
+  std::string epoch_;
+};
+
+}  // namespace flexkv::cluster

@@ -1,0 +1,84 @@
+// What the other nodes have, as far as is known here: one table for each node and space. Lookups never leave the
+// process and cost about as much as one in the node's own index.
+//
+// One thread writes, any number look up; a mutex is held for a few microseconds at a time. Memory is bounded by
+// `blocks_max`: 12 to 18 bytes a block, up to 37 when tables have just lost most of what they held, and while a table
+// is resized that table once more.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "flexkv/base/mutex.h"
+#include "flexkv/base/time.h"
+#include "flexkv/cluster/types.h"
+
+namespace flexkv::cluster {
+
+class Replica {
+ public:
+  explicit Replica(std::uint64_t blocks_max) : blocks_max_(blocks_max) {}
+
+  // ---- the writer's ------------------------------------------------------------------------------------------------
+
+  // The node has shown that it lives, and is believed until then.
+  void refresh(Incarnation node, const std::string& address, Nanos until);
+  void remove(Incarnation node);
+  void remove_all();
+  // Forgets what the node has of a space.
+  void clear(Incarnation node, SpaceIndex space);
+  // False: there was no room for some of it, which is left out. No effect if the node is not known.
+  bool apply(Incarnation node, SpaceIndex space, std::span<const Residency> residencies);
+  bool roomy() const { return block_count_ <= blocks_max_ / 8 * 7; }
+
+  // ---- any thread's ------------------------------------------------------------------------------------------------
+
+  struct Holding {
+    Incarnation node = 0;
+    std::uint32_t blocks = 0;  // of the keys asked for, from the first on: so many it has without a gap
+    std::array<std::uint32_t, kTierCount> in_tier{};  // of those, one block may be in several
+  };
+  // Who has how long a prefix of `keys`: nodes that have none are left out, the longest comes first. A node that was
+  // not refreshed in time is not found any more from that moment on, whether or not the writer still comes by.
+  void lookup(SpaceIndex space, std::span<const key::BlockKey> keys, Nanos now, std::vector<Holding>& out) const;
+  // Where `keys` are at that node, 0 for those that it does not have. REQUIRES: out.size() == keys.size()
+  void tiers(Incarnation node, SpaceIndex space, std::span<const key::BlockKey> keys, Nanos now,
+             std::span<Tiers> out) const;
+  // As the node says it in its heartbeat; empty if it is not there, or says none.
+  std::string address(Incarnation node, Nanos now) const;
+
+  struct Stats {
+    std::uint64_t nodes = 0;
+    std::uint64_t blocks = 0;
+    std::uint64_t memory_bytes = 0;
+    std::uint64_t left_out = 0;  // residencies for which there was no room, since the start
+  };
+  Stats stats() const;
+  // For tests: all that is known of a node.
+  std::vector<Residency> content(Incarnation node, SpaceIndex space) const;
+
+ private:
+  struct Node {
+    Incarnation id = 0;
+    std::string address;
+    Nanos until = 0;
+    std::array<std::unique_ptr<ResidencyTable>, kSpacesMax> tables;
+  };
+  const Node* find(Incarnation node) const FLEXKV_REQUIRES(mutex_);
+  Node* find(Incarnation node) FLEXKV_REQUIRES(mutex_);
+  std::uint64_t blocks_of(const Node& node) const;
+  // In a new one, while lookups go on in the old one, which only the writer changes.
+  void resize(Incarnation node, SpaceIndex space);
+
+  const std::uint64_t blocks_max_;
+  std::uint64_t block_count_ = 0;  // the writer's
+  std::uint64_t left_out_ FLEXKV_GUARDED_BY(mutex_) = 0;
+  mutable Mutex mutex_;
+  std::vector<Node> nodes_ FLEXKV_GUARDED_BY(mutex_);
+};
+
+}  // namespace flexkv::cluster

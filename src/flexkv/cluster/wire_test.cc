@@ -1,0 +1,80 @@
+#include "flexkv/cluster/wire.h"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+
+namespace flexkv::cluster {
+namespace {
+
+Batch arbitrary_batch() {
+  Batch batch;
+  batch.number = *rc::gen::arbitrary<std::uint64_t>();
+  batch.cleared = *rc::gen::arbitrary<bool>();
+  const auto count = *rc::gen::inRange(0, 300);
+  for (int i = 0; i < count; ++i) {
+    batch.residencies.push_back({*rc::gen::arbitrary<Tag>(), static_cast<Tiers>(*rc::gen::inRange(0, 16))});
+  }
+  return batch;
+}
+
+Beat some_beat() { return {7, "node", "10.0.0.1:5000", {{SpaceId{1, 2, 3}, 9, 4, 8, 2}, {SpaceId{5}, 0, 0, 0, 0}}}; }
+
+RC_GTEST_PROP(Wire, ABatchComesBack, ()) {
+  Batch batch = arbitrary_batch();
+  const auto decoded = decode_batch(encode_batch(batch, "here"), "here");
+  RC_ASSERT(decoded.ok());
+  std::stable_sort(batch.residencies.begin(), batch.residencies.end(),
+                   [](const Residency& a, const Residency& b) { return a.tiers < b.tiers; });
+  RC_ASSERT(decoded.value().number == batch.number);
+  RC_ASSERT(decoded.value().cleared == batch.cleared);
+  RC_ASSERT(decoded.value().residencies == batch.residencies);
+}
+
+RC_GTEST_PROP(Wire, AnyChangedBitIsRefused, ()) {
+  std::string bytes = encode_batch(arbitrary_batch(), "here");
+  const auto at = *rc::gen::inRange<std::size_t>(0, bytes.size());
+  bytes[at] = static_cast<char>(bytes[at] ^ (1 << *rc::gen::inRange(0, 8)));
+  RC_ASSERT(!decode_batch(bytes, "here").ok());
+}
+
+TEST(Wire, ABatchCostsEightBytesForEachBlockAndLittleElse) {
+  Batch batch{1, false, {}};
+  const std::size_t empty = encode_batch(batch, "here").size();
+  for (Tag tag = 0; tag < 4096; ++tag) batch.residencies.push_back({tag, static_cast<Tiers>(tag % 2)});
+  EXPECT_EQ(encode_batch(batch, "here").size(), empty + 4096 * sizeof(Tag) + 2 * 5);
+  EXPECT_LT(empty, 32U);
+}
+
+TEST(Wire, ABeatComesBack) {
+  const auto decoded = decode_beat(encode_beat(some_beat(), "here"), "here");
+  ASSERT_TRUE(decoded.ok());
+  EXPECT_EQ(decoded.value(), some_beat());
+}
+
+TEST(Wire, WhatStandsInTheWrongPlaceIsRefused) {
+  EXPECT_FALSE(decode_batch(encode_batch({1, false, {{5, 1}}}, "here"), "there").ok());
+  EXPECT_FALSE(decode_beat(encode_beat(some_beat(), "here"), "there").ok());
+  EXPECT_FALSE(decode_beat(encode_batch({1, false, {}}, "here"), "here").ok());
+}
+
+TEST(Wire, TooLittleIsRefused) {
+  const std::string beat = encode_beat(some_beat(), "here");
+  const std::string batch = encode_batch({1, false, {{5, 1}, {6, 0}}}, "here");
+  for (std::size_t size = 0; size < beat.size(); ++size) EXPECT_FALSE(decode_beat(beat.substr(0, size), "here").ok());
+  for (std::size_t size = 0; size < batch.size(); ++size)
+    EXPECT_FALSE(decode_batch(batch.substr(0, size), "here").ok());
+}
+
+TEST(Wire, TheErrorSaysWhatIsWrong) {
+  std::string bytes = encode_batch({1, false, {}}, "here");
+  ++bytes[3];
+  const auto decoded = decode_batch(bytes, "here");
+  ASSERT_FALSE(decoded.ok());
+  EXPECT_NE(decoded.error().message.find("another version"), std::string::npos);
+  EXPECT_NE(decoded.error().message.find("'here'"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace flexkv::cluster

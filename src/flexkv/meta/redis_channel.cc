@@ -1,0 +1,284 @@
+#include "flexkv/meta/redis_channel.h"
+
+#include <hiredis/hiredis.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <limits>
+
+#include "flexkv/base/assert.h"
+
+namespace flexkv::meta {
+namespace {
+
+constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+constexpr std::uint64_t kBellEntries = 16;
+constexpr const char* kField = "b";  // of a stream's entry, the only one
+
+std::string milliseconds(Nanos time) { return std::to_string(std::max<Nanos>(1, time / kMillisecond)); }
+
+bool is_text(const redisReply& reply) { return reply.type == REDIS_REPLY_STRING || reply.type == REDIS_REPLY_STATUS; }
+
+std::string text(const redisReply& reply) { return {reply.str, reply.len}; }
+
+// [[stream, [[id, [field, value]], ...]], ...]; nothing at all when no stream has anything.
+bool parse_streams(const redisReply& reply, const std::vector<Position>& positions, std::vector<Entry>& out) {
+  if (reply.type == REDIS_REPLY_NIL) return true;
+  if (reply.type != REDIS_REPLY_ARRAY) return false;
+  std::uint32_t position = 0;
+  for (std::size_t s = 0; s < reply.elements; ++s) {
+    const redisReply& stream = *reply.element[s];
+    if (stream.type != REDIS_REPLY_ARRAY || stream.elements != 2 || !is_text(*stream.element[0])) return false;
+    // They come in the order in which they were asked for.
+    const std::string name = text(*stream.element[0]);
+    while (position < positions.size() && positions[position].stream != name) ++position;
+    const redisReply& entries = *stream.element[1];
+    if (position == positions.size() || entries.type != REDIS_REPLY_ARRAY) return false;
+    for (std::size_t e = 0; e < entries.elements; ++e) {
+      const redisReply& entry = *entries.element[e];
+      if (entry.type != REDIS_REPLY_ARRAY || entry.elements != 2 || !is_text(*entry.element[0])) return false;
+      const redisReply& fields = *entry.element[1];
+      // An entry that someone else wrote there, without our field, is one that cannot be decoded.
+      const bool ours = fields.type == REDIS_REPLY_ARRAY && fields.elements == 2 && is_text(*fields.element[1]);
+      out.push_back({position, text(*entry.element[0]), ours ? text(*fields.element[1]) : std::string()});
+    }
+  }
+  return true;
+}
+
+bool parse(const redisReply& reply, const Op& op, Answer& out) {
+  switch (op.kind) {
+    case Op::Kind::kGet:
+    case Op::Kind::kGetPart:
+      if (reply.type == REDIS_REPLY_NIL) return true;
+      if (!is_text(reply)) return false;
+      out.found = true;
+      out.value = text(reply);
+      return true;
+    case Op::Kind::kMembers:
+      if (reply.type != REDIS_REPLY_ARRAY) return false;
+      for (std::size_t i = 0; i < reply.elements; ++i) {
+        if (!is_text(*reply.element[i])) return false;
+        out.members.push_back(text(*reply.element[i]));
+      }
+      return true;
+    case Op::Kind::kRead:
+      return parse_streams(reply, op.streams, out.entries);
+    default:
+      return true;
+  }
+}
+
+}  // namespace
+
+void RedisChannel::FreeContext::operator()(redisContext* context) const { redisFree(context); }
+
+RedisChannel::RedisChannel(RedisOptions options, std::uint64_t seed)
+    : options_(std::move(options)), backoff_(options_.retry_after, options_.retry_after_max, seed) {}
+
+RedisChannel::~RedisChannel() = default;
+
+int RedisChannel::fd() const { return context_ == nullptr ? -1 : context_->fd; }
+
+short RedisChannel::events() const {
+  if (state_ == State::kConnecting) return POLLOUT;
+  return static_cast<short>(written_ < out_.size() ? POLLIN | POLLOUT : POLLIN);
+}
+
+Nanos RedisChannel::wakeup() const { return state_ == State::kReady ? kForever : until_; }
+
+std::string RedisChannel::where() const {
+  if (options_.host.starts_with('/')) return "Redis at " + options_.host;
+  return "Redis at " + options_.host + ":" + std::to_string(options_.port);
+}
+
+void RedisChannel::step(Nanos now) {
+  if (state_ == State::kWaiting) {
+    if (now >= until_) connect(now);
+    return;
+  }
+  if (state_ == State::kConnecting) {
+    pollfd writable{fd(), POLLOUT, 0};
+    if (::poll(&writable, 1, 0) == 1) {
+      int error = 0;
+      socklen_t size = sizeof(error);
+      ::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &error, &size);
+      if (error != 0) return fail(ErrorCode::kPeer, errno_error("cannot connect", error).message, now);
+      greet(now);
+    }
+  }
+  if (context_ != nullptr) write_some(now);
+  if (context_ != nullptr && state_ != State::kConnecting) read_some(now);
+  if (context_ != nullptr && now >= wakeup()) {
+    fail(ErrorCode::kTimeout, state_ == State::kConnecting ? "no connection in time" : "no answer in time", now);
+  }
+}
+
+void RedisChannel::connect(Nanos now) {
+  context_.reset(options_.host.starts_with('/') ? redisConnectUnixNonBlock(options_.host.c_str())
+                                                : redisConnectNonBlock(options_.host.c_str(), options_.port));
+  if (context_ == nullptr) return fail(ErrorCode::kNoSpace, "out of memory", now);
+  if (context_->err != 0) return fail(ErrorCode::kPeer, std::string("cannot connect: ") + context_->errstr, now);
+  state_ = State::kConnecting;
+  until_ = now + options_.connect_within;
+}
+
+void RedisChannel::greet(Nanos now) {
+  state_ = State::kGreeting;
+  until_ = now + options_.answer_within;
+  greetings_due_ = 1;
+  if (!options_.password.empty()) {
+    queue_command({"AUTH", options_.password});
+    ++greetings_due_;
+  }
+  queue_command({"PING"});
+}
+
+void RedisChannel::greeted(const redisReply& reply, Nanos now) {
+  if (reply.type == REDIS_REPLY_ERROR) {
+    return fail(ErrorCode::kPeer, "it refuses us (check redis_password): " + text(reply), now);
+  }
+  if (--greetings_due_ > 0) return;
+  state_ = State::kReady;
+  trouble_.clear();
+}
+
+void RedisChannel::fail(ErrorCode code, const std::string& why, Nanos now) {
+  const Error error{code, where() + ": " + why};
+  if (state_ == State::kBusy) answer_ = error;
+  trouble_ = error.message;
+  context_.reset();
+  out_.clear();
+  written_ = 0;
+  state_ = State::kWaiting;
+  until_ = now + backoff_.failed();
+}
+
+void RedisChannel::submit(const Request& request, Nanos now) {
+  FLEXKV_ASSERT(ready() && !answer_ && !request.empty());
+  request_ = request;
+  answers_.clear();
+  refusal_.clear();
+  read_bytes_ = 0;
+  for (const Op& op : request_) queue(op);
+  state_ = State::kBusy;
+  until_ = now + options_.answer_within + waiting_time(request_);
+  write_some(now);
+}
+
+std::optional<Result<Answers>> RedisChannel::take_answer() { return std::exchange(answer_, std::nullopt); }
+
+void RedisChannel::queue(const Op& op) {
+  const std::string number = std::to_string(op.number);
+  switch (op.kind) {
+    case Op::Kind::kGet:
+      return queue_command({"GET", op.key});
+    case Op::Kind::kPut:
+    case Op::Kind::kPutIfAbsent: {
+      std::vector<std::string> words{"SET", op.key, op.value};
+      if (op.ttl > 0) words.insert(words.end(), {"PX", milliseconds(op.ttl)});
+      if (op.kind == Op::Kind::kPutIfAbsent) words.emplace_back("NX");
+      return queue_command(words);
+    }
+    case Op::Kind::kIncrement:
+      return queue_command({"INCR", op.key});
+    case Op::Kind::kRemove:
+      return queue_command({"DEL", op.key});
+    case Op::Kind::kTouch:
+      return queue_command({"PEXPIRE", op.key, milliseconds(op.ttl)});
+    case Op::Kind::kAdd:
+      return queue_command({"SADD", op.key, op.value});
+    case Op::Kind::kDrop:
+      return queue_command({"SREM", op.key, op.value});
+    case Op::Kind::kMembers:
+      return queue_command({"SMEMBERS", op.key});
+    case Op::Kind::kAppend:
+      return queue_command({"XADD", op.key, entry_id(op.number), kField, op.value});
+    case Op::Kind::kRing:
+      return queue_command({"XADD", op.key, "MAXLEN", "~", std::to_string(kBellEntries), "*", kField, ""});
+    case Op::Kind::kTrim:
+      return queue_command({"XTRIM", op.key, "MAXLEN", number});
+    case Op::Kind::kPutPart:
+      return queue_command({"HSET", op.key, number, op.value});
+    case Op::Kind::kGetPart:
+      return queue_command({"HGET", op.key, number});
+    case Op::Kind::kRead: {
+      std::vector<std::string> words{"XREAD", "COUNT", number};
+      if (op.ttl > 0) words.insert(words.end(), {"BLOCK", milliseconds(op.ttl)});
+      words.emplace_back("STREAMS");
+      for (const Position& position : op.streams) words.push_back(position.stream);
+      for (const Position& position : op.streams) words.push_back(position.after);
+      return queue_command(words);
+    }
+  }
+}
+
+void RedisChannel::queue_command(const std::vector<std::string>& words) {
+  out_ += '*' + std::to_string(words.size()) + "\r\n";
+  for (const std::string& word : words) {
+    out_ += '$' + std::to_string(word.size()) + "\r\n";
+    out_ += word;
+    out_ += "\r\n";
+  }
+}
+
+// Not hiredis's own write: that would raise SIGPIPE in the engine's process.
+void RedisChannel::write_some(Nanos now) {
+  while (written_ < out_.size()) {
+    const ssize_t sent = ::send(fd(), out_.data() + written_, out_.size() - written_, MSG_NOSIGNAL);
+    if (sent < 0) {
+      if (errno == EAGAIN || errno == EINTR) return;
+      return fail(ErrorCode::kPeer, errno_error("the connection broke", errno).message, now);
+    }
+    written_ += static_cast<std::size_t>(sent);
+  }
+  out_.clear();
+  written_ = 0;
+}
+
+void RedisChannel::read_some(Nanos now) {
+  std::array<char, 64 << 10> buffer;
+  while (context_ != nullptr) {
+    const ssize_t got = ::recv(fd(), buffer.data(), buffer.size(), 0);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (got < 0) return fail(ErrorCode::kPeer, errno_error("the connection broke", errno).message, now);
+    if (got == 0) return fail(ErrorCode::kPeer, "it closed the connection", now);
+    read_bytes_ += static_cast<std::uint64_t>(got);
+    if (read_bytes_ > options_.answer_bytes_max) return fail(ErrorCode::kPeer, "its answer is too long", now);
+    redisReaderFeed(context_->reader, buffer.data(), static_cast<std::size_t>(got));
+    void* reply = nullptr;
+    while (context_ != nullptr) {
+      if (redisReaderGetReply(context_->reader, &reply) != REDIS_OK) {
+        return fail(ErrorCode::kPeer, std::string("not the language of Redis: ") + context_->reader->errstr, now);
+      }
+      if (reply == nullptr) break;
+      take_reply(*static_cast<redisReply*>(reply), now);
+      freeReplyObject(reply);
+    }
+  }
+}
+
+void RedisChannel::take_reply(const redisReply& reply, Nanos now) {
+  if (state_ == State::kGreeting) return greeted(reply, now);
+  if (state_ != State::kBusy) return fail(ErrorCode::kPeer, "an answer to nothing", now);
+  const Op& op = request_[answers_.size()];
+  Answer answer;
+  if (reply.type == REDIS_REPLY_ERROR) {
+    const std::string error = text(reply);
+    const bool there_already = op.kind == Op::Kind::kAppend && error.find("equal or smaller") != std::string::npos;
+    if (!there_already && refusal_.empty()) refusal_ = error;
+  } else if (!parse(reply, op, answer)) {
+    return fail(ErrorCode::kPeer, "an answer of the wrong kind; does something else use the key '" + op.key + "'?",
+                now);
+  }
+  answers_.push_back(std::move(answer));
+  if (answers_.size() < request_.size()) return;
+  if (!refusal_.empty()) return fail(ErrorCode::kPeer, "it refuses: " + refusal_, now);
+  backoff_.succeeded();
+  state_ = State::kReady;
+  answer_ = std::move(answers_);
+}
+
+}  // namespace flexkv::meta

@@ -1,0 +1,121 @@
+// The metadata store of a cluster in memory, on a virtual clock, and connections to it with injected faults. It does
+// what Redis does with the operations of meta/request.h. Owned by the simulation's thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "flexkv/meta/backoff.h"
+#include "flexkv/meta/request.h"
+#include "flexkv/testing/sim_loop.h"
+
+namespace flexkv::testing {
+
+struct SimMetaFaults {
+  Nanos delay_max = kMillisecond;  // of a message, one way
+  unsigned slow_permille = 0;      // messages that take up to three seconds
+  unsigned lost_request_permille = 0;
+  unsigned lost_answer_permille = 0;
+  unsigned repeated_permille = 0;  // requests that the store carries out again, up to five seconds later
+};
+
+class SimMeta {
+ public:
+  explicit SimMeta(SimLoop& loop) : loop_(loop) {}
+
+  SimMetaFaults faults;
+
+  // The store stops; connections to it break.
+  void stop();
+  void start() { running_ = true; }
+  bool running() const { return running_; }
+  void forget_all() { data_ = {}; }
+  // What is on its disk, to come back to.
+  void save() { saved_ = data_; }
+  void restore() { data_ = saved_; }
+
+  // Flips a bit of something that it holds.
+  void damage();
+
+ private:
+  friend class SimMetaChannel;
+  struct Stream {
+    std::deque<std::pair<std::uint64_t, std::string>> entries;
+    std::uint64_t last = 0;
+  };
+  struct Value {
+    std::string text;
+    std::set<std::string> members;
+    std::map<std::uint64_t, std::string> parts;
+    Stream stream;
+    std::optional<Nanos> until;
+  };
+  using Data = std::map<std::string, Value>;
+  struct Waiter {
+    meta::Op op;
+    std::function<void(meta::Answer)> answer;
+  };
+
+  Value* find(const std::string& key);
+  meta::Answer carry_out(const meta::Op& op);
+  // Positions behind kNewest become numbers.
+  void settle(meta::Op& read);
+  std::uint64_t wait(meta::Op read, std::function<void(meta::Answer)> answer);
+  void wake_waiters();
+
+  SimLoop& loop_;
+  bool running_ = true;
+  std::uint64_t run_ = 0;  // of the store, counted by its stops
+  Data data_;
+  Data saved_;
+  std::map<std::uint64_t, Waiter> waiters_;
+  std::uint64_t next_waiter_ = 0;
+};
+
+// One connection. Calls back when a request has ended, and when it is ready again after a failure.
+class SimMetaChannel {
+ public:
+  static constexpr Nanos kAnswerWithin = 2 * kSecond;
+  static constexpr Nanos kRetryMax = 4 * kSecond;
+
+  SimMetaChannel(SimLoop& loop, SimMeta& store, std::uint64_t seed, std::function<void()> ready)
+      : loop_(loop), store_(store), backoff_(100 * kMillisecond, kRetryMax, seed), on_ready_(std::move(ready)) {}
+
+  bool ready() const { return ready_ && !busy_; }
+  void submit(const meta::Request& request, std::function<void(Result<meta::Answers>)> done);
+  // Nothing gets through from now on, or again.
+  void cut(bool is_cut) { *cut_ = is_cut; }
+
+ private:
+  struct Call {
+    std::function<void(Result<meta::Answers>)> done;
+    bool over = false;
+  };
+  void arrive(const meta::Request& request, const std::shared_ptr<Call>& call);
+  void answer_with(meta::Answers answers, const std::shared_ptr<Call>& call);
+  void end(const std::shared_ptr<Call>& call, Result<meta::Answers> result);
+  void fail(const std::shared_ptr<Call>& call, ErrorCode code);
+  void reconnect();
+  Nanos delay();
+
+  SimLoop& loop_;
+  SimMeta& store_;
+  meta::Backoff backoff_;
+  std::function<void()> on_ready_;
+  bool ready_ = true;
+  bool busy_ = false;
+  // Shared with events, which may outlive this.
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  std::shared_ptr<bool> cut_ = std::make_shared<bool>(false);
+
+ public:
+  ~SimMetaChannel() { *alive_ = false; }
+};
+
+}  // namespace flexkv::testing
