@@ -99,12 +99,13 @@ class Trial {
     std::printf("       prefill known as %.2f ms + %.2f us a token + %.1f ns a pair, %.0f tokens a step\n",
                 fixed / kMillisecond, per_token / kMicrosecond, per_pair, step_tokens);
     for (const node::Choice& choice : world_.node()->core().choices()) {
-      std::printf("       at %.1f ms: %u of %u host, %u coming, %u on drives; drives %.1f blocks/s after %.1f ms, "
-                  "engine after %.1f ms, %u behind: %.1f ms (all %.1f, none %.1f)\n",
-                  static_cast<double>(choice.at) / kMillisecond, choice.chosen_blocks, choice.host_blocks,
-                  choice.coming_blocks, choice.drive_blocks, choice.read_bytes_per_second / 4096,
-                  choice.read_wait / kMillisecond, choice.engine_wait / kMillisecond, choice.behind, choice.expected / kMillisecond,
-                  choice.expected_if_all / kMillisecond, choice.expected_if_none / kMillisecond);
+      std::printf(
+          "       at %.1f ms: %u of %u host, %u coming, %u on drives; drives %.1f blocks/s after %.1f ms, "
+          "engine after %.1f ms, %u behind: %.1f ms (all %.1f, none %.1f)\n",
+          static_cast<double>(choice.at) / kMillisecond, choice.chosen_blocks, choice.host_blocks, choice.coming_blocks,
+          choice.drive_blocks, choice.read_bytes_per_second / 4096, choice.read_wait / kMillisecond,
+          choice.engine_wait / kMillisecond, choice.behind, choice.expected / kMillisecond,
+          choice.expected_if_all / kMillisecond, choice.expected_if_none / kMillisecond);
     }
   }
 

@@ -9,8 +9,8 @@ namespace {
 
 // Of the pool: what a prompt may take. A load holds its whole prompt.
 constexpr std::uint64_t kPromptShare = 75;
-// A drive that is not worth it, and that nothing was read from for kUntried, gives so many blocks that nobody waits for:
-// their speed tells whether it is worth it now.
+// A drive that is not worth it, and that nothing was read from for kUntried, gives so many blocks that nobody waits
+// for: their speed tells whether it is worth it now.
 constexpr Nanos kUntried = kSecond;
 constexpr std::uint32_t kTriedBlocks = 16;
 
@@ -66,7 +66,8 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
     result.choice = choose(engine, sequence, found.matched_blocks, purpose);
     std::uint32_t blocks = 0;
     for (const plan::Stretch& stretch : disk_->stretches) {
-      if ((blocks += stretch.blocks) <= result.choice->chosen_blocks) result.arrives = now_ + static_cast<Nanos>(stretch.arrives);
+      if ((blocks += stretch.blocks) <= result.choice->chosen_blocks)
+        result.arrives = now_ + static_cast<Nanos>(stretch.arrives);
     }
     if (result.choice->chosen_blocks < found.matched_blocks) {
       found = {result.choice->chosen_blocks, Reason::kNotWorthLoading, 0, 0};
@@ -101,10 +102,10 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
   choice.engine_wait = from_now(engine.computes_until);
   choice.behind = purpose == Purpose::kLookup ? engine.announced : 0;
-  choice.basis = options_.always_load                                      ? Choice::Basis::kAlways
-                 : choice.read_bytes_per_second <= 0                       ? Choice::Basis::kReadsUnknown
-                 : !engine.prefill.known() || engine.block_tokens == 0     ? Choice::Basis::kPrefillUnknown
-                                                                           : Choice::Basis::kCost;
+  choice.basis = options_.always_load                                  ? Choice::Basis::kAlways
+                 : choice.read_bytes_per_second <= 0                   ? Choice::Basis::kReadsUnknown
+                 : !engine.prefill.known() || engine.block_tokens == 0 ? Choice::Basis::kPrefillUnknown
+                                                                       : Choice::Basis::kCost;
   if (choice.read_bytes_per_second <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return choice;
   auto& arrivals = disk_->arrivals;
   arrivals.clear();
@@ -150,8 +151,8 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
   return sum / known * drives;
 }
 
-// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has is
-// taken to cost nothing: links to devices are far faster than any engine computes.
+// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has
+// is taken to cost nothing: links to devices are far faster than any engine computes.
 void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                           Purpose purpose) {
   enum class Where { kHost, kComing, kDrive };
@@ -173,7 +174,9 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
       here = begun || queued ? Where::kComing : Where::kDrive;
       double when = drive.free;
       if (drive.bytes_per_second > 0) {
-        const auto read_time = [&](double bytes) { return bytes / drive.bytes_per_second * static_cast<double>(kSecond); };
+        const auto read_time = [&](double bytes) {
+          return bytes / drive.bytes_per_second * static_cast<double>(kSecond);
+        };
         if (here == Where::kDrive) {
           when = drive.free += read_time(slot_bytes);
           reading = std::max(reading, drive.own += read_time(slot_bytes));

@@ -423,7 +423,7 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   keep_on_drives(e, keys);
   read_one_slowly(e, keys);
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // how fast the engine is was not told yet
-  node->set_prefill(e, {0, 1e6, 0, 0});                 // 16 ms for a block
+  node->set_prefill(e, {0, 1e6, 0, 0});              // 16 ms for a block
   const auto found = lookup(e, 5, keys);
   EXPECT_EQ(found.matched_blocks, 1U);  // what host memory has
   EXPECT_EQ(found.disk_blocks, 0U);

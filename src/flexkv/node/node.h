@@ -136,8 +136,8 @@ struct NodeStats {
   DiskFlowStats from_disk;
   DiskFlowStats to_disk;
   std::uint64_t blocks_prefetched = 0;  // of those from drives: nobody waited for them when they were asked for
-  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks that
-  // were left to the engine.
+  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks
+  // that were left to the engine.
   std::uint64_t choices_all = 0;
   std::uint64_t choices_part = 0;
   std::uint64_t choices_none = 0;
@@ -346,7 +346,8 @@ class Node {
   std::uint64_t slots_in_reach(const Space& space) const;
   Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
   double look_at_drives(const Space& space, Purpose purpose);
-  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks, Purpose purpose);
+  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
+                      Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
   void note_compute(Engine& engine, Sequence& sequence, const Served& served);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);

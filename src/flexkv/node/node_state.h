@@ -169,8 +169,8 @@ struct Node::Engine {
   std::array<std::byte, 32> fingerprint{};
   std::uint32_t block_tokens = 0;
   plan::PrefillTime prefill;
-  // As far as one can tell: until when it computes what was looked up and waits for nothing, and, of its loads that wait
-  // for drives, when they arrive and how long it computes then.
+  // As far as one can tell: until when it computes what was looked up and waits for nothing, and, of its loads that
+  // wait for drives, when they arrive and how long it computes then.
   Nanos computes_until = 0;
   struct Arrival {
     Nanos arrives = 0;

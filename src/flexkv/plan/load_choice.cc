@@ -22,7 +22,8 @@ LoadChoice choose_load(const LoadQuestion& question) {
     const double compute = question.prefill.estimate(left < 1 ? 1 : left, blocks * tokens);
     const auto later = std::ranges::upper_bound(question.arrivals, loaded.arrives, {}, &Arrival::arrives);
     double before = question.engine_free;
-    for (auto one = question.arrivals.begin(); one != later; ++one) before = std::max(before, one->arrives) + one->compute;
+    for (auto one = question.arrivals.begin(); one != later; ++one)
+      before = std::max(before, one->arrives) + one->compute;
     const double end = std::max(before, loaded.arrives) + compute;
     double cost = end + question.behind * std::max(compute, loaded.reading);
     // Those that arrive later, without this prompt and with it.

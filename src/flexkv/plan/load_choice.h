@@ -5,8 +5,8 @@
 // stretch of blocks of one tier the best place to stop is one of its ends. So only the ends are compared.
 //
 // An engine computes one prompt after the other, and drives read for one after the other. So what a prompt takes of
-// them keeps others waiting: prompts whose blocks arrive meanwhile, and those that come next. Their delay is part of the
-// cost.
+// them keeps others waiting: prompts whose blocks arrive meanwhile, and those that come next. Their delay is part of
+// the cost.
 #pragma once
 
 #include <cstdint>

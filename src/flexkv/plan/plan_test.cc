@@ -28,10 +28,12 @@ PrefillTime learn(const PrefillTime& truth, Prng& prng, int steps) {
 
 TEST(PrefillCost, LearnsWhatPrefillTakes) {
   Prng prng(7);
-  for (const PrefillTime truth : {PrefillTime{5e6, 3e4, 0.4, 0}, PrefillTime{2e7, 1e6, 20, 0}, PrefillTime{1e6, 1e4, 0, 0}}) {
+  for (const PrefillTime truth :
+       {PrefillTime{5e6, 3e4, 0.4, 0}, PrefillTime{2e7, 1e6, 20, 0}, PrefillTime{1e6, 1e4, 0, 0}}) {
     const PrefillTime learned = learn(truth, prng, 200);
     for (const double tokens : {1000.0, 8000.0, 20'000.0}) {
-      const double expected = PrefillTime{truth.fixed, truth.per_token, truth.per_pair, learned.step_tokens}.estimate(tokens, 1000);
+      const double expected =
+          PrefillTime{truth.fixed, truth.per_token, truth.per_pair, learned.step_tokens}.estimate(tokens, 1000);
       EXPECT_NEAR(learned.estimate(tokens, 1000) / expected, 1, 0.15) << tokens;
     }
   }
