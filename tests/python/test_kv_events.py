@@ -167,6 +167,7 @@ def subscriber(script: Script, tmp_path: Path) -> Iterator[Subscriber]:
 def connected(script: Script, subscriber: Subscriber) -> None:
     """Returns when the subscriber hears what is published, and has heard it."""
     number = 100
+    script.say(removed(number))
     while not subscriber.hears():
         number += 1
         script.say(removed(number))
