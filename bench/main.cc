@@ -24,6 +24,7 @@ struct Suite {
 const Suite kSuites[] = {
     {"index", nullptr, {}, [](const std::string&, const Options&) { return register_index(), Status{}; }},
     {"keys", nullptr, {}, [](const std::string&, const Options&) { return register_keys(), Status{}; }},
+    {"directory", nullptr, {}, [](const std::string&, const Options&) { return register_directory(), Status{}; }},
     {"host", nullptr, {}, [](const std::string&, const Options&) { return register_host(), Status{}; }},
     {"replay", "TRACE", {"host-blocks", "ssd-blocks", "drive-gbs"}, register_replay},
     {"recovery", "DIR", {"blocks", "drives"}, register_recovery},

@@ -1,6 +1,7 @@
 #include "changes.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include <algorithm>
 #include <stdexcept>

@@ -472,6 +472,8 @@ NB_MODULE(_core, m) {
       .def(
           "take_changes", [](PyClient& client) { return change_list(client.get().take_changes()); },
           "As Changes.take(), of this client's model, and never 'cleared'.")
+      .def(
+          "told", [](PyClient& client) { return change_list(client.get().told()); }, "As Changes.told().")
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")

@@ -1,6 +1,6 @@
-"""A daemon's KV events on ZeroMQ, as vLLM's publisher sends them: PUB with (topic, sequence number, batch), and a ROUTER
-that repeats batches. Unlike vLLM's, it repeats from any number on: in place of what it no longer holds comes one batch
-that clears, and then stores all that is kept."""
+"""A daemon's KV events on ZeroMQ, as vLLM's publisher sends them: PUB with (topic, sequence number, batch), and a
+ROUTER that repeats batches. Unlike vLLM's, it repeats from any number on: in place of what it no longer holds comes one
+batch that clears, and then stores all that is kept."""
 
 from __future__ import annotations
 

@@ -267,6 +267,40 @@ TEST_F(ForeignStore, ADirectoryOfAnotherVersionIsLeftAsItIsUntilItIsCleared) {
   EXPECT_GT(node.opened().slots[0], 0U);
 }
 
+TEST_F(ForeignStore, ACheckReadsNoFasterThanItMay) {
+  constexpr std::uint64_t kRate = 3 * kSlotBytes;  // a second
+  Nanos now = 5 * kSecond;
+  Nanos slept = 0;
+  const CheckClock clock{[&] { return now; },
+                         [&](Nanos time) {
+                           now += time;
+                           slept += time;
+                         }};
+  std::vector<std::uint64_t> seen;
+  const auto progress = [&](std::uint64_t done, std::uint64_t) {
+    seen.push_back(done);
+    // But for less than a nanosecond.
+    EXPECT_LE(static_cast<double>(done) / kRate * kSecond, static_cast<double>(now - 5 * kSecond) + 1);
+  };
+  ASSERT_EQ(check(drives_[0], kRate, progress, clock).value().blocks, 8U);  // of both models
+  EXPECT_EQ(seen.size(), 8U);
+  EXPECT_NEAR(static_cast<double>(slept), 8.0 / 3 * kSecond, 10);
+  slept = 0;
+  ASSERT_EQ(check(
+                drives_[0], 0, [](auto, auto) {}, clock)
+                .value()
+                .blocks,
+            8U);
+  EXPECT_EQ(slept, 0) << "no rate, no rest";
+  const CheckClock slow{[&] { return now += kSecond; }, clock.sleep};
+  ASSERT_EQ(check(
+                drives_[0], kRate, [](auto, auto) {}, slow)
+                .value()
+                .blocks,
+            8U);
+  EXPECT_EQ(slept, 0) << "a drive that is slower by itself is not slowed down";
+}
+
 TEST_F(ForeignStore, FilesOfAnotherModelUnderOurNameAreDropped) {
   fs::rename(records(0, kOtherModel), records(0));
   fs::rename(blocks(0, kOtherModel), blocks(0));

@@ -35,7 +35,8 @@ _EXIT_GRACE_SECONDS = 10.0
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """How vLLM is started. `flexkv`: with a connector, the one that ships in vLLM unless `full`. `killed`: a step ends the
-    engine with SIGKILL, which is then how it should end. `kv_events`: publishes them, on sockets in that directory."""
+    engine with SIGKILL, which is then how it should end. `kv_events`: publishes them, on sockets in that directory.
+    `failure_policy`: what vLLM does about loads that fail. `more`: further arguments of LLM()."""
 
     flexkv: bool
     in_process: bool = True
@@ -47,11 +48,15 @@ class EngineConfig:
     pool_blocks: int = POOL_BLOCKS
     kv_events: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    pipeline_parallel: int = 1
+    failure_policy: str = "recompute"
+    more: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
         executor = "in_process" if self.in_process else "multi_process"
         parts = [executor] + [f"tp{self.tensor_parallel}"] * (self.tensor_parallel > 1)
+        parts += [f"pp{self.pipeline_parallel}"] * (self.pipeline_parallel > 1)
         parts += ["async_scheduling"] * self.async_scheduling + ["lora"] * self.lora + ["full"] * self.full
         parts += [value for _, value in self.environment if value.isalnum()]
         return "-".join([*parts, "flexkv" if self.flexkv else "baseline"])
@@ -73,6 +78,7 @@ class EngineConfig:
             "num_gpu_blocks_override": self.pool_blocks,
             "kv_cache_memory_bytes": 256 << 20,
             "tensor_parallel_size": self.tensor_parallel,
+            "pipeline_parallel_size": self.pipeline_parallel,
             "enforce_eager": True,
             "disable_log_stats": False,
         }
@@ -82,7 +88,7 @@ class EngineConfig:
             arguments["kv_transfer_config"] = {
                 "kv_connector": "FlexKVConnectorV1",
                 "kv_role": "kv_both",
-                "kv_load_failure_policy": "recompute",
+                "kv_load_failure_policy": self.failure_policy,
             }
         if self.kv_events:
             arguments["kv_events_config"] = {
@@ -96,7 +102,7 @@ class EngineConfig:
                 "kv_connector": "FlexKVConnector",
                 "kv_connector_module_path": "flexkv.integration.vllm.connector",
             }
-        return arguments
+        return arguments | dict(self.more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +110,7 @@ class StepResult:
     """What one step showed. Token counts are of all its prompts together, from vLLM's counters.
 
     `computed` + `engine_hits` + `flexkv_hits` = prompt tokens. `descriptors`: open ones of the engine's processes.
+    `drafted`, `accepted`: tokens of speculative decoding. `vectors`: of a pooling model. `errors`: requests that failed.
     """
 
     outputs: list[list[int]]
@@ -111,8 +118,12 @@ class StepResult:
     engine_hits: int
     flexkv_hits: int
     preemptions: int
+    drafted: int
+    accepted: int
     descriptors: int
     prompt_logprobs: list[list[float]]
+    vectors: list[list[float]]
+    errors: int
     reset: bool | None
 
 
@@ -238,11 +249,10 @@ def _environment(config: EngineConfig, runtime: Path, mark: str) -> dict[str, st
         # A hung engine that gets SIGABRT writes the stacks of its Python threads into the log.
         "PYTHONFAULTHANDLER": "1",
     }
-    if config.tensor_parallel > 1:
+    ranks = config.tensor_parallel * config.pipeline_parallel
+    if ranks > 1:
         cores = sorted(os.sched_getaffinity(0))
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
-            str(cores[rank % len(cores)]) for rank in range(config.tensor_parallel)
-        )
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
     return environment | dict(config.environment)
 
 

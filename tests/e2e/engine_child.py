@@ -2,7 +2,11 @@
 
 Steps are objects with `op`:
   generate  `prompts` (token ids) together, greedy, `max_tokens` each; optional `salt`, `lora` ({name, path}),
-            `prompt_logprobs`; a `name` under which the result is kept
+            `prompt_logprobs`, `n` (answers to each prompt, drawn), `after` (the prompts go on from those of the step of this name
+            and its answers), `images` and `embeds` (a seed for each prompt: it holds an image, or is its embeddings and
+            only as long as its token ids); a `name` under which the result is kept
+  beam      the same as a search among two beams
+  embed     the prompts' vectors, of a pooling model
   abort     the same prompts are added and aborted after `engine_steps` steps of the engine
   reset     empties the engine's own prefix cache, with `connector` also FlexKV's; it must not refuse, as a block that is
             still held would make it
@@ -56,33 +60,67 @@ class Engine:
         if "kv_events_config" in arguments:
             arguments["kv_events_config"] = KVEventsConfig(**arguments["kv_events_config"])
         self._llm = LLM(**arguments)
+        if arguments.get("pipeline_parallel_size", 1) > 1:
+            # vLLM (0.32) leaves this out on CPUs in eager mode; then all stages but the first lack room for their input.
+            self._llm.collective_rpc(_profile)
         self._added = 0
+        self._said: dict[str, list[list[int]]] = {}  # prompts and answers, by step
 
     def schedules_asynchronously(self) -> bool:
         return bool(self._llm.llm_engine.vllm_config.scheduler_config.async_scheduling)
 
     def generate(self, step: dict[str, Any]) -> dict[str, Any]:
         before = self._counters()
+        prompts = step["prompts"]
+        if "after" in step:
+            prompts = [said + more for said, more in zip(self._said[step["after"]], prompts, strict=True)]
         outputs = self._llm.generate(
-            [self._prompt(step, ids) for ids in step["prompts"]],
+            [self._prompt(step, number, ids) for number, ids in enumerate(prompts)],
             self._sampling(step),
             lora_request=self._lora(step),
             use_tqdm=False,
         )
-        after = self._counters()
-        grown = {name: after[name] - before[name] for name in after}
-        return grown | {
-            "outputs": [list(output.outputs[0].token_ids) for output in outputs],
+        answers = [list(answer.token_ids) for output in outputs for answer in output.outputs]
+        self._said[step["name"]] = [ids + answer for ids, answer in zip(prompts, answers, strict=False)]
+        return self._result(before) | {
+            "outputs": answers,
             "prompt_logprobs": [_chosen_logprobs(output) for output in outputs],
+            "errors": sum(answer.finish_reason == "error" for output in outputs for answer in output.outputs),
+        }
+
+    def beam(self, step: dict[str, Any]) -> dict[str, Any]:
+        from vllm.sampling_params import BeamSearchParams
+
+        before = self._counters()
+        params = BeamSearchParams(beam_width=2, max_tokens=step["max_tokens"], ignore_eos=True)
+        prompts = [self._prompt(step, number, ids) for number, ids in enumerate(step["prompts"])]
+        outputs = self._llm.beam_search(prompts, params)
+        return self._result(before) | {"outputs": [beam.tokens for output in outputs for beam in output.sequences]}
+
+    def embed(self, step: dict[str, Any]) -> dict[str, Any]:
+        before = self._counters()
+        prompts = [self._prompt(step, number, ids) for number, ids in enumerate(step["prompts"])]
+        outputs = self._llm.embed(prompts, use_tqdm=False)
+        return self._result(before) | {"vectors": [output.outputs.embedding for output in outputs]}
+
+    def _result(self, before: dict[str, int]) -> dict[str, Any]:
+        """What the counters have grown by, and nothing else yet."""
+        after = self._counters()
+        return {name: after[name] - before[name] for name in after} | {
+            "outputs": [],
+            "prompt_logprobs": [],
+            "vectors": [],
+            "errors": 0,
             "descriptors": open_descriptors(marked_processes(os.environ["E2E_RUN_ID"])),
         }
 
     def abort(self, step: dict[str, Any]) -> None:
         engine = self._llm.llm_engine
         ids = []
-        for prompt in step["prompts"]:
+        for number, prompt in enumerate(step["prompts"]):
             self._added += 1
-            ids.append(engine.add_request(f"abort-{self._added}", self._prompt(step, prompt), self._sampling(step)))
+            prompt = self._prompt(step, number, prompt)
+            ids.append(engine.add_request(f"abort-{self._added}", prompt, self._sampling(step)))
         for _ in range(step["engine_steps"]):
             engine.step()
         engine.abort_request([i or f"abort-{n + 1}" for n, i in enumerate(ids)])
@@ -144,16 +182,23 @@ class Engine:
         # By default vLLM kills its processes after 5 s, and what they leave then would be blamed on us.
         self._llm.llm_engine.engine_core.shutdown(timeout=60)
 
-    @staticmethod
-    def _prompt(step: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-        return {"prompt_token_ids": list(ids)} | ({"cache_salt": step["salt"]} if "salt" in step else {})
+    def _prompt(self, step: dict[str, Any], number: int, ids: list[int]) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
+        if "embeds" in step:
+            hidden = self._llm.model_config.get_hidden_size()
+            prompt = {"prompt_embeds": _random_embeddings(step["embeds"][number], len(ids), hidden)}
+        if "images" in step:
+            prompt["multi_modal_data"] = {"image": _random_image(step["images"][number])}
+        return prompt | ({"cache_salt": step["salt"]} if "salt" in step else {})
 
     @staticmethod
     def _sampling(step: dict[str, Any]) -> Any:
         from vllm import SamplingParams
 
         return SamplingParams(
-            temperature=0,
+            temperature=1 if "n" in step else 0,
+            seed=7,
+            n=step.get("n", 1),
             max_tokens=step["max_tokens"],
             ignore_eos=True,
             detokenize=False,
@@ -170,19 +215,45 @@ class Engine:
 
     def _counters(self) -> dict[str, int]:
         names = {"local_compute": "computed", "local_cache_hit": "engine_hits", "external_kv_transfer": "flexkv_hits"}
-        counters = {}
+        counters = {"drafted": 0, "accepted": 0}
         for metric in self._llm.get_metrics():
             if metric.name == "vllm:prompt_tokens_by_source":
                 counters[names[metric.labels["source"]]] = int(metric.value)
             elif metric.name == "vllm:num_preemptions":
                 counters["preemptions"] = int(metric.value)
+            elif metric.name in _SPECULATION:
+                counters[_SPECULATION[metric.name]] = int(metric.value)
         return counters
+
+
+_SPECULATION = {
+    "vllm:spec_decode_num_draft_tokens": "drafted",
+    "vllm:spec_decode_num_accepted_tokens": "accepted",
+}
+
+
+def _random_embeddings(seed: int, tokens: int, hidden: int) -> Any:
+    import torch
+
+    return torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(seed))
+
+
+def _random_image(seed: int) -> Any:
+    import numpy
+    from PIL import Image
+
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels)
 
 
 def _chosen_logprobs(output: Any) -> list[float]:
     """The log-probability of each prompt token but the first, as far as they were asked for."""
     positions = zip(output.prompt_token_ids, output.prompt_logprobs or [], strict=False)
     return [position[token].logprob for token, position in positions if position]
+
+
+def _profile(worker: Any) -> None:
+    worker.model_runner.profile_run()
 
 
 def _change_weights(worker: Any) -> None:
@@ -264,6 +335,10 @@ def main() -> None:
         match step["op"]:
             case "generate":
                 results[step["name"]] = engine.generate(step) | {"reset": last_reset}
+            case "beam":
+                results[step["name"]] = engine.beam(step) | {"reset": last_reset}
+            case "embed":
+                results[step["name"]] = engine.embed(step) | {"reset": last_reset}
             case "abort":
                 engine.abort(step)
             case "reset":

@@ -1,7 +1,7 @@
 """A router's view of one engine's or daemon's caches, from its KV events alone.
 
-`kv_replica.py REPLAY_ENDPOINT OUT`: asks the publisher for all that it has published, and the node in FLEXKV_RUNTIME_DIR
-for its status, until both agree or 10 seconds are over, and writes what both say to OUT as JSON."""
+`kv_replica.py REPLAY_ENDPOINT OUT`: asks the publisher for all that it has published, and the node in
+FLEXKV_RUNTIME_DIR for its status, until both agree or 10 seconds are over, and writes what both say to OUT as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _END = (-1).to_bytes(8, "big", signed=True)
 
 
 class Replica:
-    """Fails on what a router could not use: events that are not self-describing, gaps, removals of what is not there."""
+    """Fails on what a router could not use: events that do not describe themselves, gaps, removals of what is not there."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -31,6 +31,8 @@ class Replica:
     def apply(self, seq: int, batch: list[Any]) -> None:
         assert seq == self.next, f"batch {seq} after {self.next - 1}"
         self.next += 1
+        # Whoever clears all media with the engine's is told again what is kept.
+        self.forgiving = any(event["type"] == "AllBlocksCleared" for event in batch[1])
         for event in batch[1]:
             match event["type"]:
                 case "BlockStored":
@@ -61,7 +63,7 @@ class Replica:
     def _remove(self, event: dict[str, Any]) -> None:
         here = self.blocks[event["medium"]]
         for hash_ in event["block_hashes"]:
-            assert event["medium"] == "GPU" or hash_ in here, f"removed, and was not there: {hash_}"
+            assert event["medium"] == "GPU" or self.forgiving or hash_ in here, f"removed, and was not there: {hash_}"
             here.discard(hash_)
 
 

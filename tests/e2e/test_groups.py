@@ -157,7 +157,12 @@ class Scheduling:
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
         target = SimpleNamespace(mode="embedded")
         settings: Any = SimpleNamespace(
-            sync_load_max_bytes=1 << 40, min_load_tokens=0, save_timeout_ms=100, node_target=target, ssd_cache_bytes=0
+            sync_load_max_bytes=1 << 40,
+            min_load_tokens=0,
+            save_timeout_ms=100,
+            kv_events=False,
+            node_target=target,
+            ssd_cache_bytes=0,
         )
         self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
         self.request: Any = SimpleNamespace(

@@ -107,6 +107,7 @@ class Decoding:
             sync_load_max_bytes=0,
             min_load_tokens=0,
             save_timeout_ms=100,
+            kv_events=False,
             node_target=SimpleNamespace(mode="embedded"),
             ssd_cache_bytes=0,
         )

@@ -1,4 +1,5 @@
-"""SGLang's own --enable-flexkv, unmodified, on the CPU: real engines, and outputs that must be equal token by token.
+"""SGLang, unmodified, on the CPU, through its own --enable-flexkv and through its external linker: real engines, and
+outputs that must be equal token by token.
 
 Needs an environment of its own, which SGLANG_PYTHON names (docs/engines/sglang.md says how to make it)."""
 
@@ -16,6 +17,7 @@ import pytest
 
 _PYTHON = os.environ.get("SGLANG_PYTHON", "")
 _HERE = Path(__file__).parent
+_PATIENCE_SECONDS = 600
 pytestmark = pytest.mark.skipif(not _PYTHON, reason="SGLANG_PYTHON names no environment with SGLang")
 
 PROMPTS = [
@@ -24,6 +26,16 @@ PROMPTS = [
     [(3 * i * i + i) % 500 + 5 for i in range(45)],
 ]
 PAGE = 16
+ALL_PAGES = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]  # the last token is always computed
+LINKER = {
+    "enable_unified_cache_external_linker": True,
+    "unified_cache_external_linker_backend": "dynamic",
+    "unified_cache_external_linker_config": {
+        "linker": "FlexKVLinker",
+        "linker_module_path": "flexkv.integration.sglang.linker",
+    },
+}
+ONE_CORE_EACH = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_NCCL_SO_PATH": "/none"}  # NCCL would ask for GPUs
 
 
 class Engine:
@@ -81,7 +93,7 @@ def sglang(
         yield Engine(process, log)
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(60)
+        process.wait(_PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()
@@ -108,7 +120,7 @@ def test_what_was_flushed_from_the_engine_is_loaded_and_gives_the_same_tokens(
         assert engine.ask(do="flush")
         warm = engine.generate(PROMPTS)
         assert tokens(warm) == baseline
-        assert [one["cached"] for one in warm] == [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+        assert [one["cached"] for one in warm] == ALL_PAGES
 
 
 def test_an_engine_whose_pool_is_too_small_evicts_and_loads_and_stays_right(
@@ -126,10 +138,75 @@ def test_an_engine_whose_pool_is_too_small_evicts_and_loads_and_stays_right(
 
 
 def test_two_ranks_keep_and_load_their_shards(tiny_model: Path, baseline: list[list[int]], tmp_path: Path) -> None:
-    one_core_each = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_NCCL_SO_PATH": "/none"}  # NCCL would ask for GPUs
-    with sglang(tiny_model, tmp_path / "engine", {"enable_flexkv": True, "tp_size": 2}, one_core_each) as engine:
+    with sglang(tiny_model, tmp_path / "engine", {"enable_flexkv": True, "tp_size": 2}, ONE_CORE_EACH) as engine:
         assert tokens(engine.generate(PROMPTS)) == baseline
         assert engine.ask(do="flush")
         warm = engine.generate(PROMPTS)
         assert tokens(warm) == baseline
-        assert [one["cached"] for one in warm] == [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+        assert [one["cached"] for one in warm] == ALL_PAGES
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What an engine's environment needs to use it."""
+    runtime = tmp_path / "daemon"
+    runtime.mkdir(mode=0o700)
+    environment = {name: value for name, value in os.environ.items() if "FLEXKV" not in name}
+    process = subprocess.Popen(
+        [_PYTHON, "-m", "flexkv.cli", "serve", "--name", "shared"],
+        env=environment | {"FLEXKV_RUNTIME_DIR": str(runtime), "FLEXKV_CPU_CACHE_GB": "64MB"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None and b"listens" in process.stdout.readline()
+        yield {"FLEXKV_RUNTIME_DIR": str(runtime), "FLEXKV_NODE": "shared"}
+    finally:
+        process.terminate()
+        process.wait(_PATIENCE_SECONDS)
+
+
+def assert_loads_all(engine: Engine, baseline: list[list[int]]) -> None:
+    """A node in another process that does not answer within 50 ms is a miss: on a busy machine ask again."""
+    for _ in range(20):
+        warm = engine.generate(PROMPTS)
+        assert tokens(warm) == baseline
+        if [one["cached"] for one in warm] == ALL_PAGES:
+            return
+        assert engine.ask(do="flush")
+    raise AssertionError("pages that were kept are not found")
+
+
+def test_linked_engines_load_after_a_flush_and_after_a_restart_but_not_what_another_salt_kept(
+    tiny_model: Path, baseline: list[list[int]], tmp_path: Path, daemon: dict[str, str]
+) -> None:
+    with sglang(tiny_model, tmp_path / "first", LINKER, daemon) as engine:
+        cold = engine.generate(PROMPTS)
+        assert tokens(cold) == baseline and not any(one["cached"] for one in cold)
+        assert engine.ask(do="flush")
+        assert_loads_all(engine, baseline)
+        assert engine.ask(do="flush")
+        salted = engine.generate(PROMPTS, cache_salt="another")
+        assert tokens(salted) == baseline and not any(one["cached"] for one in salted)
+    with sglang(tiny_model, tmp_path / "second", LINKER, daemon) as engine:
+        assert_loads_all(engine, baseline)
+
+
+def test_two_linked_ranks_keep_and_load_their_shards(
+    tiny_model: Path, baseline: list[list[int]], tmp_path: Path
+) -> None:
+    with sglang(tiny_model, tmp_path / "engine", {**LINKER, "tp_size": 2}, ONE_CORE_EACH) as engine:
+        assert tokens(engine.generate(PROMPTS)) == baseline
+        assert engine.ask(do="flush")
+        assert_loads_all(engine, baseline)
+
+
+@pytest.mark.parametrize("name", ["test_sglang_linker.py", "test_sglang_hicache.py"])
+def test_under_sglangs_own_classes(name: str) -> None:
+    """Those tests want SGLang's modules in their own process."""
+    run = subprocess.run(
+        [_PYTHON, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(_HERE.parent / "python" / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

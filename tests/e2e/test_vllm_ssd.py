@@ -15,6 +15,7 @@ import pytest
 from conftest import RunBoth
 from engine import BLOCK, EngineConfig, Results, run_engine
 from scenarios import LONG, emptied, generate, prompt, whole_blocks
+from ssd_damage import damage_block
 from test_vllm_daemon import wait_until
 
 _PROMPTS = 6
@@ -72,27 +73,6 @@ def test_drives_hold_what_host_memory_cannot_also_after_a_restart(
     assert hits(again, "cold") == [whole_blocks(LONG)] * _PROMPTS
 
 
-def damage(directory: Path, position: int) -> None:
-    """Flips a byte of a block in the middle of a chain: its `position` counts from the chain's first block. The one chain
-    of one directory; its files as docs/formats/disk.md has them."""
-    (records,) = directory.glob("*.records")
-    data = records.read_bytes()
-    slot_bytes = int.from_bytes(data[24:32], "little")
-    found = {}  # by the key of the block before it: slot and key
-    for slot in range((len(data) - 4096) // 64):
-        record = data[4096 + 64 * slot :][:64]
-        if any(record):
-            found[record[16:32]] = (slot, record[:16])
-    slot, key = found[bytes(16)]
-    for _ in range(position):
-        slot, key = found[key]
-    with records.with_suffix(".blocks").open("r+b") as blocks:
-        blocks.seek(slot * slot_bytes + slot_bytes // 2)
-        (byte,) = blocks.read(1)
-        blocks.seek(-1, 1)
-        blocks.write(bytes([byte ^ 1]))
-
-
 @pytest.mark.parametrize(
     ("in_process", "full", "async_scheduling", "tensor_parallel"),
     [(True, False, False, 1), (True, True, False, 1), (False, True, True, 1), (False, False, False, 2)],
@@ -119,7 +99,7 @@ def test_what_lies_before_a_damaged_block_is_a_hit(
         environment=(*ssd(tmp_path / "ssd"), ("FLEXKV_SSD_CACHE_DIR", f"{tmp_path}/ssd")),
     )
     assert outputs(run_engine(config, tiny_model, steps, tmp_path / "before")) == expected
-    damage(tmp_path / "ssd", good)
+    damage_block(tmp_path / "ssd", good)
     after = run_engine(config, tiny_model, steps, tmp_path / "after")
     assert outputs(after) == expected
     log = (tmp_path / "after" / "engine.log").read_text()

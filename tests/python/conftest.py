@@ -9,6 +9,7 @@ import pytest
 
 if importlib.util.find_spec("flexkv") is None or importlib.util.find_spec("flexkv.config") is None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "python"))
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture

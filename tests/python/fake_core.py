@@ -59,6 +59,7 @@ DISK: dict[str, Any] = {
     "drives": [
         {
             "directory": "/mnt/[a]",
+            "form": "/mnt/[a] (xfs): io_uring with registered files, direct",
             "reads": True,
             "writes": True,
             "why": "",

@@ -1,5 +1,5 @@
-"""SGLang's own prefix cache and KV pools in one process, with tensors on the CPU, for test_sglang_linker.py: prompts are
-"computed" by filling their pages with what only their tokens determine, and checked when they are loaded."""
+"""SGLang's own prefix cache and KV pools in one process, with tensors on the CPU, for test_sglang_linker.py: prompts
+are "computed" by filling their pages with what only their tokens determine, and checked when they are loaded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams, InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool, ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.linker_factory import create_unified_cache_linker
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-PAGE, LAYERS = 16, 3
+PAGE, LAYERS, WINDOW = 16, 3, 2
 _PATIENCE_SECONDS = 60
 
 
@@ -33,20 +35,33 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 class Cache:
     """One engine's, with a linker attached as SGLang does it."""
 
-    def __init__(self, server_args: Any, mla: bool = False, slots: int = 2048) -> None:
-        common = {"size": slots, "page_size": PAGE, "dtype": torch.float32, "layer_num": LAYERS, "device": "cpu"}
-        if mla:
-            self.kv: Any = MLATokenToKVPool(**common, kv_lora_rank=8, qk_rope_head_dim=4, enable_memory_saver=False)
+    def __init__(self, server_args: Any, kind: str = "mha", slots: int = 2048) -> None:
+        """`kind`: mha, mla, or swa: layer 1 with a window of WINDOW pages."""
+        common = {"page_size": PAGE, "dtype": torch.float32, "device": "cpu", "enable_memory_saver": False}
+        heads = {"head_num": 2, "head_dim": 8}
+        allocator = [PAGE, torch.float32, "cpu"]
+        components = (ComponentType.FULL,)
+        if kind == "mla":
+            self.kv: Any = MLATokenToKVPool(slots, layer_num=LAYERS, kv_lora_rank=8, qk_rope_head_dim=4, **common)
+        elif kind == "mha":
+            self.kv = MHATokenToKVPool(slots, layer_num=LAYERS, **heads, **common)
         else:
-            self.kv = MHATokenToKVPool(**common, head_num=2, head_dim=8, enable_memory_saver=False)
-        self.allocator = PagedTokenToKVPoolAllocator(slots, PAGE, torch.float32, "cpu", self.kv, need_sort=False)
+            layers = {"swa_attention_layer_ids": [1], "full_attention_layer_ids": [0, 2]}
+            self.kv = SWAKVPool(slots, slots, **layers, **heads, **common)
+            components = (ComponentType.FULL, ComponentType.SWA)
+        self.windowed = kind == "swa"
+        if self.windowed:
+            self.allocator: Any = SWATokenToKVPoolAllocator(slots, slots, *allocator, self.kv, need_sort=False)
+        else:
+            self.allocator = PagedTokenToKVPoolAllocator(slots, *allocator, self.kv, need_sort=False)
         rows = ReqToTokenPool(size=8, max_context_len=slots, device="cpu", enable_memory_saver=False)
         self.params = CacheInitParams(
             disable=False,
             req_to_token_pool=rows,
             token_to_kv_pool_allocator=self.allocator,
             page_size=PAGE,
-            tree_components=(ComponentType.FULL,),
+            tree_components=components,
+            sliding_window_size=WINDOW * PAGE if self.windowed else None,
         )
         self.cache = UnifiedRadixCache(self.params)
         self.linker = create_unified_cache_linker(
@@ -58,6 +73,8 @@ class Cache:
         )
         self.cache.init_cache_linker(self.linker)
         self.kv.register_layer_transfer_counter(self.linker.layer_done_counter)
+        for store in self.linker._stores.values():  # what comes before is not kept
+            assert store.agent.wait_attached(_PATIENCE_SECONDS) and _is_served(store.client)
         self._names = map("request-{}".format, itertools.count())
 
     def run(
@@ -66,6 +83,7 @@ class Cache:
         salt: str | None = None,
         extra_key: str | None = None,
         between: Callable[[str], None] = lambda step: None,
+        patience: float = _PATIENCE_SECONDS,
     ) -> tuple[int, int]:
         """(tokens found on the device, tokens loaded). `between`: called with the names of the steps as they come."""
         key = RadixKey(array("q", prompt), extra_key=extra_key, cache_salt=salt)
@@ -78,12 +96,21 @@ class Cache:
         held = self.cache.tree_core.collect_full_device_indices(match.last_device_node, root)
         loaded = self._load(req, match, prompt, salt, extra_key, between)
         rest = len(prompt) - len(held) - len(loaded)
-        slots = torch.cat([held, loaded, self.allocator.alloc(rest)])
+        slots = torch.cat([held, loaded, self._alloc(rest)])
         self._fill(prompt, slots, len(held) + len(loaded), salt, extra_key)
-        self.cache.insert(InsertParams(key=key, value=slots))
+        evicted = {ComponentType.SWA: req.kv.get_evicted_seqlen(ComponentType.SWA)} if self.windowed and req.kv else {}
+        params = InsertParams(key=key, value=slots, prev_prefix_len=len(held), component_evicted_seqlens=evicted)
+        self.cache.insert(params)
         between("inserted")
-        self.settle()
+        self.settle(patience)
         return len(held), len(loaded)
+
+    def _alloc(self, count: int) -> torch.Tensor:
+        if not self.windowed:
+            return self.allocator.alloc(count)
+        slots = self.allocator.full_attn_allocator.alloc(count)
+        self.allocator.set_full_to_swa_mapping(slots, self.allocator.swa_attn_allocator.alloc(count))
+        return slots
 
     def _load(
         self, req: Any, match: Any, prompt: Sequence[int], salt: Any, extra_key: Any, between: Callable[[str], None]
@@ -100,8 +127,9 @@ class Cache:
         right = True
         for layer in range(LAYERS):
             keys, values = self._layer(layer)  # waits, as a forward does
-            for page in range(match.device_prefix_len // PAGE, (match.device_prefix_len + count) // PAGE):
-                at = slots[page * PAGE - match.device_prefix_len :][:PAGE]
+            first, end = match.device_prefix_len // PAGE, (match.device_prefix_len + count) // PAGE
+            for page in range(max(first, end - WINDOW) if self._is_windowed(layer) else first, end):
+                at = self._rows(layer, slots[(page - first) * PAGE :][:PAGE])
                 expected = _content(prompt[: (page + 1) * PAGE], salt, extra_key)
                 right &= bool((keys[at] == expected + layer).all()) and bool((values[at] == expected - layer).all())
         failed = self.cache.finish_external_linker_loads([req])
@@ -111,6 +139,12 @@ class Cache:
             return torch.empty(0, dtype=torch.int64)
         assert right, "a loaded page does not hold what was computed"
         return slots
+
+    def _is_windowed(self, layer: int) -> bool:
+        return self.windowed and layer == 1
+
+    def _rows(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
+        return self.allocator.translate_loc_from_full_to_swa(slots) if self._is_windowed(layer) else slots
 
     def _layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self.kv, MLATokenToKVPool):
@@ -125,13 +159,14 @@ class Cache:
             for layer in range(LAYERS):
                 if isinstance(self.kv, MLATokenToKVPool):
                     self.kv.kv_buffer[layer][at] = content + layer
-                else:
-                    self.kv.k_buffer[layer][at] = content + layer
-                    self.kv.v_buffer[layer][at] = content - layer
+                    continue
+                rows = self._rows(layer, at)
+                self.kv.get_key_buffer(layer)[rows] = content + layer
+                self.kv.get_value_buffer(layer)[rows] = content - layer
 
-    def settle(self) -> None:
+    def settle(self, patience: float) -> None:
         """Until nothing is on its way to FlexKV."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while self.cache.linker.pending_offloads:
             self.cache.check_hicache_events()
             assert time.monotonic() < deadline, "an offload does not end"
@@ -152,6 +187,14 @@ class Cache:
 
     def close(self) -> None:
         self.linker.close()
+
+
+def _is_served(client: Any) -> bool:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not client.served(0.01):
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _content(prefix: Sequence[int], salt: Any, extra_key: Any) -> float:

@@ -257,6 +257,12 @@ def test_life_left(days: float | None, text: str) -> None:
     assert [str(line) for line in drive_lines({"disk": disk})][0].endswith(text)
 
 
+def test_how_each_drive_is_read_and_written() -> None:
+    lines = [str(line) for line in drive_lines({"disk": fake_core.DISK})]
+    assert "SSD: /mnt/[a] (xfs): io_uring with registered files, direct" in lines
+    assert sum("io_uring" in line for line in lines) == 1  # the others are of an older node, or could not be opened
+
+
 def test_life_of_each_of_several_drives() -> None:
     drive = fake_core.DISK["drives"][0]
     lines = drive_lines({"disk": fake_core.DISK | {"drives": [drive, drive | {"directory": "/mnt/b"}]}})

@@ -19,6 +19,7 @@ from flexkv.common.config import CacheConfig  # noqa: E402
 from flexkv.common.request import KVResponseStatus  # noqa: E402
 from flexkv.kvmanager import KVManager  # noqa: E402
 from manager_ranks import TOKENS, Shape, model, ranks, slots, started, tokens, wait_ready  # noqa: E402
+from ssd_damage import damage_block  # noqa: E402
 
 SUCCESS = KVResponseStatus.SUCCESS
 
@@ -103,6 +104,43 @@ def test_a_daemon_keeps_what_one_engine_put_for_the_next_and_engines_survive_it(
         finally:
             again.kill()
             again.wait()
+
+
+def test_a_get_that_meets_a_damaged_block_says_what_was_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "16MB")
+    (tmp_path / "ssd").mkdir()
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
+    monkeypatch.setenv("FLEXKV_SSD_ADMISSION", "0")
+    prompt = tokens(5 * TOKENS)
+    source, target = [0, 1, 2, 3, 4], [10, 11, 12, 13, 14]
+    named = model(tp_size=2, identity="model and weights")
+    clients = [{"intra_client_id": rank} for rank in range(2)]
+    with started(named) as manager, ranks(manager.gpu_register_port, Shape("sglang"), clients) as group:
+        wait_ready(manager)
+        group.ask("fill", source)
+        written = group.ask("read", source)
+        task = manager.put_async(prompt, slots(source))
+        assert manager.wait(task)[task].status is SUCCESS
+    damage_block(tmp_path / "ssd", 3)
+    with started(named) as manager, ranks(manager.gpu_register_port, Shape("sglang"), clients) as group:
+        wait_ready(manager)
+        deadline = time.monotonic() + 60
+        while not (found := manager.get_match(prompt))[1].all():  # until the drive has been read
+            manager.cancel(found[0])
+            assert time.monotonic() < deadline
+        task = found[0]
+        manager.launch(task, [slots(target)])
+        response = manager.wait(task)[task]
+        assert (response.status, response.reason) == (KVResponseStatus.FAILED, "checksum")
+        assert response.return_mask.tolist() == [True] * 3 * TOKENS + [False] * 2 * TOKENS
+        assert group.ask("read", target[:3]) == [blocks[:3] for blocks in written]
+
+        group.ask("clear")
+        task, mask = manager.get_match(prompt)
+        assert mask.tolist() == response.return_mask.tolist()
+        manager.launch(task, [slots(target[:3])])
+        assert manager.wait(task)[task].status is SUCCESS
+        assert group.ask("read", target[:3]) == [blocks[:3] for blocks in written]
 
 
 def test_a_stalled_daemon_that_cannot_hear_a_cancel_has_no_task_end_before_its_copies(

@@ -1,12 +1,14 @@
-"""The linker for SGLang's external KV stores, under SGLang's own prefix cache and pools, with a real node and agents."""
+"""The linker for SGLang's external KV stores, under SGLang's own prefix cache and pools, with a real node."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ sys.path.append(str(Path(__file__).parents[1] / "e2e" / "sglang_cpu"))  # what S
 pytest.importorskip("sglang.srt.mem_cache.unified_radix_cache", reason="SGLang is not installed", exc_type=ImportError)
 pytest.importorskip("flexkv._core")
 
+import torch  # noqa: E402
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer  # noqa: E402
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler  # noqa: E402
 from sglang_cache import PAGE, Cache, tokens  # noqa: E402
 
@@ -59,10 +63,31 @@ def opened(server_args: Any, **more: Any) -> Iterator[Cache]:
         cache.close()
 
 
-@pytest.mark.parametrize("mla", [False, True], ids=["mha", "mla"])
-def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, mla: bool) -> None:
+def test_an_offload_that_fails_halfway_is_waited_for(server_args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang may overwrite the pages once it is told of the end."""
+    with opened(server_args) as cache:
+        store = cache.linker._stores["kv"]
+
+        class Unarmed:
+            """As if the agent could not be told."""
+
+            def arm_saves(self, jobs: list[int], stream: int) -> None:
+                raise RuntimeError(f"no {jobs}")
+
+        agent = store.agent
+        monkeypatch.setattr(store, "agent", Unarmed())
+        prompt = tokens(4 * PAGE)
+        with pytest.raises(AssertionError, match="an offload does not end"):
+            cache.run(prompt, patience=0.5)
+        monkeypatch.setattr(store, "agent", agent)
+        cache.flush()
+        assert cache.run(prompt) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mla", "swa"])
+def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, kind: str) -> None:
     prompt = tokens(20 * PAGE)
-    with opened(server_args, mla=mla) as cache:
+    with opened(server_args, kind=kind) as cache:
         assert cache.run(prompt) == (0, 0)
         assert cache.run(prompt) == (20 * PAGE, 0)
         cache.flush()
@@ -94,9 +119,28 @@ def test_nothing_is_kept_twice(server_args: Any) -> None:
         for prompt in (system + other, system + one, system + other):
             cache.flush()
             cache.run(prompt)
-        status = json.loads(cache.linker._node.node.status())
-        (model,) = json.loads(cache.linker._node.node.status())["models"]
-        assert model["used"] == 15
+        (space,) = json.loads(cache.linker._node.node.status())["spaces"]
+        assert space["used"] == 15
+
+
+def test_only_prefixes_whose_window_is_kept_are_promised(server_args: Any) -> None:
+    keys = [hashlib.sha256(bytes([number])).hexdigest() for number in range(10)]
+    with opened(server_args, kind="swa") as cache:
+        slots = cache._alloc(10 * PAGE)
+        windowed = cache.allocator.translate_loc_from_full_to_swa(slots)
+
+        def transfer(pool: PoolName, indices: torch.Tensor, first: int, end: int) -> PoolTransfer:
+            return PoolTransfer(pool, device_indices=indices[first * PAGE : end * PAGE], keys=keys[first:end])
+
+        for first, window, end in ((0, 4, 6), (6, 8, 10)):
+            both = [transfer(PoolName.KV, slots, first, end), transfer(PoolName.SWA, windowed, window, end)]
+            assert cache.linker.offload(both)
+        deadline = time.monotonic() + 60
+        while cache.linker.num_completed_offloads() < 2:
+            assert time.monotonic() < deadline
+        assert cache.linker.pop_completed_offload() and cache.linker.pop_completed_offload()
+        wanted = [PoolTransfer(PoolName.KV, keys=keys), PoolTransfer(PoolName.SWA, keys=keys[8:])]
+        assert cache.linker.lookup("request", wanted) == [6, 10]
 
 
 def test_salts_and_adapters_share_nothing(server_args: Any) -> None:
@@ -165,6 +209,7 @@ def test_a_queued_load_that_is_canceled_writes_nothing(server_args: Any) -> None
             if step == "ordered":
                 cache.cache.linker.release_request("request-1")
                 assert cache.linker.start_layer_wise_loading() == -1
+                assert not cache.linker.finish_layer_wise_loading(-1)
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
@@ -187,7 +232,12 @@ def test_a_pool_that_is_too_small_evicts_and_stays_right(server_args: Any) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "params", "said"),
-    [({"nnodes": 2}, {}, "several machines"), ({}, {"pp_size": 2}, "pipeline"), ({}, {"mtp_draft_device_pools": (1,)}, "draft")],
+    [
+        ({"nnodes": 2}, {}, "several machines"),
+        ({"enable_memory_saver": True}, {}, "memory-saver"),
+        ({}, {"pp_size": 2}, "pipeline"),
+        ({}, {"mtp_draft_device_pools": (1,)}, "draft"),
+    ],
 )
 def test_what_the_door_cannot_do_is_refused(
     server_args: Any, arguments: dict[str, Any], params: dict[str, Any], said: str
@@ -200,11 +250,3 @@ def test_what_the_door_cannot_do_is_refused(
         with pytest.raises(ValueError, match=said):
             _refuse(SimpleNamespace(**arguments), told)
             device_pools(told, set(cache.cache.components))
-
-
-def test_a_setting_that_does_not_exist_is_told(server_args: Any) -> None:
-    from flexkv.config import ConfigError
-    from flexkv.integration.sglang.linker import _settings
-
-    with pytest.raises(ConfigError, match="linker_extra_config"):
-        _settings({"cpu_cache_gbb": 1})

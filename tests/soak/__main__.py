@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,28 @@ def _small_drive(work: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@contextlib.contextmanager
+def _faulty_drive(directory: Path, point: Path) -> Iterator[Callable[[str, float], None] | None]:
+    """Shows the directory at `point`; what makes it hang or fail. None where mounting is not allowed."""
+    point.mkdir()
+    command = [sys.executable, "-P", "-m", "soak.drive", str(directory), str(point)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as drive:
+        assert drive.stdin is not None and drive.stdout is not None
+        try:
+            if drive.stdout.readline() != "ready\n":
+                print("  no drive that hangs and disappears: FUSE cannot be mounted")
+                yield None
+                return
+
+            def fault(kind: str, seconds: float) -> None:
+                print(kind, seconds, file=drive.stdin, flush=True)
+
+            yield fault
+        finally:
+            subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True)
+            drive.stdin.close()
 
 
 def _wait(condition: Any, seconds: float) -> bool:
@@ -106,12 +128,14 @@ def _line(sample: dict[str, Any]) -> str:
     return f"  {sample['t_s']:6.0f} s  {processes}  {queues}"
 
 
-def _soak(fleet: Fleet, small: Path | None, seconds: float) -> dict[str, Any]:
+def _soak(
+    fleet: Fleet, small: Path | None, drive: Callable[[str, float], None] | None, seconds: float
+) -> dict[str, Any]:
     begin = time.monotonic()
     fleet.start_daemon()
     for number in range(len(ENGINES)):
         fleet.start_engine(number)
-    faults = Faults(fleet, fleet.seed, small, begin + _DAEMON_KILLED_SHARE * seconds)
+    faults = Faults(fleet, fleet.seed, small, drive, begin + _DAEMON_KILLED_SHARE * seconds)
     watch = Watch(fleet, faults, begin)
     faults.start()
     cpu = os.times()
@@ -212,9 +236,12 @@ def main() -> int:
         directories = [work / "ssd-a", work / "ssd-b", *([small / "ssd-small"] if small is not None else ())]
         for directory in directories:
             directory.mkdir(mode=0o700)
-        fleet = Fleet(work, directories, given.seed, _free_port())
+        point = work / "drive-a"
+        drive = stack.enter_context(_faulty_drive(directories[0], point))
+        mounts = {directories[0]: point} if drive is not None else {}
+        fleet = Fleet(work, directories, given.seed, _free_port(), mounts)
         try:
-            result = _soak(fleet, small, given.minutes * 60)
+            result = _soak(fleet, small, drive, given.minutes * 60)
         finally:
             for process in (*fleet.engines, fleet.daemon):
                 if process.running():

@@ -26,19 +26,35 @@ _PERIODS = {
     "truncate": 45.0,
     "make_read_only": 50.0,
     "fill_drive": 70.0,
+    "hang_drive": 40.0,
+    "lose_drive": 55.0,
     "reset_node": 90.0,
 }
 _READ_ONLY_S = 6.0
 _FULL_S = 10.0
+# Past the deadline of loads and the time after which a drive is switched off; no longer, as a process that is killed
+# ends only when its drive has answered.
+_HANG_S = (0.5, 6.0)
+_LOST_S = (0.5, 10.0)
 
 
 class Faults:
-    def __init__(self, fleet: Fleet, seed: int, small: Path | None, spare_daemon_from: float) -> None:
-        """`small`: a directory on a file system that can be filled. From `spare_daemon_from` on (monotonic) the daemon
+    def __init__(
+        self,
+        fleet: Fleet,
+        seed: int,
+        small: Path | None,
+        drive: Callable[[str, float], None] | None,
+        spare_daemon_from: float,
+    ) -> None:
+        """`small`: a directory on a file system that can be filled. `drive`: makes a drive "hang" or "fail" for so many
+        seconds. From `spare_daemon_from` on (monotonic) the daemon
         lives, so that one has the time to show what grows in it."""
         self._fleet = fleet
         self._draw = random.Random(f"{seed} faults")
         self._small = small
+        self._drive = drive
+        self._drive_serves_at = 0.0
         self._spare_daemon_from = spare_daemon_from
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -207,6 +223,19 @@ class Faults:
             return False
         self._undo.append(undo)
         self._at(_READ_ONLY_S, undo)
+        return True
+
+    def _hang_drive(self) -> bool:
+        return self._drive_fault("hang", self._draw.uniform(*_HANG_S))
+
+    def _lose_drive(self) -> bool:
+        return self._drive_fault("fail", self._draw.uniform(*_LOST_S))
+
+    def _drive_fault(self, fault: str, seconds: float) -> bool:
+        if self._drive is None or time.monotonic() < self._drive_serves_at:
+            return False
+        self._drive(fault, seconds)
+        self._drive_serves_at = time.monotonic() + seconds
         return True
 
     def _fill_drive(self) -> bool:

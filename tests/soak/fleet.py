@@ -101,6 +101,7 @@ class Fleet:
     directories: list[Path]
     seed: int
     metrics_port: int
+    mounts: dict[Path, Path] = field(default_factory=dict)  # where the daemon sees a directory, if elsewhere
     problems: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class Fleet:
         command = [sys.executable, "-P", "-m", "flexkv.cli", "serve", "--name", "soak"]
         command += ["--cpu-cache", f"{POOL_BYTES}B", "--ssd-cache", f"{SSD_BYTES}B"]
         for directory in self.directories:
-            command += ["--ssd-dir", str(directory)]
+            command += ["--ssd-dir", str(self.mounts.get(directory, directory))]
         begin = time.monotonic()
         self.daemon.launch(command, self.logs / "daemon.log", environment)
         while self.status() is None:

@@ -46,7 +46,7 @@ def drive_table(status: Mapping[str, Any]) -> Table | None:
 
 
 def drive_lines(status: Mapping[str, Any]) -> list[Text]:
-    """What was found at the start, how fast drives read, what they may still take."""
+    """What was found at the start, how fast drives read, what they may still take, how they are read and written."""
     disk = mapping(status, "disk")
     lines = [
         f"SSD: reading what the drives hold of {space.get('model', cells.DASH)}"
@@ -65,6 +65,7 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
     admission = cells.reasons(mapping(disk, "admission"))
     if admission:
         lines.append(f"SSD: blocks offered: {admission}")
+    lines += [f"SSD: {form}" for drive in entries(disk, "drives") if (form := drive.get("form"))]
     return [Text(line) for line in lines]
 
 

@@ -71,6 +71,8 @@ class Client {
   // Which of this model's blocks, of those described, the node has come to keep or lost since the last call, each block
   // and tier once: kAdded and kRemoved only. Waits for nothing; without a node all are lost. The first call begins it.
   std::vector<events::Change> take_changes();
+  // All of them that were added and not removed, parents first: for who has forgotten.
+  std::vector<events::Change> told() const { return follower_.told(); }
   // The weights may be others from now on: a new weight epoch, part of every key, begins. Nothing that this client or
   // any other saved before is found by it again, and nothing that it saves from now on by any other client, whose
   // weights may not have changed. The node is told to forget what it has of the model as well.

@@ -18,6 +18,9 @@ constexpr Nanos kRoundGap = 200 * kMillisecond;
 // A node that has left says so for as long as it takes others to hear it.
 constexpr Nanos kFarewell = 10 * kSecond;
 
+// Answers of a look: the epoch, the members, the bell's newest entry, then what is asked of each space.
+constexpr std::size_t kFirstAsk = 3;
+
 std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
   std::uint64_t number = 0;
   const char* const end = answer.value.data() + answer.value.size();
@@ -50,6 +53,7 @@ std::optional<SpaceIndex> Directory::add_space(const SpaceId& id, Nanos now) {
   if (spaces_.size() == kSpacesMax) return std::nullopt;
   Space& space = spaces_.emplace_back(Space{id, Publisher(options_.limits), false});
   space.publisher.move_to(places(id), now);
+  for (auto& [node, peer] : peers_) follow_spaces(node, peer, now);
   ring_ = true;
   want_round(now);
   return static_cast<SpaceIndex>(spaces_.size() - 1);
@@ -69,7 +73,6 @@ void Directory::begin_epoch(std::uint64_t epoch, Nanos now) {
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
   peers_.clear();
-  bell_after_ = meta::kNewest;
   joined_ = looked_ = false;
   ring_ = true;
   round_due_ = now;
@@ -100,6 +103,10 @@ void Directory::note_epoch(const meta::Answer& answer, Nanos now) {
 
 // ---- orders --------------------------------------------------------------------------------------------------------
 
+bool Directory::round_is_near(Nanos now) const {
+  return looked_ || order_ == Order::kLook || order_ == Order::kBeat || round_due_ <= now + kRoundGap;
+}
+
 void Directory::want_round(Nanos now) { round_due_ = std::min(round_due_, std::max(now, round_begun_ + kRoundGap)); }
 
 void Directory::leave(Nanos now) {
@@ -129,11 +136,13 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   }
   if (looked_) {
     order_ = Order::kBeat;
-    return beat_request();
+    return beat_request(now);
   }
   if (round_due_ <= now) {
     order_ = Order::kLook;
+    // From here on whoever wants a round wants another one than this.
     round_begun_ = now;
+    round_due_ = now + beat_gap();
     return look_request();
   }
   for (order_space_ = 0; order_space_ < spaces_.size(); ++order_space_) {
@@ -181,7 +190,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
 // ---- rounds --------------------------------------------------------------------------------------------------------
 
 meta::Request Directory::look_request() const {
-  meta::Request request{meta::get(names_.epoch()), meta::members(names_.nodes())};
+  meta::Request request{meta::get(names_.epoch()), meta::members(names_.nodes()), meta::newest(names_.bell())};
   for (const Space& space : spaces_) request.push_back(meta::get(names_.ask(space.id, options_.incarnation)));
   return request;
 }
@@ -191,10 +200,13 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   note_epoch(answers[0], now);
   if (epoch != epoch_ || epoch_to_enter_) return;
   // Spaces may have been added since it was asked.
-  for (std::size_t s = 0; s + 2 < answers.size(); ++s) {
-    spaces_[s].asked = answers[s + 2].found;
-    if (const auto generation = parse_number(answers[s + 2])) spaces_[s].publisher.ask(*generation, now);
+  for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
+    const meta::Answer& ask = answers[s + kFirstAsk];
+    spaces_[s].asked = ask.found;
+    if (const auto generation = parse_number(ask)) spaces_[s].publisher.ask(*generation, now);
   }
+  // Who rang before is heard in this round, whoever rings from now on in the next one.
+  bell_after_ = answers[2].value;
   members_.clear();
   std::set<Incarnation> nodes;
   for (const auto& [node, peer] : peers_) nodes.insert(node);
@@ -218,7 +230,7 @@ std::string Directory::own_beat(bool leaving) {
   return encode_beat(beat, names_.beat(options_.incarnation));
 }
 
-meta::Request Directory::beat_request() {
+meta::Request Directory::beat_request(Nanos now) {
   meta::Request request;
   for (const Incarnation node : listening_) request.push_back(meta::get(names_.beat(node)));
   const std::string epoch = std::to_string(epoch_);
@@ -242,6 +254,8 @@ meta::Request Directory::beat_request() {
     }
   }
   if (ring_ || reset_wanted_) request.push_back(meta::ring(names_.bell()));
+  ring_ = false;
+  if (std::exchange(reset_wanted_, false)) want_round(now);
   request.push_back(meta::touch(names_.bell(), options_.time_to_live));
   return request;
 }
@@ -249,9 +263,6 @@ meta::Request Directory::beat_request() {
 void Directory::beat_done(const meta::Answers& answers, Nanos now) {
   looked_ = false;
   joined_ = true;
-  ring_ = false;
-  round_due_ = now + beat_gap();
-  if (std::exchange(reset_wanted_, false)) want_round(now);
   for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
 }
 
@@ -274,6 +285,10 @@ void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   peer.beat = std::move(beat).value();
   peer.heard = now;
   replica_.refresh(node, peer.beat.address, now + options_.time_to_live);
+  follow_spaces(node, peer, now);
+}
+
+void Directory::follow_spaces(Incarnation node, Peer& peer, Nanos now) {
   for (SpaceIndex s = 0; s < spaces_.size(); ++s) {
     const SpaceId& id = spaces_[s].id;
     const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),

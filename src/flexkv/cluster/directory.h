@@ -103,17 +103,18 @@ class Directory {
 
   Nanos beat_gap() const { return options_.time_to_live / 3; }
   void want_round(Nanos now);
+  bool round_is_near(Nanos now) const;
   void begin_epoch(std::uint64_t epoch, Nanos now);
   Publisher::Places places(const SpaceId& id) const;
 
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
   void note_epoch(const meta::Answer& answer, Nanos now);
-  meta::Request beat_request();
+  meta::Request beat_request(Nanos now);
   void beat_done(const meta::Answers& answers, Nanos now);
   std::string own_beat(bool leaving);
   void hear(Incarnation node, const meta::Answer& answer, Nanos now);
-  bool order_follows(Nanos now) const;
+  void follow_spaces(Incarnation node, Peer& peer, Nanos now);
   void entries_done(const std::vector<meta::Entry>& entries, Nanos now);
   Follower* find(const Target& target);
 
@@ -151,7 +152,7 @@ class Directory {
   std::uint64_t read_epoch_ = 0;
   std::uint64_t read_count_ = 0;
   std::vector<Target> read_targets_;
-  std::string bell_after_ = meta::kNewest;
+  std::string bell_after_ = meta::kNoEntry;
 };
 
 }  // namespace flexkv::cluster

@@ -15,7 +15,8 @@ constexpr std::uint64_t kEntriesPerRead = 64;
 std::optional<meta::Request> Directory::next_read(Nanos now) {
   FLEXKV_ASSERT(!reading_);
   expire(now);
-  if (!joined_ || leaving_ || epoch_to_enter_) return std::nullopt;
+  // A read that waits for news must know all streams there are: it comes after the round.
+  if (!joined_ || leaving_ || epoch_to_enter_ || round_is_near(now)) return std::nullopt;
   read_targets_.clear();
   std::vector<meta::Position> positions;
   bool loading = false;
@@ -52,10 +53,7 @@ Follower* Directory::find(const Target& target) {
 void Directory::read_done(const Result<meta::Answers>& answers, Nanos now) {
   FLEXKV_ASSERT(reading_);
   reading_ = false;
-  if (!answers) {
-    bell_after_ = meta::kNewest;
-    return want_round(now);
-  }
+  if (!answers) return want_round(now);
   if (read_epoch_ != epoch_ || epoch_to_enter_) return;
   if (!read_loads_) {
     entries_done(answers.value()[0].entries, now);

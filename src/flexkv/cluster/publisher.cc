@@ -25,7 +25,7 @@ void Publisher::apply(const Change& what, Nanos now) {
     case Change::Kind::kRemoved:
       return change(tag_of(what.key), 0, tier, now);
     case Change::Kind::kCleared:
-      blocks_ = ResidencyTable();
+      blocks_ = ResidencyTable(ResidencyTable::Order::kOwn);
       ++table_number_;
       queue_.clear();
       if (told_count_ > 0 && !clear_) {
@@ -175,30 +175,36 @@ meta::Request Publisher::snapshot_request(Nanos ttl) {
     // when its turn comes: a block that has changed meanwhile is in the stream, too, and that counts.
     if (!building_) was_asked_ = false;
     was_asked_ = was_asked_ || std::exchange(asked_, false);
-    building_ = Building{cut_, ++generation_, table_number_, 0, 0, 0};
+    building_ = Building{cut_, ++generation_, table_number_, 0, 0, {}, false};
     bytes_since_base_ = 0;
   }
+  const std::string place = snapshot_place(building_->generation);
+  // A part whose fate is unknown is repeated as it was: should the first one arrive last, it must not leave a hole
+  // before the part behind it.
+  if (building_->bytes.empty()) make_part(place);
+  return {meta::put_part(place, building_->part, building_->bytes), meta::touch(place, ttl)};
+}
+
+void Publisher::make_part(const std::string& place) {
   Batch part;
   part.number = building_->part;
-  std::size_t bucket = building_->bucket;
+  std::size_t& bucket = building_->bucket;
   while (bucket < blocks_.bucket_count() && part.residencies.size() + ResidencyTable::kPlaces <= limits_.part_max) {
     blocks_.walk(bucket, bucket + 1, [&](Tag tag, std::uint8_t value) {
       if (told(value) != 0) part.residencies.push_back({tag, told(value)});
     });
     ++bucket;
   }
-  building_->next_bucket = bucket;
-  const std::string place = snapshot_place(building_->generation);
-  std::string bytes = encode_batch(part, place);
-  all_bytes_[1] += bytes.size();
-  return {meta::put_part(place, part.number, std::move(bytes)), meta::touch(place, ttl)};
+  building_->last = bucket == blocks_.bucket_count();
+  building_->bytes = encode_batch(part, place);
+  all_bytes_[1] += building_->bytes.size();
 }
 
 bool Publisher::part_written() {
   FLEXKV_ASSERT(building_.has_value());
-  building_->bucket = building_->next_bucket;
+  building_->bytes.clear();
   ++building_->part;
-  if (building_->bucket < blocks_.bucket_count()) return false;
+  if (!building_->last) return false;
   // Who is behind the snapshot before this one would not catch up faster through the stream.
   trim_to_ = announced_.base;
   announced_.generation = building_->generation;

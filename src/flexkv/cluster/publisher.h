@@ -78,11 +78,12 @@ class Publisher {
   // Makes the queue what the blocks say.
   void queue_all(Nanos now);
   void cut_batches();
+  void make_part(const std::string& place);
   std::string snapshot_place(std::uint64_t generation) const { return places_.snapshot + std::to_string(generation); }
 
   const PublisherLimits limits_;
   Places places_;
-  ResidencyTable blocks_;
+  ResidencyTable blocks_{ResidencyTable::Order::kOwn};
   std::uint64_t table_number_ = 0;  // another one whenever blocks have moved in it
   std::uint64_t told_count_ = 0;    // blocks with told() != 0
   std::deque<Tag> queue_;           // holds every block of which told() is not is(), maybe twice, and others
@@ -103,9 +104,10 @@ class Publisher {
     std::uint64_t base = 0;
     std::uint64_t generation = 0;
     std::uint64_t table_number = 0;
-    std::size_t bucket = 0;  // the next one
     std::uint64_t part = 0;
-    std::size_t next_bucket = 0;  // once the part under way is written
+    std::size_t bucket = 0;  // the first behind the parts made
+    std::string bytes;       // of the part under way, empty: none is
+    bool last = false;       // that is the last one
   };
   std::optional<Building> building_;
   Beat::Space announced_;

@@ -89,7 +89,7 @@ bool Replica::apply(Incarnation id, SpaceIndex space, std::span<const Residency>
       Node* node = find(id);
       if (node == nullptr) return complete;
       auto& table = node->tables[space];
-      if (table == nullptr) table = std::make_unique<ResidencyTable>();
+      if (table == nullptr) table = std::make_unique<ResidencyTable>(ResidencyTable::Order::kReplica);
       const std::size_t piece = std::min(kPiece, residencies.size());
       for (const Residency& residency : residencies.first(piece)) table->prefetch(residency.tag);
       std::size_t done = 0;

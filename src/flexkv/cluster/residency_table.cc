@@ -14,7 +14,7 @@ constexpr std::size_t kHugePage = 2 << 20;
 
 }  // namespace
 
-ResidencyTable::ResidencyTable(std::size_t room) {
+ResidencyTable::ResidencyTable(Order order, std::size_t room) : order_(order) {
   // At most three quarters of the places are used.
   room = std::max(room, kRoomMin);
   bucket_count_ = (room * 4 + kPlaces * 3 - 1) / (kPlaces * 3);
@@ -76,7 +76,7 @@ void ResidencyTable::set(Tag tag, std::uint8_t value) {
 }
 
 ResidencyTable ResidencyTable::resized() const {
-  ResidencyTable other(count_ + count_ / 2);
+  ResidencyTable other(order_, count_ + count_ / 2);
   walk(0, bucket_count_, [&](Tag tag, std::uint8_t value) { other.set(tag, value); });
   return other;
 }

@@ -22,8 +22,12 @@ class ResidencyTable {
  public:
   static constexpr unsigned kPlaces = 7;  // of a bucket
 
+  // The order of the buckets. What was walked in one table's order must not be put into a growing table of the same
+  // order: all would crowd at the beginning of it, and each search would be a long one.
+  enum class Order : std::uint64_t { kOwn = 0x9E3779B97F4A7C15ULL, kReplica = 0xC2B2AE3D27D4EB4FULL };
+
   // For at least `room` blocks.
-  explicit ResidencyTable(std::size_t room = 0);
+  explicit ResidencyTable(Order order, std::size_t room = 0);
 
   // 0: not there.
   std::uint8_t find(Tag tag) const;
@@ -72,13 +76,13 @@ class ResidencyTable {
     void operator()(Bucket* buckets) const { std::free(buckets); }
   };
 
-  // Keys are uniform already; the factor is for those of tests, and of nodes that are not what they seem.
   std::size_t home(Tag tag) const {
-    return static_cast<std::size_t>(((tag * 0x9E3779B97F4A7C15ULL) >> 32) * bucket_count_ >> 32);
+    return static_cast<std::size_t>(((tag * static_cast<std::uint64_t>(order_)) >> 32) * bucket_count_ >> 32);
   }
   std::size_t next(std::size_t bucket) const { return bucket + 1 == bucket_count_ ? 0 : bucket + 1; }
   bool locate(Tag tag, Place& out) const;
 
+  Order order_;
   std::size_t bucket_count_;
   std::size_t room_;
   std::size_t count_ = 0;

@@ -56,8 +56,6 @@ class Cursor {
   bool failed_ = false;
 };
 
-void seal(std::string& bytes, std::string_view place) { append(bytes, checksum(bytes, place)); }
-
 Error refuse(std::string_view place, const std::string& why) {
   return {ErrorCode::kCorruption, "entry at '" + std::string(place) + "' refused: " + why};
 }
@@ -83,6 +81,8 @@ Result<std::string_view> unseal(std::string_view bytes, std::uint32_t magic, std
 
 }  // namespace
 
+void seal_entry(std::string& bytes, std::string_view place) { append(bytes, checksum(bytes, place)); }
+
 std::string encode_batch(const Batch& batch, std::string_view place) {
   FLEXKV_ASSERT(batch.residencies.size() <= kPartMax);
   std::array<std::uint32_t, kMasks> counts{};
@@ -103,7 +103,7 @@ std::string encode_batch(const Batch& batch, std::string_view place) {
       if (residency.tiers == tiers) append(out, residency.tag);
     }
   }
-  seal(out, place);
+  seal_entry(out, place);
   return out;
 }
 
@@ -148,7 +148,7 @@ std::string encode_beat(const Beat& beat, std::string_view place) {
     append(out, space.base);
     append(out, space.part_count);
   }
-  seal(out, place);
+  seal_entry(out, place);
   return out;
 }
 

@@ -35,4 +35,7 @@ Result<Batch> decode_batch(std::string_view bytes, std::string_view place);
 std::string encode_beat(const Beat& beat, std::string_view place);
 Result<Beat> decode_beat(std::string_view bytes, std::string_view place);
 
+// Appends the checksum, as both encoders do last.
+void seal_entry(std::string& bytes, std::string_view place);
+
 }  // namespace flexkv::cluster

@@ -5,11 +5,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
-#include <thread>
 
-#include "flexkv/base/time.h"
 #include "flexkv/disk/directory.h"
 
 namespace flexkv::disk {
@@ -34,8 +31,8 @@ std::size_t read_at(int fd, std::uint64_t offset, std::span<std::byte> out) {
 class Checker {
  public:
   Checker(std::string directory, std::uint64_t rate, std::uint64_t total,
-          const std::function<void(std::uint64_t, std::uint64_t)>& progress)
-      : directory_(std::move(directory)), rate_(rate), total_(total), progress_(progress) {}
+          const std::function<void(std::uint64_t, std::uint64_t)>& progress, const CheckClock& clock)
+      : directory_(std::move(directory)), rate_(rate), total_(total), progress_(progress), clock_(clock) {}
 
   void check_space(const SpaceId& space) {
     const SpaceCodec names(space, kHeaderBytes);
@@ -93,10 +90,10 @@ class Checker {
                           POSIX_FADV_DONTNEED);
     if (rate_ > 0) {
       const auto due = static_cast<Nanos>(static_cast<double>(report_.bytes) / static_cast<double>(rate_) * kSecond);
-      std::this_thread::sleep_for(std::chrono::nanoseconds(std::max<Nanos>(begun_ + due - monotonic_now(), 0)));
+      if (const Nanos early = begun_ + due - clock_.now(); early > 0) clock_.sleep(early);
     }
-    if (monotonic_now() - told_ < kSecond / 10) return;
-    told_ = monotonic_now();
+    if (clock_.now() - told_ < kSecond / 10) return;
+    told_ = clock_.now();
     progress_(report_.bytes, std::max(total_, report_.bytes));
   }
 
@@ -108,7 +105,8 @@ class Checker {
   const std::uint64_t rate_;
   const std::uint64_t total_;
   const std::function<void(std::uint64_t, std::uint64_t)>& progress_;
-  const Nanos begun_ = monotonic_now();
+  const CheckClock& clock_;
+  const Nanos begun_ = clock_.now();
   Nanos told_ = 0;
   std::vector<std::byte> payload_;
   CheckReport report_;
@@ -117,14 +115,14 @@ class Checker {
 }  // namespace
 
 Result<CheckReport> check(const std::string& path, std::uint64_t bytes_per_second,
-                          const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+                          const std::function<void(std::uint64_t, std::uint64_t)>& progress, const CheckClock& clock) {
   auto directory = Directory::open_existing(path);
   if (!directory) return directory.error();
   auto spaces = directory.value().list();
   if (!spaces) return spaces.error();
   std::uint64_t total = 0;
   for (const auto& [space, found] : spaces.value()) total += found.bytes;
-  Checker checker(path, bytes_per_second, total, progress);
+  Checker checker(path, bytes_per_second, total, progress, clock);
   for (const auto& [space, found] : spaces.value()) checker.check_space(space);
   return std::move(checker.report());
 }

@@ -135,6 +135,7 @@ struct VolumeSpec {
 
 struct VolumeStats {
   std::string directory;
+  std::string form;  // how it is read and written, as the drive describes it; empty when it could not be opened
   Health health;
   std::uint64_t share_bytes = 0;
   std::uint64_t used_bytes = 0;

@@ -84,6 +84,7 @@ void Volume::start(const VolumeSpec& spec) {
     }
   }
   if (drive_ != nullptr) {
+    log_info("SSD cache: " + drive_->describe());
     lane_->post([this] { fit_share(); });  // smaller than last time, perhaps
     return;
   }
@@ -155,7 +156,12 @@ void Volume::on_completions(std::span<const file::Completion> completions) {
 
 void Volume::part_ended(Transfer& transfer, const file::Completion& completion, Actions& actions) {
   --transfer.parts;
-  const Outcome outcome = to_outcome(completion.outcome);
+  Outcome outcome = to_outcome(completion.outcome);
+  if (outcome == Outcome::kFailed && completion.error_number == ECANCELED) {
+    outcome = Outcome::kCanceled;  // when only a part of it had begun
+  } else if (outcome == Outcome::kFailed && !available_) {
+    outcome = Outcome::kUnavailable;  // a drive that is off failed them all: it says nothing of this block
+  }
   // Of two failures, an error tells more than a request that was not begun.
   if (outcome == Outcome::kFailed || (outcome != Outcome::kDone && transfer.outcome == Outcome::kDone)) {
     transfer.outcome = outcome;
@@ -164,9 +170,10 @@ void Volume::part_ended(Transfer& transfer, const file::Completion& completion, 
   if (transfer.parts > 0) return;
   if (transfer.outcome != Outcome::kDone) {
     if (transfer.write && transfer.outcome == Outcome::kFailed) note_write_error(transfer.error_number, actions);
-    // A drive that is off failed them all.
-    const bool bad = !transfer.write && transfer.error_number == EIO && available_;
+    const bool bad = !transfer.write && transfer.outcome == Outcome::kFailed && transfer.error_number == EIO;
     if (bad) note_bad_slot(*transfer.files, transfer.index);
+    const bool short_file = !transfer.write && transfer.outcome == Outcome::kFailed && transfer.error_number == ENODATA;
+    actions.tells_short |= short_file && !std::exchange(transfer.files->told_damaged, true);
     finish(transfer, transfer.outcome, transfer.error_number, actions);
   } else if (transfer.write) {
     transfer.files->commit_waiting.push_back({transfer.index, transfer.record, transfer.id});
@@ -210,7 +217,12 @@ void Volume::on_availability(bool available, const std::string& why) {
       if (available && files->state == State::kOpen && files->synced_epoch != files->epoch && want_header(*files, {})) {
         stale.push_back(files.get());
       }
-      if (!available) give_up_headers(*files, actions);
+      if (available) continue;
+      give_up_headers(*files, actions);
+      // No kernel has their buffers, and what makes room for them may hang as well.
+      for (Transfer* transfer : std::exchange(files->waiting_for_room, {})) {
+        finish(*transfer, Outcome::kUnavailable, 0, actions);
+      }
     }
     if (!available) opens.swap(waiting_opens_);  // to hear that it is off
   }
@@ -257,6 +269,11 @@ void Volume::act(Actions& actions) {
                              health.why;
     log(health.reads && health.writes ? LogLevel::kInfo : LogLevel::kWarning, line);
     environment_.sink.on_health(number_, health);
+  }
+  if (actions.tells_short) {
+    log_warning("SSD cache: " + directory_ +
+                ": a file is shorter than what was written to it; what is missing is not served, and `flexkv status` "
+                "counts it as failed reads. Does something else change the directory?");
   }
   if (!actions.completions.empty()) environment_.sink.on_completions(actions.completions);
   for (Transfer* transfer : actions.verify) environment_.checksums.post([this, transfer] { verify(*transfer); });
@@ -310,10 +327,15 @@ std::uint32_t Volume::queued() const {
 
 VolumeStats Volume::stats() const {
   file::DriveStats drive;
-  if (drive_ != nullptr) drive = drive_->stats();
+  std::string form;
+  if (drive_ != nullptr) {
+    drive = drive_->stats();
+    form = drive_->describe();
+  }
   std::lock_guard lock(mutex_);
   VolumeStats stats = stats_;
   stats.directory = directory_;
+  stats.form = std::move(form);
   stats.health = health_;
   stats.share_bytes = share_bytes_;
   stats.used_bytes = used_bytes_;

@@ -127,6 +127,7 @@ class Volume final : public file::DriveSink {
   // What a change under the mutex leads to outside of it.
   struct Actions {
     std::optional<Health> health;
+    bool tells_short = false;  // a file that something else cut off
     std::vector<Completion> completions;
     std::vector<Transfer*> verify;
     std::vector<std::pair<Ended, std::pair<Outcome, int>>> ended;

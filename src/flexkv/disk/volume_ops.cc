@@ -104,6 +104,8 @@ void Volume::start_write(Transfer& transfer) {
     std::lock_guard lock(mutex_);
     if (transfer.canceled || closing_) {
       finish(transfer, Outcome::kCanceled, 0, actions);
+    } else if (!available_) {
+      finish(transfer, Outcome::kUnavailable, 0, actions);
     } else if (transfer.index < files.slots_on_file) {
       goes = true;
       transfer.parts = 1;

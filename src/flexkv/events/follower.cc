@@ -19,7 +19,7 @@ void Follower::apply(const Change& change, std::vector<Change>& out) {
     case Change::Kind::kAdded:
       return add(change, out);
     case Change::Kind::kRemoved: {
-      const auto found = blocks_.find(change.key);
+      const auto found = blocks_.find({change.space, change.key});
       if (found == blocks_.end() || (found->second.tiers >> change.tier & 1) == 0) return;
       found->second.tiers &= ~(1U << change.tier);
       out.push_back(change);
@@ -28,27 +28,27 @@ void Follower::apply(const Change& change, std::vector<Change>& out) {
       return;
     }
     case Change::Kind::kCleared:
-      return take_back([&](const Block& block) { return block.space == change.space ? 0 : block.tiers; }, out);
+      return take_back([&](const Id& id, const Block& block) { return id.space == change.space ? 0 : block.tiers; },
+                       out);
     case Change::Kind::kRestart:
-      for (auto& [key, block] : blocks_) block.confirmed = 0;
+      for (auto& [id, block] : blocks_) block.confirmed = 0;
       return;
     case Change::Kind::kCurrent:
-      return take_back([](const Block& block) { return block.confirmed; }, out);
+      return take_back([](const Id&, const Block& block) { return block.confirmed; }, out);
   }
 }
 
 void Follower::lose(std::vector<Change>& out) {
-  take_back([](const Block&) { return 0U; }, out);
+  take_back([](const Id&, const Block&) { return 0U; }, out);
 }
 
 void Follower::add(const Change& change, std::vector<Change>& out) {
   if (change.description == nullptr) return;
-  Block& block = blocks_[change.key];
+  Block& block = blocks_[{change.space, change.key}];
   const unsigned bit = 1U << change.tier;
   block.confirmed |= bit;
   if ((block.tiers & bit) != 0) return;
   if (block.tiers == 0) {
-    block.space = change.space;
     block.parent = change.parent;
     block.description = change.description;
   }
@@ -61,12 +61,13 @@ void Follower::take_back(Keep keep, std::vector<Change>& out) {
   const std::size_t before = out.size();
   SpaceNumber space = 0;
   for (auto entry = blocks_.begin(); entry != blocks_.end();) {
+    const Id& id = entry->first;
     Block& block = entry->second;
-    const unsigned lost = block.tiers & ~static_cast<unsigned>(keep(std::as_const(block)));
+    const unsigned lost = block.tiers & ~static_cast<unsigned>(keep(id, std::as_const(block)));
     each_tier(lost, [&](std::uint8_t tier) {
-      out.push_back({Change::Kind::kRemoved, tier, block.space, entry->first, {}, block.description});
+      out.push_back({Change::Kind::kRemoved, tier, id.space, id.key, {}, block.description});
     });
-    if (lost != 0) space = block.space;
+    if (lost != 0) space = id.space;
     block.tiers &= ~lost;
     entry = block.tiers == 0 ? blocks_.erase(entry) : std::next(entry);
   }
@@ -76,20 +77,21 @@ void Follower::take_back(Keep keep, std::vector<Change>& out) {
 }
 
 std::vector<Change> Follower::told() const {
-  std::unordered_map<key::BlockKey, std::vector<key::BlockKey>, key::BlockKeyHash> children;
-  std::vector<key::BlockKey> next;
-  for (const auto& [key, block] : blocks_) {
-    (blocks_.contains(block.parent) ? children[block.parent] : next).push_back(key);
+  std::unordered_map<Id, std::vector<Id>, IdHash> children;
+  std::vector<Id> next;
+  for (const auto& [id, block] : blocks_) {
+    const Id parent{id.space, block.parent};
+    (blocks_.contains(parent) ? children[parent] : next).push_back(id);
   }
   std::vector<Change> out;
   while (!next.empty()) {
-    const key::BlockKey key = next.back();
+    const Id id = next.back();
     next.pop_back();
-    const Block& block = blocks_.at(key);
+    const Block& block = blocks_.at(id);
     each_tier(block.tiers, [&](std::uint8_t tier) {
-      out.push_back({Change::Kind::kAdded, tier, block.space, key, block.parent, block.description});
+      out.push_back({Change::Kind::kAdded, tier, id.space, id.key, block.parent, block.description});
     });
-    if (const auto found = children.find(key); found != children.end()) {
+    if (const auto found = children.find(id); found != children.end()) {
       next.insert(next.end(), found->second.begin(), found->second.end());
     }
   }

@@ -26,8 +26,16 @@ class Follower {
   std::size_t block_count() const { return blocks_.size(); }
 
  private:
-  struct Block {
+  // Engines of one model that lay its blocks out differently have the same keys in different spaces.
+  struct Id {
     SpaceNumber space = 0;
+    key::BlockKey key{};
+    friend bool operator==(const Id&, const Id&) = default;
+  };
+  struct IdHash {
+    std::size_t operator()(const Id& id) const { return static_cast<std::size_t>(id.key.low + id.space); }
+  };
+  struct Block {
     key::BlockKey parent{};
     DescriptionRef description;
     unsigned tiers = 0;      // a bit for each in which it was told
@@ -39,7 +47,7 @@ class Follower {
   void take_back(Keep keep, std::vector<Change>& out);
 
   const bool clears_at_once_;
-  std::unordered_map<key::BlockKey, Block, key::BlockKeyHash> blocks_;
+  std::unordered_map<Id, Block, IdHash> blocks_;
 };
 
 }  // namespace flexkv::events

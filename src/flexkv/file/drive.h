@@ -111,7 +111,8 @@ class Drive {
   virtual void cancel(std::uint64_t tag) = 0;
 
   virtual DriveStats stats() const = 0;
-  // One line for the log: directory, file system, how it is read and written.
+  // One line for people: directory, file system, how it is read and written and, where that is not as good as it could
+  // be, why; how much memory is registered so far.
   virtual std::string describe() const = 0;
 
   // Takes no more requests and waits until all are completed, at most `patience`. False: some never ended (a drive that

@@ -169,6 +169,11 @@ Status DriveFiles::allocate(FileId file, std::uint64_t offset, std::uint64_t byt
   struct stat info {};
   struct statvfs space {};
   if (::fstat(fd, &info) != 0) return errno_error("cannot stat a file in " + directory_, errno);
+  if (info.st_nlink == 0) {
+    return Error{ErrorCode::kNotFound, directory_ +
+                                           ": its files were removed while they are in use, and what is "
+                                           "written there is gone at the next start; restart to use it again"};
+  }
   if (::fstatvfs(fd, &space) != 0) return errno_error("cannot ask for the space of " + directory_, errno);
   const std::uint64_t end = offset + bytes;
   // What a file with holes has lies somewhere; ours have none, and grow at their end.

@@ -63,6 +63,7 @@ void DriveQueue::enqueue(const Request& request, Nanos now) {
   ++request_count_;
   request_bytes_ += request.bytes;
   if (request.deadline != 0) deadlines_.emplace(std::pair(request.deadline, entry->sequence), entry);
+  tags_.emplace(request.tag, entry);
   const auto file = static_cast<std::uint32_t>(request.file);
   if (request.op == Op::kWrite) ++writes_[file];
   if (sync) {
@@ -89,17 +90,15 @@ void DriveQueue::forget_start(Iter entry) {
 }
 
 void DriveQueue::cancel(std::uint64_t tag, Nanos now) {
-  Entries* const lines[] = {&waiting_[0], &waiting_[1], &waiting_[2], &syncs_};
-  static_assert(kUrgencyCount == 3);
-  for (Entries* line : lines) {
-    for (Iter entry = line->begin(); entry != line->end();) {
-      const Iter each = entry++;
-      if (each->request.tag != tag) continue;
-      if (each->begun) {
-        stop_issuing(each, ECANCELED, now);
-      } else {
-        complete(each, Outcome::kCanceled, 0, now);
-      }
+  const auto [first, last] = tags_.equal_range(tag);
+  std::vector<Iter> meant;
+  for (auto each = first; each != last; ++each) meant.push_back(each->second);
+  for (const Iter entry : meant) {
+    if (entry->line == &begun_) continue;
+    if (entry->begun) {
+      stop_issuing(entry, ECANCELED, now);
+    } else {
+      complete(entry, Outcome::kCanceled, 0, now);
     }
   }
 }
@@ -183,6 +182,9 @@ void DriveQueue::complete(Iter entry, Outcome outcome, int error_number, Nanos n
   }
   if (!entry->begun) forget_start(entry);
   if (request.deadline != 0) deadlines_.erase({request.deadline, entry->sequence});
+  auto tagged = tags_.find(request.tag);
+  while (tagged->second != entry) ++tagged;
+  tags_.erase(tagged);
   --request_count_;
   request_bytes_ -= request.bytes;
   if (request.op == Op::kWrite) {

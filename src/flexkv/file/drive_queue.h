@@ -166,6 +166,7 @@ class DriveQueue {
   Entries syncs_;                                      // behind earlier writes
   std::unordered_map<Start, Iter, StartHash> starts_;  // not begun: to find neighbours
   std::map<std::pair<Nanos, std::uint64_t>, Iter> deadlines_;
+  std::unordered_multimap<std::uint64_t, Iter> tags_;
   std::unordered_map<std::uint32_t, std::uint64_t> writes_;  // per file, not completed
   std::uint32_t request_count_ = 0;
   std::uint64_t request_bytes_ = 0;

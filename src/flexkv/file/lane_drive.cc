@@ -220,7 +220,6 @@ std::string LaneDrive::Lane::describe() const {
                           : ", through the page cache, as asked for";
   std::lock_guard lock(mutex_);
   if (registered_bytes_ > 0) text += ", " + std::to_string(registered_bytes_ >> 20) + " MiB registered";
-  if (registered_bytes_ == 0 && register_refusal_.empty()) text += ", no memory registered";
   if (!register_refusal_.empty()) text += ", memory not registered: " + register_refusal_;
   return text;
 }

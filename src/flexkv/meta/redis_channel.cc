@@ -64,6 +64,13 @@ bool parse(const redisReply& reply, const Op& op, Answer& out) {
         out.members.push_back(text(*reply.element[i]));
       }
       return true;
+    case Op::Kind::kNewest:
+      out.value = kNoEntry;
+      if (reply.type != REDIS_REPLY_ARRAY) return false;
+      if (reply.elements == 0) return true;
+      if (reply.element[0]->type != REDIS_REPLY_ARRAY || reply.element[0]->elements == 0) return false;
+      out.value = text(*reply.element[0]->element[0]);
+      return is_text(*reply.element[0]->element[0]);
     case Op::Kind::kRead:
       return parse_streams(reply, op.streams, out.entries);
     default:
@@ -198,6 +205,8 @@ void RedisChannel::queue(const Op& op) {
       return queue_command({"XADD", op.key, entry_id(op.number), kField, op.value});
     case Op::Kind::kRing:
       return queue_command({"XADD", op.key, "MAXLEN", "~", std::to_string(kBellEntries), "*", kField, ""});
+    case Op::Kind::kNewest:
+      return queue_command({"XREVRANGE", op.key, "+", "-", "COUNT", "1"});
     case Op::Kind::kTrim:
       return queue_command({"XTRIM", op.key, "MAXLEN", number});
     case Op::Kind::kPutPart:

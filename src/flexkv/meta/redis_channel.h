@@ -50,7 +50,7 @@ class RedisChannel {
   void submit(const Request& request, Nanos now);
   // Of the request under way, once. The error says what failed and where.
   std::optional<Result<Answers>> take_answer();
-  // Why there is no connection; empty while there is one.
+  // Why there is no connection; empty while there is one, and before the first try has ended.
   const std::string& trouble() const { return trouble_; }
 
  private:
@@ -83,7 +83,7 @@ class RedisChannel {
   unsigned greetings_due_ = 0;
   Nanos until_ = 0;  // of the state
   std::optional<Result<Answers>> answer_;
-  std::string trouble_ = "not connected yet";
+  std::string trouble_;
 };
 
 }  // namespace flexkv::meta

@@ -15,9 +15,8 @@ namespace flexkv::meta {
 
 struct Position {
   std::string stream;
-  std::string after;  // the id of the last entry already known; kNewest: only entries to come
+  std::string after;  // the id of the last entry already known
 };
-inline const std::string kNewest = "$";
 
 struct Op {
   enum class Kind : std::uint8_t {
@@ -32,6 +31,7 @@ struct Op {
     kMembers,
     kAppend,   // to a stream, as entry `number`; no effect if the stream is at or behind that number already
     kRing,     // appends to a stream of which only the newest entries matter
+    kNewest,   // the id of a stream's newest entry, as `value`; kNoEntry if there is none
     kTrim,     // a stream to its newest `number` entries
     kPutPart,  // `value` as part `number` of a whole
     kGetPart,
@@ -82,6 +82,7 @@ inline Op append(std::string stream, std::uint64_t number, std::string value) {
   return {Op::Kind::kAppend, std::move(stream), std::move(value), number, 0, {}};
 }
 inline Op ring(std::string stream) { return {Op::Kind::kRing, std::move(stream), {}, 0, 0, {}}; }
+inline Op newest(std::string stream) { return {Op::Kind::kNewest, std::move(stream), {}, 0, 0, {}}; }
 inline Op trim(std::string stream, std::uint64_t entries) {
   return {Op::Kind::kTrim, std::move(stream), {}, entries, 0, {}};
 }
@@ -95,6 +96,7 @@ inline Op read(std::vector<Position> streams, std::uint64_t entries, Nanos wait)
   return {Op::Kind::kRead, {}, {}, entries, wait, std::move(streams)};
 }
 
+inline const std::string kNoEntry = "0-0";  // the id before all
 // The id that entry `number` of kAppend has, and back (0: that was not one).
 std::string entry_id(std::uint64_t number);
 std::uint64_t entry_number(const std::string& id);

@@ -17,6 +17,7 @@ class FakeDrives : public DiskPort {
   void reset_closed_spaces(const std::optional<ModelName>& model) override { closed_resets.push_back(model); }
   DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
   DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
+  void cancel(DiskOp op) override { canceled.push_back(op); }
   bool can_read(unsigned drive) const override { return drive != off; }
   double write_pressure() const override { return pressure; }
 
@@ -30,6 +31,7 @@ class FakeDrives : public DiskPort {
   std::vector<std::optional<ModelName>> closed_resets;
   std::vector<DiskTransfer> writes;
   std::vector<DiskTransfer> reads;
+  std::vector<DiskOp> canceled;
   DiskAdmission admission = DiskAdmission::kQueued;
   unsigned off = 99;
   double pressure = 0;
@@ -299,6 +301,47 @@ TEST_F(NodeDiskTest, ALoadThatIsGivenUpLetsItsReadsEndAndKeepsWhatTheyBrought) {
   for (const auto& read : reads) end(read);
   EXPECT_EQ(node->disk_queues().fetches, 0U);
   EXPECT_EQ(lookup(e, 4, keys).disk_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, ReadsOfAnAbortedLoadAreCanceledUnlessOthersWaitForThem) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  ASSERT_EQ(load(e, 4, 11, Keys(keys.begin(), keys.begin() + 1)), Reason::kNone);
+  const auto reads = disk.reads;
+  ASSERT_EQ(reads.size(), 3U);
+  node->cancel(e, 10);
+  EXPECT_EQ(disk.canceled, (std::vector{reads[1].op, reads[2].op}));
+  end(reads[1], DiskOutcome::kCanceled);
+  end(reads[2]);  // had begun
+  end(reads[0]);
+  report(agents[0], 11);
+  report(agents[0], 10, JobStatus::kCanceled);
+  EXPECT_TRUE(done(11));
+  EXPECT_EQ(failure(10), Reason::kCanceled);
+  EXPECT_EQ(unfetched(Reason::kCanceled), 1U);
+  EXPECT_EQ(node->disk_queues().fetches, 0U);
+  const auto found = lookup(e, 5, keys);
+  EXPECT_EQ(found.matched_blocks, 3U) << "nothing was lost";
+  EXPECT_EQ(found.disk_blocks, 1U);
+}
+
+TEST_F(NodeDiskTest, WhoWaitsForABlockWhoseReadWasJustCanceledGetsAnotherRead) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 1);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  node->cancel(e, 10);
+  ASSERT_EQ(load(e, 4, 11, keys), Reason::kNone);
+  const auto canceled = std::exchange(disk.reads, {});
+  ASSERT_EQ(canceled.size(), 1U);
+  end(canceled[0], DiskOutcome::kCanceled);
+  ASSERT_EQ(disk.reads.size(), 1U);
+  EXPECT_EQ(disk.reads[0].key, keys[0]);
+  end_all(disk.reads);
+  report(agents[0], 11);
+  EXPECT_TRUE(done(11));
 }
 
 TEST_F(NodeDiskTest, APromptIsServedAsFarAsHostMemoryCanHoldIt) {
@@ -629,6 +672,19 @@ TEST_F(NodeDiskTest, ResetReachesSpacesThatAreNotOpenAndWhatIsStillRead) {
   node->on_disk_recovered(disk.spaces.begin()->first, {&chain, 1}, now);
   opened(4);
   EXPECT_EQ(lookup(e, 1, keys).matched_blocks, 0U);
+}
+
+TEST_F(NodeDiskTest, WhatWaitsToBeWrittenAndIsReset) {
+  start(8);
+  const auto e = engine("e");
+  keep(e, 1, 1, keys_of(1, 3));
+  keep(e, 2, 2, keys_of(2, 1));
+  EXPECT_EQ(node->disk_queues().writes, 4U);
+  node->reset(e, now);
+  opened(4);
+  EXPECT_TRUE(disk.writes.empty());
+  EXPECT_EQ(node->disk_queues().writes, 0U);
+  EXPECT_EQ(unwritten(Reason::kReset), 4U);
 }
 
 TEST_F(NodeDiskTest, ResetDuringReadsAndWritesServesAndKeepsNothing) {

@@ -27,6 +27,8 @@ Reason to_reason(DiskOutcome outcome) {
       return Reason::kDiskOff;
     case DiskOutcome::kNoRoom:
       return Reason::kDiskFull;
+    case DiskOutcome::kCanceled:
+      return Reason::kCanceled;
     case DiskOutcome::kFailed:
       break;
   }
@@ -97,7 +99,7 @@ Node::Fetch& Node::add_fetch(Space& space, Path* path, std::uint32_t at, const k
 }
 
 // Fetches those of a load's blocks that have no host slot. `keys`, `slots`: of the request's blocks.
-void Node::fetch_for(JobKey job_key, const Job& job, const proto::TransferRequest& request,
+void Node::fetch_for(JobKey job_key, Job& job, const proto::TransferRequest& request,
                      std::span<const key::BlockKey> keys, std::span<const index::Slot> slots) {
   Space& space = *job.space;
   Path* path = hold(space, space.index.clone(job.pin));
@@ -107,6 +109,7 @@ void Node::fetch_for(JobKey job_key, const Job& job, const proto::TransferReques
     const bool added = found == space.fetches.end();
     Fetch& fetch = added ? add_fetch(space, path, request.first_block + i, keys[i]) : found->second;
     fetch.waiters.push_back({job_key, i, request.device_blocks[i]});
+    job.fetched_keys.push_back(keys[i]);
     if (added || (fetch.prefetch && fetch.host == index::kNoSlot)) disk_->loads.emplace_back(space.number, keys[i]);
     fetch.prefetch = false;
   }
@@ -124,6 +127,19 @@ Node::Job* Node::waiting_job(JobKey key, std::uint32_t at) const {
 bool Node::awaited(const Fetch& fetch) const {
   return std::ranges::any_of(
       fetch.waiters, [&](const Fetch::Waiter& waiter) { return waiting_job(waiter.job, waiter.at) != nullptr; });
+}
+
+// The job waits for less than before: what nobody waits for any more need not be read. (What no drive has yet is
+// dropped when its turn comes.)
+void Node::forsake_fetches(Job& job) {
+  std::erase_if(job.fetched_keys, [&](const key::BlockKey& key) {
+    const auto found = job.space->fetches.find(key);
+    if (found == job.space->fetches.end()) return true;
+    const Fetch& fetch = found->second;
+    if (awaited(fetch)) return false;
+    if (fetch.host != index::kNoSlot) disk_->port.cancel(fetch.op);
+    return true;
+  });
 }
 
 // Gives a block to those that wait for it; appends the jobs that got it.
@@ -206,6 +222,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
   const DiskAdmission admission = disk_->port.read(transfer);
   if (admission == DiskAdmission::kQueued) {
     fetch.host = host;
+    fetch.op = transfer.op;
     ++space.fetching;
     disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
     disk_->prefetching += prefetch;
@@ -241,6 +258,11 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
     return;
   }
   space.slots.give_back(host);
+  if (current && outcome == DiskOutcome::kCanceled && awaited(fetch)) {  // by who came after it was canceled
+    fetch.prefetch = false;
+    disk_->loads.emplace_back(space.number, io.key);
+    return;
+  }
   if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) {
     const auto why = outcome == DiskOutcome::kChecksum ? index::MissReason::kDamaged : index::MissReason::kUnreadable;
     const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at, why);

@@ -323,6 +323,7 @@ void Node::cut(JobKey key, Job& job, std::uint32_t at, Reason reason) {
     job.missing -= *waits;
     *waits = false;
   }
+  forsake_fetches(job);
   if (job.missing == 0) send_arrived(key, job);
 }
 
@@ -501,6 +502,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
 void Node::cancel_ranks(JobKey key, Job& job) {
   if (job.deadline != 0) deadlines_.erase({job.deadline, key});
   job.deadline = 0;
+  forsake_fetches(job);
   Engine* engine = find_engine(key.first);
   for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
     // A command that cannot be delivered is no loss: the agent has its own deadline and reports in the end.

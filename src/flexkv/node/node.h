@@ -135,8 +135,8 @@ struct NodeStats {
   DiskFlowStats from_disk;
   DiskFlowStats to_disk;
   std::uint64_t blocks_prefetched = 0;  // of those from drives: nobody waited for them when they were asked for
-  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks that
-  // were left to the engine.
+  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks
+  // that were left to the engine.
   std::uint64_t choices_all = 0;
   std::uint64_t choices_part = 0;
   std::uint64_t choices_none = 0;
@@ -342,7 +342,8 @@ class Node {
   std::uint64_t slots_in_reach(const Space& space) const;
   Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
   double look_at_drives(const Space& space, Purpose purpose);
-  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks, Purpose purpose);
+  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
+                      Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);
 
@@ -350,12 +351,13 @@ class Node {
   using FetchId = std::pair<SpaceNumber, key::BlockKey>;
   Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
   void release(Path* path);                    // by one user
-  void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
+  void fetch_for(JobKey key, Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
   void fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
   Job* waiting_job(JobKey key, std::uint32_t at) const;
   bool awaited(const Fetch& fetch) const;
+  void forsake_fetches(Job& job);
   enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);

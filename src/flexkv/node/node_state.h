@@ -35,6 +35,7 @@ struct Node::Fetch {
   Path* path = nullptr;
   std::uint32_t at = 0;               // its place in the path
   index::Slot host = index::kNoSlot;  // once begun
+  DiskOp op = 0;                      // then
   std::uint64_t position = 0;         // then: bytes that its drive has to read until it is there, of all it ever read
   bool prefetch = false;
   std::vector<Waiter> waiters;
@@ -166,7 +167,7 @@ struct Node::Engine {
   std::array<std::byte, 32> fingerprint{};
   std::uint32_t block_tokens = 0;
   plan::PrefillTime prefill;
-  Nanos computes_until = 0;  // what it has looked up, as far as one can tell
+  Nanos computes_until = 0;                   // what it has looked up, as far as one can tell
   std::unordered_map<JobId, Nanos> arrivals;  // of its loads that wait for drives: when, as far as one can tell
   std::uint32_t rank_count = 0;
   struct Rank {
@@ -210,12 +211,13 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t end = 0;      // blocks from this one on do not come, for the reason `failure`
-  std::uint32_t good = 0;     // leading blocks that each rank that has reported has
-  std::vector<bool> fetched;  // whether the job waits for the block from a drive; empty: for none
-  std::uint32_t missing = 0;  // how many are set there
-  SlotRuns arrived;           // since the last piece
-  std::uint32_t pieces = 0;   // sent
+  std::uint32_t end = 0;                    // blocks from this one on do not come, for the reason `failure`
+  std::uint32_t good = 0;                   // leading blocks that each rank that has reported has
+  std::vector<bool> fetched;                // whether the job waits for the block from a drive; empty: for none
+  std::vector<key::BlockKey> fetched_keys;  // of all that were set there, less what is not to be read any more
+  std::uint32_t missing = 0;                // how many are set there
+  SlotRuns arrived;                         // since the last piece
+  std::uint32_t pieces = 0;                 // sent
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;

@@ -136,6 +136,9 @@ void Node::pump_writes() {
         break;
       }
     }
+    if (run.path->generation != space.generation) {
+      stats_.unwritten_blocks[slot_of(Reason::kReset)] += run.end - run.next;
+    }
     disk_->queued_write_bytes -= (run.end - run.begin) * space.slots.slot_bytes();
     Path* path = run.path;
     disk_->write_runs.pop_front();
@@ -207,6 +210,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
     transfer.key = keys[1];
     transfer.parent = keys[0];
     transfer.host_offset = space.slots.offset(host);
+    transfer.deadline = now_ + options_.save_timeout;
     const DiskAdmission admission = disk_->port.write(transfer);
     switch (admission) {
       case DiskAdmission::kQueued:

@@ -7,7 +7,6 @@
 #include <cstdio>
 
 #include "flexkv/base/log.h"
-#include "flexkv/file/open_drive.h"
 
 namespace flexkv::server {
 namespace {
@@ -42,6 +41,7 @@ node::DiskOutcome to_node(disk::Outcome outcome) {
     case disk::Outcome::kDeadline:
       return node::DiskOutcome::kDeadline;
     case disk::Outcome::kCanceled:
+      return node::DiskOutcome::kCanceled;
     case disk::Outcome::kUnavailable:
       return node::DiskOutcome::kUnavailable;
     case disk::Outcome::kNoRoom:
@@ -74,7 +74,8 @@ Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options,
     drive.direct = options.direct;
     drive.reserve_by_writing = budget == nullptr || budget->status().report.daily_bytes == 0;
     volumes.push_back({place.path, place.why_not, place.found,
-                       [drive](file::DriveSink& sink) { return file::open_drive(drive, sink); }, budget});
+                       [drive, open = options.open_drive](file::DriveSink& sink) { return open(drive, sink); },
+                       budget});
   }
   disk::TierOptions tier;
   tier.bytes_max = options.bytes;

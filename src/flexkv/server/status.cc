@@ -78,6 +78,7 @@ json render(const admission::WriteBudget::Report& report, double pressure) {
 json render(const DiskBridge::DriveStatus& status) {
   const disk::VolumeStats& drive = status.volume;
   json out = {{"directory", drive.directory},
+              {"form", drive.form},
               {"reads", drive.health.reads},
               {"writes", drive.health.writes},
               {"why", drive.health.why},

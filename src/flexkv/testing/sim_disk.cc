@@ -131,6 +131,19 @@ node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool writ
   return node::DiskAdmission::kQueued;
 }
 
+// Half of them have not begun yet.
+void SimDisk::cancel(node::DiskOp op) {
+  const auto found = flights_.find(op);
+  if (found == flights_.end()) return;
+  SIM_CHECK(!found->second.write);
+  loop_.note("disk: cancel", op);
+  if (!loop_.chance(500)) return;
+  found->second.canceled = true;
+  loop_.after(loop_.delay(plan_.disk_time), [this, op, alive = alive_] {
+    if (*alive) end(op);
+  });
+}
+
 void SimDisk::serve(unsigned drive) {
   Line& line = lines_[drive];
   const auto next = std::ranges::find_if(line.waiting, [](const auto& queue) { return !queue.empty(); });
@@ -147,7 +160,9 @@ void SimDisk::serve(unsigned drive) {
 }
 
 void SimDisk::end(node::DiskOp op) {
-  const Flight flight = flights_.extract(op).mapped();
+  const auto node = flights_.extract(op);
+  if (node.empty()) return;  // canceled, and ended before
+  const Flight& flight = node.mapped();
   const auto outcome = carry_out(flight);
   loop_.note("disk: ended", op, static_cast<std::uint64_t>(outcome));
   callbacks_.release(op);
@@ -159,6 +174,7 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
   const Space& space = spaces_.at(transfer.space);
   const bool stale = flight.resets != space.resets;
   const std::span<std::byte> host = callbacks_.pool(transfer.host_offset, space.slot_bytes);
+  if (flight.canceled) return node::DiskOutcome::kCanceled;
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
   if (flight.write) {
     if (loop_.chance(plan_.disk_fails)) {
@@ -171,7 +187,9 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
   }
   if (loop_.chance(plan_.disk_fails)) {
     for (auto& byte : host) byte = static_cast<std::byte>(loop_.below(256));
-    return loop_.chance(500) ? node::DiskOutcome::kFailed : node::DiskOutcome::kDeadline;
+    constexpr node::DiskOutcome kOutcomes[] = {node::DiskOutcome::kFailed, node::DiskOutcome::kDeadline,
+                                               node::DiskOutcome::kChecksum};
+    return kOutcomes[loop_.below(std::size(kOutcomes))];
   }
   const auto& blocks = store_.spaces[space.name];
   const auto found = blocks.find(transfer.slot);

@@ -52,6 +52,7 @@ class SimDisk final : public node::DiskPort {
   void reset_closed_spaces(const std::optional<node::ModelName>& model) override;
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
+  void cancel(node::DiskOp op) override;
   bool can_read(unsigned drive) const override { return !off_.contains(drive); }
   double write_pressure() const override { return plan_.disk_pressure; }
 
@@ -70,6 +71,7 @@ class SimDisk final : public node::DiskPort {
     node::DiskTransfer transfer;
     std::uint64_t resets = 0;  // of its space when it began
     bool write = false;
+    bool canceled = false;
   };
 
   // With block_times: what it does, and what waits for it: loads, prefetches, writes.

@@ -38,14 +38,6 @@ SimMeta::Value* SimMeta::find(const std::string& key) {
   return &found->second;
 }
 
-void SimMeta::settle(Op& read) {
-  for (meta::Position& position : read.streams) {
-    if (position.after != meta::kNewest) continue;
-    const Value* value = find(position.stream);
-    position.after = meta::entry_id(value == nullptr ? 0 : value->stream.last);
-  }
-}
-
 meta::Answer SimMeta::carry_out(const Op& op) {
   meta::Answer answer;
   (void)find(op.key);  // what has lapsed goes
@@ -87,6 +79,11 @@ meta::Answer SimMeta::carry_out(const Op& op) {
       if (id <= stream.last) break;
       stream.entries.emplace_back(id, op.value);
       stream.last = id;
+      break;
+    }
+    case Op::Kind::kNewest: {
+      const Value* value = find(op.key);
+      answer.value = value == nullptr ? meta::kNoEntry : meta::entry_id(value->stream.last);
       break;
     }
     case Op::Kind::kTrim:
@@ -170,8 +167,7 @@ void SimMetaChannel::arrive(const meta::Request& request, const std::shared_ptr<
   if (*cut_) return;  // nobody says no: the deadline does
   if (!store_.running_) return fail(call, ErrorCode::kPeer);
   meta::Answers answers;
-  for (Op op : request) {
-    if (op.kind == Op::Kind::kRead) store_.settle(op);
+  for (const Op& op : request) {
     answers.push_back(store_.carry_out(op));
     if (op.kind != Op::Kind::kRead || op.ttl == 0 || !answers.back().entries.empty()) continue;
     // A read that waits is the only one of its request.

@@ -64,8 +64,6 @@ class SimMeta {
 
   Value* find(const std::string& key);
   meta::Answer carry_out(const meta::Op& op);
-  // Positions behind kNewest become numbers.
-  void settle(meta::Op& read);
   std::uint64_t wait(meta::Op read, std::function<void(meta::Answer)> answer);
   void wake_waiters();
 

@@ -21,7 +21,7 @@ class _Chain:
 
 
 class PageChains:
-    """Thread-compatible. A page's hash depends on all tokens before it, so any chain that ends with it is a true one."""
+    """Thread-compatible. A page's hash depends on all tokens before it: any chain that ends with it is a true one."""
 
     def __init__(self, pages_max: int = _PAGES_MAX) -> None:
         self._pages_max = pages_max

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
+
+import torch
 
 from flexkv.integration.sglang.pages import PageStore
 
 logger = logging.getLogger("flexkv.sglang")
+
+
+class Streams:
+    """Of the GPU, as numbers; 0 on CPUs."""
+
+    def __init__(self, forward_stream: Any) -> None:
+        """`forward_stream`: where SGLang's forwards run, if that is not the current one."""
+        self._forward = forward_stream
+        self._join: Any = None
+
+    def launched(self) -> int:
+        """One that has reached what SGLang has launched by now, wherever. Loads wait for that, too: a forward that runs
+        may still write to slots that a finished request has given back."""
+        if not torch.cuda.is_initialized():
+            return 0
+        if self._join is None:
+            self._join = torch.cuda.Stream()
+        self._join.wait_stream(torch.cuda.current_stream())
+        if self._forward is not None:
+            self._join.wait_stream(self._forward)
+        return self._join.cuda_stream
+
+    @staticmethod
+    def computing() -> int:
+        """The one that the caller's layer is going to be computed on."""
+        return torch.cuda.current_stream().cuda_stream if torch.cuda.is_initialized() else 0
 
 
 class Batch:
@@ -23,8 +51,8 @@ class Batch:
         self._reached = 0
 
     def reach(self, layer: int, stream: int) -> None:
-        """What is computed from now on starts when the loads have filled this layer and those before it. No thread waits
-        for that, except on CPUs, where the stream is the thread."""
+        """What is computed from now on starts when the loads have filled this layer and those before it. No thread
+        waits for that, except on CPUs, where the stream is the thread."""
         tensors = bisect_right(self._layers, layer)
         parts = self._parts[tensors - 1] if tensors > 0 else 0
         if parts > self._reached:
@@ -38,10 +66,9 @@ class Batch:
 class LayerCounter:
     """As SGLang's pools and forwards use it."""
 
-    def __init__(self, num_layers: int, stream: Callable[[], int]) -> None:
-        """`stream`: the one that is computed on."""
+    def __init__(self, num_layers: int, streams: Streams) -> None:
         self.num_layers = num_layers
-        self._stream = stream
+        self._streams = streams
         self._batches: dict[int, list[Batch]] = {}
         self._begun = -1
         self._current: list[Batch] = []
@@ -51,8 +78,9 @@ class LayerCounter:
         """Their jobs run from now on; returns what set_consumer() and finish() take."""
         self._begun += 1
         self._batches[self._begun] = batches
+        stream = self._streams.launched()
         for batch in batches:
-            batch.agent.arm_loads_in_parts(batch.jobs, self._stream())
+            batch.agent.arm_loads_in_parts(batch.jobs, stream)
         return self._begun
 
     def set_consumer(self, index: int) -> None:
@@ -63,7 +91,7 @@ class LayerCounter:
 
     def wait_until(self, layer: int) -> None:
         for batch in self._current:
-            batch.reach(layer, self._stream())
+            batch.reach(layer, self._streams.computing())
 
     def finish(self, index: int) -> bool:
         """After the forward: waits until nothing of the batch is written any more. False: some of it was not loaded in
@@ -78,5 +106,7 @@ class LayerCounter:
                 ok = False
                 if self._layers_ask:
                     self._layers_ask = False
-                    logger.warning("not all layers of this model wait for their loads: forwards will wait for all of them")
+                    logger.warning(
+                        "not all layers of this model wait for their loads: forwards will wait for all of them"
+                    )
         return ok

@@ -3,35 +3,26 @@
     --unified-cache-external-linker-backend dynamic --unified-cache-external-linker-config
     '{"linker": "FlexKVLinker", "linker_module_path": "flexkv.integration.sglang.linker"}'
 
-Each rank has a linker of its own and keeps its shard under a name of its own; SGLang itself agrees between ranks on what
-all of them have. SGLang calls everything here from the scheduler's thread.
+Each rank has a linker of its own and keeps its shard under a name of its own; SGLang itself agrees between ranks on
+what all of them have. SGLang calls everything here from the scheduler's thread.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCacheLinker
 
-from flexkv.config import Settings, load, untold
 from flexkv.integration.common.guard import Guard
-from flexkv.integration.common.setup import plain_errors, show_our_logs, wait_until_served
-from flexkv.integration.sglang import config as engine
-from flexkv.integration.sglang.layers import Batch, LayerCounter
-from flexkv.integration.sglang.node import join_node
-from flexkv.integration.sglang.pages import NodePlace, PageStore, Piece, open_agent
-from flexkv.integration.sglang.pools import Pools, block_numbers, device_pools
-from flexkv.manager.place import gpu_register_port, meeting_place
+from flexkv.integration.sglang.layers import Batch, LayerCounter, Streams
+from flexkv.integration.sglang.node import load_settings, open_stores
+from flexkv.integration.sglang.pages import PageStore, Piece
+from flexkv.integration.sglang.pools import block_numbers, device_pools
 
 logger = logging.getLogger("flexkv.sglang")
 _guard = Guard(logger)
@@ -53,9 +44,9 @@ class _Load:
 
 @dataclass
 class _Offload:
-    running: set[tuple[str, int]]  # pool and job
-    ok: bool
-    generations: dict[str, int] = field(default_factory=dict)
+    running: set[tuple[str, int]] = field(default_factory=set)  # pool and job
+    ok: bool = True
+    generations: dict[str, int] = field(default_factory=dict)  # of the pools' clients
 
 
 class FlexKVLinker(UnifiedCacheLinker):
@@ -70,7 +61,7 @@ class FlexKVLinker(UnifiedCacheLinker):
         extra_config: dict[str, Any] | None = None,
         forward_stream: Any = None,
     ) -> None:
-        settings = _settings(extra_config or {})
+        settings = load_settings(extra_config or {}, "linker_extra_config")
         _refuse(server_args, params)
         described = device_pools(params, components)
         rank, self._ranks = _place_among_ranks(params)
@@ -79,8 +70,10 @@ class FlexKVLinker(UnifiedCacheLinker):
         # What all ranks hold alike, the first of them keeps for all.
         self._saves = rank == 0 or not described.replicated
         shard = [0, 1] if described.replicated else [rank, self._ranks]
-        self._open(settings, server_args, params, described, shard)
-        self.layer_done_counter = LayerCounter(described.num_layers, self._stream)
+        facts = {"door": "linker 1", "shard": shard, "page": params.page_size}
+        self._node, self._stores = open_stores(settings, server_args, described.pools, facts)
+        self._streams = Streams(forward_stream)
+        self.layer_done_counter = LayerCounter(described.num_layers, self._streams)
         if PoolName.MAMBA in self.pools:
             params.req_to_token_pool.register_layer_transfer_counter(self.layer_done_counter)
         self._protected: OrderedDict[str, list[tuple[PageStore, list[Piece]]]] = OrderedDict()
@@ -88,34 +81,6 @@ class FlexKVLinker(UnifiedCacheLinker):
         self._started: dict[int, list[_Load]] = {}
         self._offloads: deque[_Offload] = deque()
         self._closed = False
-
-    def _open(
-        self, settings: Settings, server_args: Any, params: Any, described: Pools, shard: list[int]
-    ) -> None:
-        port = gpu_register_port(engine.engine_port(server_args))
-        place = meeting_place(settings, port, 0)
-        model = engine.identity(ModelConfig.from_server_args(server_args), server_args)
-        facts = {"model": model, "namespace": settings.namespace, "shard": shard, "page": params.page_size}
-        who, places = [], []
-        for pool in described.pools:
-            name = f"{place.engine_id}.{os.getpid()}.{pool.name}"
-            fingerprint = json.dumps(facts | {"door": "linker 1", "pool": pool.name, "slots": pool.block_slots})
-            digest = hashlib.sha256(fingerprint.encode()).digest()
-            who.append((name, 1, f"{server_args.model_path} ({pool.name} {shard[0]})", digest, pool.block_slots))
-            places.append(NodePlace(place.runtime_dir, place.node_name, name))
-        self._node = join_node(settings, place.node_name, who, logger)
-        self._stores: dict[str, PageStore] = {}
-        for pool, where, client in zip(described.pools, places, self._node.clients, strict=True):
-            self._stores[pool.name] = PageStore(client, open_agent(where, pool, settings), pool)
-        wait_until_served(self._node.socket, {one[0] for one in who})
-
-    def _stream(self) -> int:
-        """What SGLang computes on. Loads are ordered behind it, too: a forward that runs may still write to slots that a
-        finished request has given back."""
-        if not torch.cuda.is_initialized():
-            return 0
-        stream = self.forward_stream if self.forward_stream is not None else torch.cuda.current_stream()
-        return stream.cuda_stream
 
     # ---- lookup
 
@@ -149,8 +114,8 @@ class FlexKVLinker(UnifiedCacheLinker):
     # ---- loads
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
-        """Queued, or False: to be computed. With several ranks all must answer alike: there, what one of them cannot load
-        has failed in the end."""
+        """Queued, or False: to be computed. With several ranks all must answer alike: there, what one of them cannot
+        load has failed in the end."""
         self._queued[rid] = load = self._order(transfers)
         self._unprotect(rid)
         if load.complete or self._ranks > 1:
@@ -186,6 +151,7 @@ class FlexKVLinker(UnifiedCacheLinker):
         self._end(load)
         return True
 
+    @_guard.never_raises(lambda: -1)
     def start_layer_wise_loading(self) -> int:
         if not self._queued:
             return -1
@@ -198,9 +164,11 @@ class FlexKVLinker(UnifiedCacheLinker):
         self._started[index] = loads
         return index
 
+    @_guard.never_raises(lambda: False)
     def finish_layer_wise_loading(self, counter_index: int) -> bool:
+        """False also of what was never started: SGLang asks only after loads that were queued."""
         loads = self._started.pop(counter_index, [])
-        ok = self.layer_done_counter.finish(counter_index)
+        ok = bool(loads) and self.layer_done_counter.finish(counter_index)
         for load in loads:
             self._end(load)
             ok &= load.complete
@@ -217,12 +185,16 @@ class FlexKVLinker(UnifiedCacheLinker):
         """Refused only where there is nothing to keep: with several ranks all must answer alike."""
         if not any(transfer.keys for transfer in transfers):
             return False
-        self._offloads.append(self._save(transfers) if self._saves else _Offload(set(), True))
+        offload = _Offload()
+        self._offloads.append(offload)
+        if self._saves:
+            offload.ok = self._save(offload, transfers)
         return True
 
-    @_guard.never_raises(lambda: _Offload(set(), False))
-    def _save(self, transfers: list[PoolTransfer]) -> _Offload:
-        offload = _Offload(set(), True)
+    @_guard.never_raises(lambda: False)
+    def _save(self, offload: _Offload, transfers: list[PoolTransfer]) -> bool:
+        """What was begun is always waited for: what it reads must not change meanwhile."""
+        ok = True
         for transfer in transfers:
             store = self._stores.get(str(transfer.name))
             if store is None or not transfer.keys:
@@ -230,10 +202,10 @@ class FlexKVLinker(UnifiedCacheLinker):
             blocks = block_numbers(transfer.device_indices, store.pool)
             offload.generations[store.pool.name] = store.client.generation()
             jobs, reached = store.save(_hashes(transfer), blocks)
-            offload.ok &= reached
-            store.agent.arm_saves(jobs, self._stream())
+            ok &= reached
             offload.running.update((store.pool.name, job) for job in jobs)
-        return offload
+            store.agent.arm_saves(jobs, self._streams.launched())
+        return ok
 
     def num_completed_offloads(self) -> int:
         self._settle()
@@ -293,22 +265,17 @@ def _hashes(transfer: PoolTransfer) -> list[bytes]:
     return [bytes.fromhex(key) for key in transfer.keys or ()]
 
 
-def _settings(extra: dict[str, Any]) -> Settings:
-    with plain_errors(logger):
-        settings = load(extra=extra, extra_origin="linker_extra_config")
-    show_our_logs(settings.log_level, settings.logging_prefix)
-    for warning in untold(settings):
-        logger.warning("FlexKV: %s", warning)
-    return settings
-
-
 def _refuse(server_args: Any, params: Any) -> None:
     if getattr(server_args, "nnodes", 1) > 1:
         raise ValueError("the FlexKV linker: an engine on several machines (--nnodes) is not supported")
+    if getattr(server_args, "enable_memory_saver", False):
+        raise ValueError(
+            "the FlexKV linker: --enable-memory-saver is not supported: it takes device memory away while FlexKV copies"
+        )
     if params.pp_size > 1:
         raise ValueError(
-            "the FlexKV linker: pipeline parallelism (--pp-size) is not supported: SGLang does not let the stages agree on "
-            "what all of them have"
+            "the FlexKV linker: pipeline parallelism (--pp-size) is not supported: SGLang does not let the stages agree "
+            "on what all of them have"
         )
 
 

@@ -38,7 +38,9 @@ class NodePlace:
 class PageStore:
     """One pool's. Owned by one thread; the copies run on threads of their own, without the GIL."""
 
-    def __init__(self, client: Any, agent: Any, pool: Pool) -> None:
+    def __init__(self, client: Any, agent: Any, pool: Pool, from_drives: bool = False) -> None:
+        """`from_drives`: what is on drives only counts as found, and a load of it takes as long as they do."""
+        self._from_drives = from_drives
         self.pool = pool
         self.client = client
         self.agent = agent
@@ -47,7 +49,7 @@ class PageStore:
     # ---- which pages are kept
 
     def find(self, pages: Sequence[bytes]) -> tuple[int, list[Piece]]:
-        """How many leading pages are in host memory, and where. What is on drives only is fetched meanwhile."""
+        """How many leading pages can be loaded, and where they are. What is on drives only is fetched meanwhile."""
         pieces = []
         at = 0
         while at < len(pages) and (piece := self._look_up(pages, at)) is not None:
@@ -56,7 +58,7 @@ class PageStore:
         return at, pieces
 
     def find_scattered(self, pages: Sequence[bytes]) -> tuple[set[int], list[Piece]]:
-        """The numbers of all the pages that are in host memory."""
+        """The numbers of all the pages that can be loaded."""
         found: set[int] = set()
         pieces = []
         at = 0
@@ -76,16 +78,22 @@ class PageStore:
         for prefix in (before, []) if before else ([],):
             chain = [*prefix, *pages[at:]]
             sequence = self.client.open_sequence()
-            in_host, anywhere = self.client.lookup_in_host_memory(sequence, chain)
-            if anywhere > in_host:
-                self.client.prefetch(sequence, chain)
+            kept = self._kept(sequence, chain)
             first = len(prefix)
-            if in_host > first:
-                if pages[at + in_host - first - 1] not in self._chains:
-                    self._chains.add(chain[:in_host], 0)
-                return Piece(sequence, chain, first, at, in_host - first)
+            if kept > first:
+                if chain[kept - 1] not in self._chains:
+                    self._chains.add(chain[:kept], 0)
+                return Piece(sequence, chain, first, at, kept - first)
             self.client.close_sequence(sequence)
         return None
+
+    def _kept(self, sequence: int, chain: list[bytes]) -> int:
+        if self._from_drives:
+            return self.client.lookup(sequence, chain)[0]
+        in_host, anywhere = self.client.lookup_in_host_memory(sequence, chain)
+        if anywhere > in_host:
+            self.client.prefetch(sequence, chain)
+        return in_host
 
     def close(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:

@@ -13,8 +13,8 @@ from flexkv.manager.slots import device_blocks
 
 @dataclass(frozen=True)
 class Pool:
-    """Tensors whose blocks are numbered alike. `block_slots`: of SGLang's indices, so many make a block. `layers[i]`: the
-    first layer of the forward, counted from the stage's first, that reads tensor i."""
+    """Tensors whose blocks are numbered alike. `block_slots`: of SGLang's indices, so many make a block. `layers[i]`:
+    the first layer of the forward, counted from the stage's first, that reads tensor i."""
 
     name: str
     block_slots: int
@@ -78,7 +78,7 @@ def _entries(kvcache: Any, params: Any, components: set[Any]) -> tuple[list[Any]
 def _refuse_drafts(params: Any) -> None:
     if params.mtp_draft_device_pools or params.sidecar_draft_device_pools:
         raise ValueError(
-            "the FlexKV linker cannot keep the draft model's KV of this model: start SGLang without speculative decoding"
+            "the FlexKV linker cannot keep the KV of this model's draft: start SGLang without speculative decoding"
         )
 
 
@@ -102,7 +102,7 @@ def _entry(name: Any, pool: Any, layers: dict[int, int], page: int) -> Any:
 
 def _pool(source: str, entries: Sequence[Any]) -> Pool:
     found = sorted(_tensors(entries), key=lambda item: item[0])
-    tensors = [_describe(f"{source}[{number}]", tensor, span) for number, (_, tensor, span) in enumerate(found)]
+    tensors = [_describe(f"{source}[{number}]", tensor, 0, span) for number, (_, tensor, span) in enumerate(found)]
     count = min(tensor["shape"][0] for tensor in tensors)
     for tensor in tensors:
         tensor["shape"][0] = count
@@ -129,22 +129,46 @@ def _tensors(entries: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor, int]]:
                         yield layer, tensor, block_bytes // (tensor.nbytes // tensor.shape[0])
 
 
-def _describe(name: str, tensor: torch.Tensor, span: int) -> dict[str, Any]:
+def _describe(name: str, tensor: torch.Tensor, axis: int, span: int) -> dict[str, Any]:
+    """`span` rows of the axis make a block."""
     shape, stride = list(tensor.shape), list(tensor.stride())
-    blocks = shape[0] // span
+    blocks = shape[axis] // span
     if span > 1:
-        shape[:1], stride[:1] = [blocks, span], [span * stride[0], stride[0]]
+        shape[axis : axis + 1], stride[axis : axis + 1] = [blocks, span], [span * stride[axis], stride[axis]]
     return {
         "name": name,
         "address": tensor.data_ptr(),
         "element_bytes": tensor.element_size(),
         "shape": shape,
         "stride": stride,
-        "block_axis": 0,
+        "block_axis": axis,
     }
+
+
+# Layouts of HiCache's host pools: the axis of the pages, and whether it counts their tokens.
+_HOST_LAYOUTS = {"layer_first": (1, True), "page_first": (0, True), "page_first_direct": (0, False)}
+
+
+def host_pool(pool: Any) -> Pool:
+    """HiCache's own host memory, as a pool. ValueError: a kind of pool that cannot be kept."""
+    from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
+    from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
+
+    if type(pool) not in (MHATokenToKVPoolHost, MLATokenToKVPoolHost) or pool.layout not in _HOST_LAYOUTS:
+        raise ValueError(
+            f"FlexKV cannot keep a {type(pool).__name__} of layout {pool.layout}: models with full attention (MHA, MLA) "
+            f"and --hicache-mem-layout {', '.join(_HOST_LAYOUTS)} are supported"
+        )
+    axis, by_token = _HOST_LAYOUTS[pool.layout]
+    span = pool.page_size if by_token else 1
+    buffers = [pool.kv_buffer] if type(pool) is MLATokenToKVPoolHost else [pool.k_buffer, pool.v_buffer]
+    tensors = [_describe(f"host[{number}]", buffer, axis, span) for number, buffer in enumerate(buffers)]
+    return Pool("kv", pool.page_size, pool.page_num, "host", tensors, [0] * len(tensors))
 
 
 def block_numbers(indices: torch.Tensor, pool: Pool) -> list[int]:
     """Of the blocks that these indices fill, in order. ValueError: they are no whole blocks."""
     slots = indices.detach().to("cpu", torch.int64).flatten()
-    return device_blocks(slots, slots.numel() // pool.block_slots * pool.block_slots, pool.block_slots, pool.name).tolist()
+    return device_blocks(
+        slots, slots.numel() // pool.block_slots * pool.block_slots, pool.block_slots, pool.name
+    ).tolist()

@@ -26,6 +26,7 @@ from flexkv.integration.vllm.vllm_v1_adapter import FlexKVConnectorV1Impl, ours
 
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig, VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.request import Request
 
 
@@ -37,6 +38,7 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
         super(FlexKVConnectorV1, self).__init__(vllm_config, role, kv_cache_config)
         self._flexkv_connector = FlexKVConnectorV1Impl(vllm_config, role, kv_cache_config)
         self._flexkv_connector.report_stats = True
+        self._block_pool: BlockPool | None = None  # a worker has none
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -54,6 +56,14 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
 
     def restore_kv_caches(self) -> None:
         self._flexkv_connector.restore_kv_caches()
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        self._block_pool = gpu_block_pool
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """Of a worker. vLLM's scheduler asks, too, right before it takes the events of a step."""
+        self._flexkv_connector.before_engine_events(self._block_pool)
+        return self._flexkv_connector.get_kv_connector_stats()
 
     @never_raises(compat.TransferResults)
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
@@ -126,6 +136,6 @@ class _PromMetrics(KVConnectorPromMetrics):
             by_engine[engine_idx].inc(transfer_stats_data.get(name, 0))
 
 
-# vLLM's MultiConnector names the statistics of its children by class, and looks for the class under that name to read them.
-with contextlib.suppress(ValueError):  # has it already
+# vLLM's MultiConnector knows the statistics of its connectors by the names of their classes, and asks for these here.
+with contextlib.suppress(ValueError):  # this module was loaded before, under another name
     KVConnectorFactory.register_connector(FlexKVConnector.__name__, __name__, FlexKVConnector.__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.distributed.kv_events import BlockRemoved, BlockStored
+from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 from flexkv.integration.vllm import compat
@@ -49,8 +49,21 @@ def describe_found(client: Any, group: Group, chain: Chain, request: Request, ma
         describe(client, group, chain, request, first, matched)
 
 
-def take(clients: list[Any]) -> list[KVCacheEvent]:
-    return [_event(record) for client in clients for record in records(client.take_changes())]
+def engine_clears(pool: Any) -> bool:
+    """Whether vLLM is about to say that all blocks are cleared. `pool`: its block pool."""
+    return any(isinstance(event, AllBlocksCleared) for event in pool.kv_event_queue)
+
+
+def take(clients: list[Any], cleared: bool) -> list[KVCacheEvent]:
+    """What has changed. `cleared`: routers have just heard from vLLM that all is, and may have forgotten ours with it;
+    they hear all of it again."""
+    found: list[KVCacheEvent] = []
+    for client in clients:
+        changes = client.take_changes()
+        if cleared:
+            changes = [change for change in changes if change[0] == "removed"] + client.told()
+        found += map(_event, records(changes))
+    return found
 
 
 def _event(record: Any) -> KVCacheEvent:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _CONTEXT_SIZES = ("decode_context_parallel_size", "prefill_context_parallel_size", "cp_kv_cache_interleave_size")
-# What becomes of an image, besides its own hash. (vLLM hashes what a request says of this, not what the engine was told.)
+# What becomes of an image, besides its own hash: vLLM hashes what a request says of this, not what the engine was told.
 _MULTIMODAL = (
     "media_io_kwargs",
     "mm_device_do_normalize",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flexkv.config import Settings
 from flexkv.integration.vllm import compat, events
@@ -52,7 +52,9 @@ class SchedulerSide:
         self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
         self._trace = logger.isEnabledFor(logging.DEBUG)
         self._events = events.wanted(config, settings)
+        self._engine_clears = False  # vLLM has told routers so, or is about to
         self._clients, self._node, self._metrics = open_clients(config, settings, groups)
+        self.take_events()  # nodes remember what blocks are called from the first time on
         self._saves = SaveOrders(
             groups, self._clients, self._requests, settings.save_timeout_ms / 1000, describes=self._events
         )
@@ -72,8 +74,8 @@ class SchedulerSide:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
             chains = [Chain(client.open_sequence()) for client in self._clients]
             save = bool(options.get("save", True))
-            # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind the
-            # stop for that of the next input.
+            # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind
+            # the stop for that of the next input.
             if self._speculates and getattr(request, "resumable", False):
                 save = False
             tracked = Tracked(request, chains, save)
@@ -194,7 +196,12 @@ class SchedulerSide:
             client.close_sequence(chain.sequence)
 
     def take_events(self) -> list[KVCacheEvent]:
-        return events.take(self._clients) if self._events else []
+        cleared, self._engine_clears = self._engine_clears, False
+        return events.take(self._clients, cleared) if self._events else []
+
+    def before_engine_events(self, pool: Any) -> None:
+        """The engine is about to take its own events from its block pool."""
+        self._engine_clears = self._engine_clears or (self._events and events.engine_clears(pool))
 
     def reset_cache(self) -> bool:
         """What is kept, and what requests have computed so far, is not to be found any more. vLLM also says so before it

@@ -191,6 +191,11 @@ class FlexKVConnectorV1Impl:
             self.scheduler.request_finished(request)
         return False, None
 
+    @never_raises(lambda: None)
+    def before_engine_events(self, pool: Any) -> None:
+        if self.scheduler is not None and pool is not None:
+            self.scheduler.before_engine_events(pool)
+
     @never_raises(tuple)
     def take_events(self) -> Iterable[KVCacheEvent]:
         return self.scheduler.take_events() if self.scheduler is not None else ()

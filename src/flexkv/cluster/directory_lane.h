@@ -1,0 +1,95 @@
+// The directory's thread: brings Directory together with Redis and with the changes of this node's index. It sleeps
+// while there is nothing to do, and whatever happens to Redis, only it waits.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "flexkv/base/fd.h"
+#include "flexkv/base/mutex.h"
+#include "flexkv/cluster/directory.h"
+#include "flexkv/meta/redis_channel.h"
+
+namespace flexkv::cluster {
+
+// Where the changes of the node's index come from.
+class ChangeSource {
+ public:
+  virtual ~ChangeSource() = default;
+  // Appends the next changes, at most some thousand; true: there are more. After false the source calls
+  // DirectoryLane::wake() at the next change. Called on the lane's thread, without a lock.
+  virtual bool read(std::vector<Change>& out) = 0;
+};
+
+struct DirectoryLaneOptions {
+  DirectoryOptions directory;
+  meta::RedisOptions redis;
+  std::uint64_t replica_blocks_max = 100'000'000;  // of all other nodes together
+};
+
+struct DirectoryLaneStatus {
+  DirectoryStats directory;
+  Replica::Stats replica;
+  std::string trouble;  // with Redis; empty: there is none
+};
+
+class DirectoryLane {
+ public:
+  // `reset` is called on the lane's thread when the cluster has been reset: once it has returned, the source must give
+  // nothing of before. It may take its time. Fails when there are no threads or descriptors left.
+  // REQUIRES: `source` outlives the lane
+  static Result<std::unique_ptr<DirectoryLane>> start(const DirectoryLaneOptions& options, ChangeSource& source,
+                                                      std::function<void(std::uint64_t epoch)> reset);
+  // Without a farewell, if stop() was not called.
+  ~DirectoryLane();
+  DirectoryLane(const DirectoryLane&) = delete;
+  DirectoryLane& operator=(const DirectoryLane&) = delete;
+
+  // The rest may be called by any thread.
+
+  // See Directory::add_space. To be called before the source gives changes of it.
+  std::optional<SpaceIndex> add_space(const SpaceId& id);
+  void wake();
+  const Replica& replica() const { return replica_; }
+  void reset_cluster();
+  DirectoryLaneStatus status() const;
+  // Tells the others that this node goes, as far as that is possible within `patience`, and ends the thread.
+  void stop(Nanos patience);
+
+ private:
+  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
+                std::function<void(std::uint64_t epoch)> reset, Fd wakeup);
+  void run();
+  bool read_source();
+  void enter_new_epoch();
+  void serve_orders(Nanos now);
+  void serve_reads(Nanos now);
+  void sleep(bool more) const;
+  void report(Nanos now);
+
+  ChangeSource& source_;
+  const std::function<void(std::uint64_t)> reset_;
+  const Fd wakeup_;  // an eventfd
+  Replica replica_;
+  // The lane's
+  meta::RedisChannel orders_;
+  meta::RedisChannel reads_;
+  std::vector<Change> changes_;
+  std::string reported_trouble_;
+  Nanos quiet_until_ = 0;
+  bool reported_same_name_ = false;
+  bool reported_refused_ = false;
+
+  mutable Mutex mutex_;
+  Directory directory_ FLEXKV_GUARDED_BY(mutex_);
+  std::string trouble_ FLEXKV_GUARDED_BY(mutex_);
+  std::optional<Nanos> stop_by_ FLEXKV_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace flexkv::cluster
