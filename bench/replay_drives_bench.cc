@@ -134,7 +134,7 @@ class Replay final : public node::Outbox {
     hello.block_tokens = block_tokens_;
     engine_ = node_.attach_client(hello).value();
     agent_ = node_.attach_agent({"engine", 0, 1, {}, block_tokens_ * kTokenBytes, 1U << 20, "none"}).value();
-    node_.set_prefill(engine_, {0, kPrefillPerToken, 0});
+    node_.set_prefill(engine_, {0, kPrefillPerToken, 0, 0});
     const std::vector<std::uint32_t> slots(kDriveCount,
                                            setup.ssd_blocks * (kTraceBlockTokens / block_tokens_) / kDriveCount);
     node_.on_disk_opened(drives_.space, slots, 0);

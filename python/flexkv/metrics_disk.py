@@ -65,6 +65,19 @@ def disk_families(status: Mapping[str, Any]) -> Iterator[Metric]:
     if is_number(disk.get("read_bytes_per_s")):
         doc = "Bytes that drives read in a second, as measured"
         families.append(GaugeMetricFamily("flexkv_disk_read_bytes_per_second", doc, value=disk["read_bytes_per_s"]))
+    choices = mapping(disk, "choices")
+    chosen = CounterMetricFamily(
+        "flexkv_disk_choices", "Requests with blocks on drives, by how much of them they load", labels=["loads"]
+    )
+    for what in ("all", "part", "none"):
+        if is_number(choices.get(what)):
+            chosen.add_metric([what], choices[what])
+    families.append(chosen)
+    if is_number(choices.get("recomputed_blocks")):
+        doc = "Blocks that were kept and that engines were expected to compute faster"
+        families.append(
+            CounterMetricFamily("flexkv_disk_recomputed_blocks", doc, value=choices["recomputed_blocks"])
+        )
     for key, doc in _ENDURANCE.items():
         gauge = GaugeMetricFamily(f"flexkv_disk_endurance_{key}", doc, labels=["directory"])
         for drive in drives:

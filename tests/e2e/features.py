@@ -21,7 +21,7 @@ FEATURES: list[tuple[str, str, list[str]]] = [
     (
         "speculative decoding, drafts from the text (n-grams)",
         "served; what is kept are confirmed tokens only",
-        ["test_vllm_speculative.py"],
+        ["test_vllm_speculative.py", "test_saves.py::test_a_block_that_only_drafts_complete_is_not_saved"],
     ),
     (
         "speculative decoding, draft models (EAGLE, MTP)",

@@ -142,6 +142,22 @@ class Decoding:
         return self.side.build_connector_meta(output)
 
 
+def test_a_block_that_only_drafts_complete_is_not_saved(monkeypatch: Any) -> None:
+    run = Decoding(monkeypatch, speculates=True)
+    run.request.block_hashes.append(b"1")  # of the confirmed tokens
+    cached = SimpleNamespace(
+        req_ids=["r"], resumed_req_ids=set(), new_block_ids=[([1, 2],)], num_computed_tokens=[BLOCK - 1]
+    )
+    output: Any = SimpleNamespace(
+        scheduled_new_reqs=[],
+        scheduled_cached_reqs=cached,
+        num_scheduled_tokens={"r": 1 + BLOCK},
+        total_num_scheduled_tokens=1 + BLOCK,
+    )
+    run.side.build_connector_meta(output)
+    assert run.client.saves == [(0, 1)]
+
+
 @pytest.mark.parametrize(
     ("speculates", "resumable", "saves"), [(False, False, 1), (True, False, 1), (False, True, 1), (True, True, 0)]
 )

@@ -25,15 +25,15 @@ _POOL = "2MB"
 _KILLS = 3
 
 
-def ssd(directory: Path) -> tuple[tuple[str, str], ...]:
+def ssd(directory: Path, policy: str = "always") -> tuple[tuple[str, str], ...]:
     directory.mkdir(exist_ok=True)
     return (
         ("FLEXKV_CPU_CACHE_GB", _POOL),
         ("FLEXKV_SSD_CACHE_GB", "64MB"),
         ("FLEXKV_SSD_CACHE_DIR", f"{directory}/a;{directory}/b"),
         ("FLEXKV_SSD_ADMISSION", "0"),
-        # The tiny model computes as fast as a drive reads: what is worth loading is not what is tested here.
-        ("FLEXKV_SSD_LOAD_POLICY", "always"),
+        # The tiny model computes as fast as a drive reads: with "auto", either may be chosen.
+        ("FLEXKV_SSD_LOAD_POLICY", policy),
     )
 
 
@@ -190,3 +190,44 @@ def test_status_tells_what_was_found(tiny_model: Path, tmp_path: Path) -> None:
         finally:
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(20) == 0
+
+
+def test_auto_loads_what_it_says_it_chose(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
+    from flexkv import _core
+
+    steps = [*one_by_one("cold"), *one_by_one("warm")]
+    expected = outputs(run_both(EngineConfig(flexkv=True, in_process=True), steps).baseline)
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(ssd(tmp_path / "ssd", "auto"))
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
+    daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
+    try:
+        assert daemon.stdout is not None
+        assert b"listens" in daemon.stdout.readline()
+        environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
+        results = run_engine(EngineConfig(flexkv=True, environment=environment), tiny_model, steps, tmp_path / "engine")
+        status = json.loads(_core.query_status(str(runtime / "default.sock")))
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(20) == 0
+    assert outputs(results) == expected
+    choices = status["disk"]["choices"]
+    latest = choices["latest"]
+    assert choices["policy"] == "auto"
+    assert choices["all"] + choices["part"] + choices["none"] == len(latest) > 0
+    found = [one["host_blocks"] + one["coming_blocks"] + one["drive_blocks"] for one in latest]
+    chosen = [one["chosen_blocks"] for one in latest]
+    assert choices["recomputed_blocks"] == sum(found) - sum(chosen)
+    assert latest[0]["basis"] == "reads_unknown"
+    for one, blocks in zip(latest, found, strict=True):
+        assert one["drive_blocks"] + one["coming_blocks"] > 0
+        assert one["chosen_blocks"] == blocks or one["basis"] == "cost"
+        if one["basis"] == "cost":
+            assert one["read_bytes_per_s"] > 0
+            assert 0 < one["expected_us"] <= max(one["expected_if_all_us"], one["expected_if_none_us"])
+            assert one["expected_if_none_us"] > one["engine_wait_us"]
+    # Where nothing had to be chosen, host memory had it all.
+    whole = whole_blocks(LONG)
+    told = [min(count * BLOCK, whole) for count in chosen] + [whole] * (_PROMPTS - len(latest))
+    assert sorted(hits(results, "warm")) == sorted(told)

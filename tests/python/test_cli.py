@@ -223,6 +223,18 @@ def test_a_tier_without_a_usable_drive_is_off(node: Any) -> None:
     assert "off: gone" in output
 
 
+def test_status_tells_what_was_chosen_and_why() -> None:
+    lines = [str(line) for line in drive_lines({"disk": fake_core.DISK})]
+    at = next(i for i, line in enumerate(lines) if "requests were to load" in line)
+    assert lines[at] == "SSD: of what was found, requests were to load all 41, none 2; 333 blocks computed instead"
+    assert lines[at + 1].endswith("ago 77 of 77 blocks (- in host memory): reads_unknown")
+    assert lines[at + 2].endswith(
+        "ago 100 of 1,320 blocks (100 in host memory): 540.0 ms expected, 700.0 ms with all, 650.0 ms with none"
+    )
+    none = fake_core.DISK["choices"] | {"all": 0, "none": 0, "latest": []}
+    assert not any("to load" in str(line) for line in drive_lines({"disk": fake_core.DISK | {"choices": none}}))
+
+
 def test_status_without_drives_has_no_word_of_them(node: Any) -> None:
     (runtime_dir() / "default.status").write_text(json.dumps(fake_core.STATUS | {"disk": None}))
     assert "drive" not in run("status").output

@@ -12,6 +12,9 @@ from flexkv.cli import cells
 from flexkv.status_fields import entries, is_number, mapping, number
 
 
+_LATEST_CHOICES = 3
+
+
 def ssd_row(status: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Its row in the table of tiers."""
     drives = entries(mapping(status, "disk"), "drives")
@@ -46,7 +49,8 @@ def drive_table(status: Mapping[str, Any]) -> Table | None:
 
 
 def drive_lines(status: Mapping[str, Any]) -> list[Text]:
-    """What was found at the start, how fast drives read, what they may still take, how they are read and written."""
+    """What was found at the start, how fast drives read, what was chosen with that, what they may still take, and how they
+    are read and written."""
     disk = mapping(status, "disk")
     lines = [
         f"SSD: reading what the drives hold of {space.get('model', cells.DASH)}"
@@ -56,6 +60,7 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
     lines += [_opened(space) for space in entries(disk, "opened")]
     if number(disk, "read_bytes_per_s"):
         lines.append(f"SSD: reads measured at {cells.speed(number(disk, 'read_bytes_per_s'))}")
+    lines += _choices(mapping(disk, "choices"))
     endurance = mapping(disk, "endurance")
     if endurance:
         lines.append(_endurance(endurance))
@@ -67,6 +72,28 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
         lines.append(f"SSD: blocks offered: {admission}")
     lines += [f"SSD: {form}" for drive in entries(disk, "drives") if (form := drive.get("form"))]
     return [Text(line) for line in lines]
+
+
+def _choices(choices: Mapping[str, Any]) -> list[str]:
+    """How often requests were to load what drives hold, and the latest of these choices."""
+    counts = [f"{name} {cells.count(number(choices, name))}" for name in ("all", "part", "none") if choices.get(name)]
+    if not counts:
+        return []
+    recomputed = cells.count(number(choices, "recomputed_blocks"))
+    lines = [f"SSD: of what was found, requests were to load {', '.join(counts)}; {recomputed} blocks computed instead"]
+    return lines + [_choice(choice) for choice in entries(choices, "latest")[-_LATEST_CHOICES:]]
+
+
+def _choice(choice: Mapping[str, Any]) -> str:
+    found = sum(number(choice, f"{where}_blocks") or 0 for where in ("host", "coming", "drive"))
+    text = (
+        f"SSD: {cells.duration(number(choice, 'seconds_ago'))} ago {cells.count(number(choice, 'chosen_blocks'))} of "
+        f"{cells.count(found)} blocks ({cells.count(number(choice, 'host_blocks'))} in host memory)"
+    )
+    if choice.get("basis") != "cost":
+        return f"{text}: {choice.get('basis', cells.DASH)}"
+    expected = (cells.microseconds(number(choice, f"expected{what}_us")) for what in ("", "_if_all", "_if_none"))
+    return "{}: {} expected, {} with all, {} with none".format(text, *expected)
 
 
 def _state(drive: Mapping[str, Any]) -> str:

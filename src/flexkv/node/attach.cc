@@ -249,7 +249,7 @@ std::uint32_t Node::blocks_in_use() const {
 std::vector<Node::EngineInfo> Node::engines() const {
   std::vector<EngineInfo> infos;
   for (const auto& [handle, engine] : engines_) {
-    infos.push_back({engine->id, engine->model, engine->client, engine->rank_count, engine->ranks_attached(),
+    infos.push_back({handle, engine->id, engine->model, engine->client, engine->rank_count, engine->ranks_attached(),
                      static_cast<std::uint32_t>(engine->sequences.size()), engine->space != nullptr, engine->prefill});
   }
   return infos;

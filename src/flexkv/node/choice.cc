@@ -9,8 +9,8 @@ namespace {
 
 // Of the pool: what a prompt may take. A load holds its whole prompt.
 constexpr std::uint64_t kPromptShare = 75;
-// A drive that is not worth it, and that nothing was read from for kUntried, gives so many blocks that nobody waits for:
-// their speed tells whether it is worth it now.
+// A drive that is not worth it, and that nothing was read from for kUntried, gives so many blocks that nobody waits
+// for: their speed tells whether it is worth it now.
 constexpr Nanos kUntried = kSecond;
 constexpr std::uint32_t kTriedBlocks = 16;
 
@@ -66,7 +66,8 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
     result.choice = choose(engine, sequence, found.matched_blocks, purpose);
     std::uint32_t blocks = 0;
     for (const plan::Stretch& stretch : disk_->stretches) {
-      if ((blocks += stretch.blocks) <= result.choice->chosen_blocks) result.arrives = now_ + static_cast<Nanos>(stretch.arrives);
+      if ((blocks += stretch.blocks) <= result.choice->chosen_blocks)
+        result.arrives = now_ + static_cast<Nanos>(stretch.arrives);
     }
     if (result.choice->chosen_blocks < found.matched_blocks) {
       found = {result.choice->chosen_blocks, Reason::kNotWorthLoading, 0, 0};
@@ -100,20 +101,26 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   look_at_blocks(*engine.space, sequence, choice, blocks, purpose);
   const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
   choice.engine_wait = from_now(engine.computes_until);
-  choice.basis = options_.always_load                                      ? Choice::Basis::kAlways
-                 : choice.read_bytes_per_second <= 0                       ? Choice::Basis::kReadsUnknown
-                 : !engine.prefill.known() || engine.block_tokens == 0     ? Choice::Basis::kPrefillUnknown
-                                                                           : Choice::Basis::kCost;
+  choice.behind = purpose == Purpose::kLookup ? engine.announced : 0;
+  choice.basis = options_.always_load                                  ? Choice::Basis::kAlways
+                 : choice.read_bytes_per_second <= 0                   ? Choice::Basis::kReadsUnknown
+                 : !engine.prefill.known() || engine.block_tokens == 0 ? Choice::Basis::kPrefillUnknown
+                                                                       : Choice::Basis::kCost;
   if (choice.read_bytes_per_second <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return choice;
-  disk_->others.clear();
-  for (const auto& [job, arrives] : engine.arrivals) disk_->others.push_back(from_now(arrives));
+  auto& arrivals = disk_->arrivals;
+  arrivals.clear();
+  for (const auto& [job, one] : engine.arrivals) {
+    arrivals.push_back({from_now(one.arrives), static_cast<double>(one.compute)});
+  }
+  std::ranges::sort(arrivals, {}, &plan::Arrival::arrives);
   plan::LoadQuestion question;
   question.stretches = disk_->stretches;
   question.block_tokens = engine.block_tokens;
   question.prompt_blocks = choice.prompt_blocks;
   question.prefill = engine.prefill;
   question.engine_free = choice.engine_wait;
-  question.others = disk_->others;
+  question.arrivals = arrivals;
+  question.behind = choice.behind;
   const plan::LoadChoice best = plan::choose_load(question);
   choice.expected_if_all = best.nanos_if_all;
   choice.expected_if_none = best.nanos_if_none;
@@ -139,13 +146,13 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
     const plan::FlowRate& reads = disk_->reads[i];
     const double rate = reads.bytes_per_second() > 0 ? reads.bytes_per_second() : sum / known;
     const double waiting = static_cast<double>(reads.waiting_bytes()) + queued_bytes;
-    disk_->reading[i] = {rate, waiting / rate * static_cast<double>(kSecond)};
+    disk_->reading[i] = {rate, waiting / rate * static_cast<double>(kSecond), 0};
   }
   return sum / known * drives;
 }
 
-// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has is
-// taken to cost nothing: links to devices are far faster than any engine computes.
+// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has
+// is taken to cost nothing: links to devices are far faster than any engine computes.
 void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                           Purpose purpose) {
   enum class Where { kHost, kComing, kDrive };
@@ -154,6 +161,7 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
   const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
   Where last = Where::kHost;
   double arrives = 0;
+  double reading = 0;
   for (std::uint32_t i = 0; i < blocks; ++i) {
     Where here = Where::kHost;
     if (disk_->host_slots[i] == index::kNoSlot) {
@@ -166,8 +174,13 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
       here = begun || queued ? Where::kComing : Where::kDrive;
       double when = drive.free;
       if (drive.bytes_per_second > 0) {
-        const auto read_time = [&](double bytes) { return bytes / drive.bytes_per_second * static_cast<double>(kSecond); };
-        if (here == Where::kDrive) when = drive.free += read_time(slot_bytes);
+        const auto read_time = [&](double bytes) {
+          return bytes / drive.bytes_per_second * static_cast<double>(kSecond);
+        };
+        if (here == Where::kDrive) {
+          when = drive.free += read_time(slot_bytes);
+          reading = std::max(reading, drive.own += read_time(slot_bytes));
+        }
         if (begun) {
           when = read_time(static_cast<double>(disk_->reads[number].waiting_bytes_until(fetch->second.position)));
         }
@@ -178,20 +191,27 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
     last = here;
     ++stretches.back().blocks;
     stretches.back().arrives = arrives;
+    stretches.back().reading = reading;
     ++(here == Where::kHost ? choice.host_blocks : here == Where::kComing ? choice.coming_blocks : choice.drive_blocks);
   }
 }
 
-// Remembers what was chosen for a lookup, and what it gives the engine to do.
-void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first) {
+// What it gives the engine to do: now, or when its blocks have come.
+void Node::note_compute(Engine& engine, Sequence& sequence, const Served& served) {
   sequence.arrives = served.arrives;
+  sequence.compute = 0;
   if (engine.prefill.known() && engine.block_tokens > 0) {
     const double loaded = double{1} * served.lookup.matched_blocks * engine.block_tokens;
     const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - loaded;
-    const Nanos before = std::max(engine.computes_until - sequence.computes, now_);
-    sequence.computes = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), loaded));
-    engine.computes_until = before + sequence.computes;
+    sequence.compute = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), loaded));
   }
+  sequence.computing = served.lookup.disk_blocks == 0;
+  if (sequence.computing) engine.computes_until = std::max(engine.computes_until, now_) + sequence.compute;
+}
+
+// Remembers what was chosen for a lookup.
+void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first) {
+  note_compute(engine, sequence, served);
   if (!served.choice) return;
   const Choice& choice = *served.choice;
   const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;

@@ -27,7 +27,6 @@ struct DiskTransfer {
   key::BlockKey key;
   key::BlockKey parent;           // zero: the block is the first of a chain (writes)
   std::uint64_t host_offset = 0;  // of slot_bytes in the pool, not touched by others until on_disk_done
-  bool prefetch = false;          // nobody waits yet (reads)
   Nanos deadline = 0;             // by which it must have begun; 0: none
 };
 

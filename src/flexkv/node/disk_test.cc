@@ -466,13 +466,13 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   keep_on_drives(e, keys);
   read_one_slowly(e, keys);
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // how fast the engine is was not told yet
-  node->set_prefill(e, {0, 1e6, 0});                 // 16 ms for a block
+  node->set_prefill(e, {0, 1e6, 0, 0});              // 16 ms for a block
   const auto found = lookup(e, 5, keys);
   EXPECT_EQ(found.matched_blocks, 1U);  // what host memory has
   EXPECT_EQ(found.disk_blocks, 0U);
   EXPECT_EQ(found.host_blocks, 1U);
   EXPECT_EQ(found.reason, Reason::kNotWorthLoading);
-  node->set_prefill(e, {0, 1e7, 0});
+  node->set_prefill(e, {0, 1e7, 0, 0});
   EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);
 }
 
@@ -482,7 +482,7 @@ TEST_F(NodeDiskTest, WhatIsOnItsWayFromADriveCostsOnlyTheRestOfTheWay) {
   const auto keys = keys_of(1, 4);
   keep_on_drives(e, keys);
   read_one_slowly(e, keys);
-  node->set_prefill(e, {0, 1e7, 0});  // 160 ms for a block: twice the reads of all would be more
+  node->set_prefill(e, {0, 1e7, 0, 0});  // 160 ms for a block: twice the reads of all would be more
   EXPECT_EQ(node->prefetch(e, {4, 0, keys}, now), Reason::kNone);
   ASSERT_EQ(disk.reads.size(), 3U);
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 4U);
@@ -492,15 +492,55 @@ TEST_F(NodeDiskTest, WhatIsOnItsWayFromADriveCostsOnlyTheRestOfTheWay) {
   report(agents[0], 11);
 }
 
+// Nobody waits for what tells whether a slow drive is still slow.
 TEST_F(NodeDiskTest, TriesADriveAgainThatWasTooSlowAWhileAgo) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  const auto others = keys_of(2, 3);
+  keep_on_drives(e, others);
+  keep_on_drives(e, keys);
+  read_one_slowly(e, keys);
+  node->set_prefill(e, {0, 1e6, 0, 0});  // 16 ms for a block
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 1U);
+  EXPECT_TRUE(disk.reads.empty());
+  now += 10 * kSecond;
+  EXPECT_EQ(lookup(e, 5, keys).matched_blocks, 1U);
+  ASSERT_EQ(disk.reads.size(), 2U);
+  now += kMillisecond;
+  end_all(disk.reads);
+  now += kSecond;
+  EXPECT_EQ(lookup(e, 6, others).matched_blocks, 3U);
+}
+
+TEST_F(NodeDiskTest, TellsWhatItChoseAndFromWhat) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 3);
   keep_on_drives(e, keys);
   read_one_slowly(e, keys);
-  node->set_prefill(e, {0, 1e6, 0});  // 16 ms for a block
-  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 1U);
-  now += 240 * kSecond;
-  EXPECT_EQ(lookup(e, 5, keys).matched_blocks, 3U);
+  EXPECT_EQ(node->choices().size(), 0U) << "nothing was looked up";
+  lookup(e, 4, keys);
+  node->set_prefill(e, {0, 1e6, 0, 0});  // 16 ms for a block
+  lookup(e, 5, keys);
+  lookup(e, 5, keys);
+  const auto choices = node->choices();
+  ASSERT_EQ(choices.size(), 2U) << "asked again, it replaces its choice";
+  EXPECT_EQ(choices[0].basis, Choice::Basis::kPrefillUnknown);
+  EXPECT_EQ(choices[0].chosen_blocks, 3U);
+  const Choice& choice = choices[1];
+  EXPECT_EQ(choice.basis, Choice::Basis::kCost);
+  EXPECT_EQ(choice.engine, e);
+  EXPECT_EQ(choice.sequence, 5U);
+  EXPECT_EQ(choice.prompt_blocks, 3U);
+  EXPECT_EQ(choice.host_blocks, 1U);
+  EXPECT_EQ(choice.drive_blocks, 2U);
+  EXPECT_EQ(choice.chosen_blocks, 1U);
+  EXPECT_NEAR(choice.read_bytes_per_second, 2 * 10 * 4096, 1) << "ten blocks a second from each of two drives";
+  EXPECT_NEAR(choice.expected_if_none, 48 * kMillisecond, 1);
+  EXPECT_NEAR(choice.expected, 32 * kMillisecond, 1);
+  EXPECT_NEAR(choice.expected_if_all, 101 * kMillisecond, 1) << "and one token";
+  EXPECT_EQ(node->stats().choices_all, 1U);
+  EXPECT_EQ(node->stats().choices_part, 1U);
+  EXPECT_EQ(node->stats().recomputed_blocks, 2U);
 }
 
 TEST_F(NodeDiskTest, SingleBlocksGoToOneDriveAfterTheOther) {
@@ -521,7 +561,6 @@ TEST_F(NodeDiskTest, PrefetchFetchesWithoutALoad) {
   keep_on_drives(e, keys);
   EXPECT_EQ(node->prefetch(e, {3, 0, keys}, now), Reason::kNone);
   ASSERT_EQ(disk.reads.size(), 3U);
-  EXPECT_TRUE(disk.reads[0].prefetch);
   ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);  // joins it
   EXPECT_EQ(disk.reads.size(), 3U);
   end_all(disk.reads);

@@ -10,8 +10,8 @@ namespace {
 
 // Of the pool: what all prefetches together may take at once.
 constexpr std::uint64_t kPrefetchShare = 25;
-// At each drive. More would not make it faster, and would keep loads that come to need those blocks behind other loads.
-constexpr std::size_t kPrefetchesMax = 16;
+// At each drive, and there like loads: one may come to need them, and must not wait behind those that came later.
+constexpr std::size_t kPrefetchesMax = 8;
 // Room is made for so many fetches at a time.
 constexpr std::size_t kReserveAhead = 16;
 
@@ -70,6 +70,7 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   Space& space = *engine->space;
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   sequence->leased = true;
+  if (!sequence->counted) engine->announced += !std::exchange(sequence->announced, true);
   const Lookup found = served(*engine, *sequence, Purpose::kPrefetch).lookup;
   if (found.disk_blocks > 0) fetch_ahead(space, *sequence, found.matched_blocks);
   return Reason::kNone;
@@ -217,7 +218,6 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
   transfer.slot = disk;
   transfer.key = key;
   transfer.host_offset = space.slots.offset(host);
-  transfer.prefetch = prefetch;
   transfer.deadline = now_ + options_.load_timeout;
   const DiskAdmission admission = disk_->port.read(transfer);
   if (admission == DiskAdmission::kQueued) {

@@ -105,6 +105,9 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
+  engine->announced -= std::exchange(sequence->announced, false);
+  // Asked again, only the last answer counts.
+  if (std::exchange(sequence->computing, false)) engine->computes_until -= sequence->compute;
   const Served found = served(*engine, *sequence, Purpose::kLookup);
   if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
   Lookup result = found.lookup;
@@ -132,6 +135,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
 void Node::close(Engine& engine, Sequence& sequence) {
   if (sequence.pinned) drop_pin(*engine.space, sequence.pin);
   sequence.pinned = false;
+  engine.announced -= std::exchange(sequence.announced, false);
   sequence_keys_ -= sequence.keys.size();
 }
 
@@ -380,7 +384,7 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
     fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
-    engine->arrivals.emplace(request.job, sequence->arrives);
+    engine->arrivals[request.job] = {sequence->arrives, sequence->compute};
   }
   finish_if_quiet(key, now);
   pump_disk();
@@ -619,7 +623,11 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
   if (job->pinned) drop_pin(*job->space, job->pin);
   if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);
   --job->space->jobs;
-  if (Engine* engine = find_engine(key.first)) engine->arrivals.erase(key.second);
+  if (Engine* engine = find_engine(key.first)) {
+    if (const auto arrival = engine->arrivals.extract(key.second); !arrival.empty()) {
+      engine->computes_until = std::max(engine->computes_until, now) + arrival.mapped().compute;
+    }
+  }
   const bool save = job->direction == device::Direction::kToHost;
   DirectionStats& direction = save ? stats_.to_host : stats_.to_device;
   // However a load ended, what has come is good.

@@ -113,6 +113,7 @@ struct Choice {
   double read_bytes_per_second = 0;  // of all drives
   double read_wait = 0;              // until the drives have read what they were asked for before
   double engine_wait = 0;            // until the engine has computed what it was given before
+  std::uint32_t behind = 0;          // requests that wait for their turn
   double expected = 0;               // until the prompt is computed; 0: not known
   double expected_if_all = 0;        // was loaded
   double expected_if_none = 0;
@@ -223,6 +224,7 @@ class Node {
   const NodeStats& stats() const { return stats_; }
 
   struct EngineInfo {
+    EngineHandle handle = 0;
     std::string id;
     std::string model;
     bool client = false;
@@ -256,8 +258,10 @@ class Node {
   bool admits() const { return disk_ != nullptr && options_.disk_admission; }
   // Of all drives together, measured while blocks are read; 0: not yet.
   double disk_bytes_per_second() const;
-  // The latest ones, the oldest first.
+  // The latest ones, the oldest first, at times up to now().
   std::vector<Choice> choices() const;
+  bool always_loads() const { return options_.always_load; }
+  Nanos now() const { return now_; }  // the latest time that was told
   std::vector<EngineInfo> engines() const;
   std::vector<SpaceInfo> spaces() const;
   std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
@@ -345,6 +349,7 @@ class Node {
   void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                       Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
+  void note_compute(Engine& engine, Sequence& sequence, const Served& served);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);
 
   // fetch.cc: from drives to host memory

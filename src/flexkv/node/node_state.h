@@ -122,10 +122,11 @@ struct Node::Disk {
   struct Reading {
     double bytes_per_second = 0;
     double free = 0;  // nanoseconds from now until it has read what it has to
+    double own = 0;   // of them, for the request in question
   };
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
-  std::vector<double> others;
+  std::vector<plan::Arrival> arrivals;
   std::vector<key::BlockKey> keys;  // scratch of write_behind()
 };
 
@@ -152,9 +153,11 @@ struct Node::Sequence {
   std::uint32_t described = 0;  // leading blocks found to be so in the index
   bool counted = false;         // in the lookup statistics
   std::uint32_t found = 0;      // blocks, by the first lookup
+  bool announced = false;       // by a prefetch, and not looked up yet
   std::uint64_t choice = 0;     // the number of its latest one, from 1 on
   Nanos arrives = 0;            // what it is to load, in host memory
-  Nanos computes = 0;           // part of its engine's computes_until
+  Nanos compute = 0;            // what its engine has to do for it, then
+  bool computing = false;       // that is part of its engine's computes_until
   bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
@@ -167,8 +170,15 @@ struct Node::Engine {
   std::array<std::byte, 32> fingerprint{};
   std::uint32_t block_tokens = 0;
   plan::PrefillTime prefill;
-  Nanos computes_until = 0;                   // what it has looked up, as far as one can tell
-  std::unordered_map<JobId, Nanos> arrivals;  // of its loads that wait for drives: when, as far as one can tell
+  // As far as one can tell: until when it computes what was looked up and waits for nothing, and, of its loads that
+  // wait for drives, when they arrive and how long it computes then.
+  Nanos computes_until = 0;
+  struct Arrival {
+    Nanos arrives = 0;
+    Nanos compute = 0;
+  };
+  std::unordered_map<JobId, Arrival> arrivals;
+  std::uint32_t announced = 0;  // sequences
   std::uint32_t rank_count = 0;
   struct Rank {
     AgentHandle agent = 0;  // 0: not attached

@@ -30,7 +30,9 @@ class FlowRate {
   // Ever begun; with what was begun until some moment, what of it is still to come is known later.
   std::uint64_t begun_bytes() const { return begun_bytes_; }
   std::uint64_t waiting_bytes() const { return waiting_bytes_until(begun_bytes_); }
-  std::uint64_t waiting_bytes_until(std::uint64_t begun) const { return begun > ended_bytes_ ? begun - ended_bytes_ : 0; }
+  std::uint64_t waiting_bytes_until(std::uint64_t begun) const {
+    return begun > ended_bytes_ ? begun - ended_bytes_ : 0;
+  }
   // For how long nothing has confirmed it.
   Nanos idle(Nanos now) const { return waiting_ == 0 && now > now_ ? now - now_ : 0; }
 

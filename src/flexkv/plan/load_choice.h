@@ -4,8 +4,9 @@
 // more it costs to compute (it attends to all before it), while one from the same tier costs the same to load: within a
 // stretch of blocks of one tier the best place to stop is one of its ends. So only the ends are compared.
 //
-// An engine computes one prompt after the other. So a prompt that is computed keeps those waiting whose blocks arrive
-// meanwhile: their delay is part of what computing costs.
+// An engine computes one prompt after the other, and drives read for one after the other. So what a prompt takes of
+// them keeps others waiting: prompts whose blocks arrive meanwhile, and those that come next. Their delay is part of
+// the cost.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,13 @@ namespace flexkv::plan {
 struct Stretch {
   std::uint32_t blocks = 0;
   double arrives = 0;  // when the last of them is in host memory, and all before it
+  double reading = 0;  // for how long drives read for it, from the first stretch to the end of this one
+};
+
+// A prompt of the same engine that waits for its blocks.
+struct Arrival {
+  double arrives = 0;
+  double compute = 0;  // what the engine has to do for it then
 };
 
 struct LoadQuestion {
@@ -26,8 +34,9 @@ struct LoadQuestion {
   std::uint32_t block_tokens = 0;
   std::uint32_t prompt_blocks = 0;  // all of its whole blocks, matched or not
   PrefillTime prefill;
-  double engine_free = 0;          // when the engine has computed what it was given before
-  std::span<const double> others;  // when the loads arrive that its other prompts wait for
+  double engine_free = 0;             // when the engine has computed what it was given before
+  std::span<const Arrival> arrivals;  // the earliest first
+  std::uint32_t behind = 0;           // prompts that wait for their turn
 };
 
 struct LoadChoice {

@@ -80,8 +80,7 @@ void PrefillCost::fit() {
     result[lowest] = 0;
   }
   for (double& value : result) value = std::max(value, 0.0);
-  time_ = {result[0] / kScale[0], result[1] / kScale[1], result[2] / kScale[2],
-           static_cast<double>(step_tokens_)};
+  time_ = {result[0] / kScale[0], result[1] / kScale[1], result[2] / kScale[2], static_cast<double>(step_tokens_)};
 }
 
 }  // namespace flexkv::plan

@@ -198,7 +198,6 @@ node::DiskAdmission DiskBridge::read(const node::DiskTransfer& transfer) {
   op.slot = transfer.slot;
   op.key = transfer.key;
   op.bytes = host(transfer);
-  op.urgency = transfer.prefetch ? file::Urgency::kPrefetch : file::Urgency::kLoad;
   op.deadline = transfer.deadline;
   return to_node(tier_->read(op));
 }

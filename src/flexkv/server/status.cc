@@ -57,7 +57,8 @@ json render(const plan::PrefillTime& time) {
   if (!time.known()) return nullptr;
   return {{"fixed_us", time.fixed / kMicrosecond},
           {"us_per_token", time.per_token / kMicrosecond},
-          {"ns_per_pair", time.per_pair}};
+          {"ns_per_pair", time.per_pair},
+          {"step_tokens", time.step_tokens}};
 }
 
 json render(const node::DiskFlowStats& flow, const std::array<std::uint64_t, proto::kReasonCount>& failed) {
@@ -146,6 +147,52 @@ json render(const DiskBridge::Status& disk, const node::NodeStats& stats, json& 
           {"prefetched_blocks", stats.blocks_prefetched}};
 }
 
+const char* basis_name(node::Choice::Basis basis) {
+  switch (basis) {
+    case node::Choice::Basis::kCost:
+      return "cost";
+    case node::Choice::Basis::kAlways:
+      return "always";
+    case node::Choice::Basis::kReadsUnknown:
+      return "reads_unknown";
+    case node::Choice::Basis::kPrefillUnknown:
+      break;
+  }
+  return "prefill_unknown";
+}
+
+json render_choices(const node::Node& node) {
+  json latest = json::array();
+  const auto engines = node.engines();
+  const auto expected = [](double nanos) { return nanos > 0 ? json(nanos / kMicrosecond) : json(nullptr); };
+  for (const node::Choice& choice : node.choices()) {
+    const auto engine = std::ranges::find(engines, choice.engine, &node::Node::EngineInfo::handle);
+    latest.push_back({{"seconds_ago", static_cast<double>(node.now() - choice.at) / kSecond},
+                      {"engine", engine == engines.end() ? json(nullptr) : json(engine->id)},
+                      {"sequence", choice.sequence},
+                      {"prompt_blocks", choice.prompt_blocks},
+                      {"host_blocks", choice.host_blocks},
+                      {"coming_blocks", choice.coming_blocks},
+                      {"drive_blocks", choice.drive_blocks},
+                      {"chosen_blocks", choice.chosen_blocks},
+                      {"basis", basis_name(choice.basis)},
+                      {"read_bytes_per_s", choice.read_bytes_per_second},
+                      {"read_wait_us", choice.read_wait / kMicrosecond},
+                      {"engine_wait_us", choice.engine_wait / kMicrosecond},
+                      {"requests_behind", choice.behind},
+                      {"expected_us", expected(choice.expected)},
+                      {"expected_if_all_us", expected(choice.expected_if_all)},
+                      {"expected_if_none_us", expected(choice.expected_if_none)}});
+  }
+  const auto& stats = node.stats();
+  return {{"policy", node.always_loads() ? "always" : "auto"},
+          {"all", stats.choices_all},
+          {"part", stats.choices_part},
+          {"none", stats.choices_none},
+          {"recomputed_blocks", stats.recomputed_blocks},
+          {"latest", latest}};
+}
+
 // What became of blocks that were offered to the tier, over all spaces.
 json sum_of_admission(const json& spaces) {
   json sum = {{"admitted", 0}, {"refused_unlikely", 0}};
@@ -212,6 +259,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     on_drives = render(*disk, stats, messages);
     if (node.admits()) on_drives["admission"] = sum_of_admission(spaces);
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
+    on_drives["choices"] = render_choices(node);
   }
   const auto queues = node.disk_queues();
   const json out = {{"node",

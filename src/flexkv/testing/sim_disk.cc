@@ -120,7 +120,7 @@ node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool writ
   loop_.note(write ? "disk: write" : "disk: read", transfer.op, transfer.slot, transfer.host_offset / 4096);
   if (!plan_.block_times.empty()) {
     const auto drive = transfer.slot % plan_.drives;
-    lines_[drive].waiting[write ? 2 : transfer.prefetch].push_back(transfer.op);
+    lines_[drive].waiting[write].push_back(transfer.op);
     serve(drive);
     return node::DiskAdmission::kQueued;
   }

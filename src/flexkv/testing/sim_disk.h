@@ -74,10 +74,10 @@ class SimDisk final : public node::DiskPort {
     bool canceled = false;
   };
 
-  // With block_times: what it does, and what waits for it: loads, prefetches, writes.
+  // With block_times: what it does, and what waits for it: reads, writes.
   struct Line {
     bool busy = false;
-    std::array<std::deque<node::DiskOp>, 3> waiting;
+    std::array<std::deque<node::DiskOp>, 2> waiting;
   };
 
   node::DiskAdmission begin(const node::DiskTransfer& transfer, bool write);

@@ -108,9 +108,8 @@ void SimEngine::add_request() {
 std::uint64_t SimEngine::submit(std::vector<std::uint32_t> chunks) {
   auto request = std::make_shared<Request>();
   request->id = next_request_++;
-  request->tokens = request->tokens_end = static_cast<std::uint32_t>(chunks.size()) * kBlockTokens + 1;
+  request->tokens = request->tokens_end = static_cast<std::uint32_t>(chunks.size()) * kBlockTokens;
   request->chunks = std::move(chunks);
-  request->chunks.push_back(0);
   name_blocks(*request);
   first_tokens_[request->id] = 0;
   requests_.emplace(request->id, request);

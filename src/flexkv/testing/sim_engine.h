@@ -32,7 +32,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void drain() { draining_ = true; }
   bool idle() const;
 
-  // A request for a prompt of whole blocks, named by what is in them, and one token more. Its number.
+  // A request for one token behind a prompt of whole blocks, named by what is in them. Its number.
   std::uint64_t submit(std::vector<std::uint32_t> chunks);
   // When the prompt was computed; 0: not yet.
   Nanos first_token_at(std::uint64_t request) const { return first_tokens_.at(request); }

@@ -60,7 +60,8 @@ struct SimPlan {
   std::uint32_t drive_slots = 0;
   std::uint32_t disk_depth = 0;
   Nanos disk_time = 0;
-  std::vector<Nanos> block_times;  // of each drive: blocks one after the other, by urgency; empty: disk_time, by chance
+  std::vector<Nanos>
+      block_times;  // of each drive: blocks one after the other, reads first; empty: disk_time, by chance
   double disk_pressure = 0;
   Nanos open_time = 0;
   unsigned prefetch = 0;  // per mille of the requests

@@ -95,10 +95,11 @@ class SchedulerSide:
             on_drives = on_drives or disk_blocks > 0
             if self._trace:
                 logger.debug(
-                    "FlexKV: request %s, group %d: %d of %d blocks to load (%d from drives), %d tokens in the engine; "
-                    "the next one is not: %s",
+                    "FlexKV: request %s, group %d, sequence %d: %d of %d blocks to load (%d from drives), "
+                    "%d tokens in the engine; the next one is not: %s",
                     request.request_id,
                     group.index,
+                    chain.sequence,
                     matched,
                     len(hashes),
                     disk_blocks,
