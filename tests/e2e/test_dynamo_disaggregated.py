@@ -72,12 +72,12 @@ def test_a_prefill_worker_loads_what_it_evicted_and_hands_it_on(
     deployment, workers = prefill
     worker = workers[name]
 
-    def ask(tokens: list[int]) -> list[int]:
-        return deployment.ask(tokens, ANSWER, prefill_worker_id=worker.id).tokens
+    def ask(tokens: list[int], answer: int = ANSWER) -> list[int]:
+        return deployment.ask(tokens, answer, prefill_worker_id=worker.id).tokens
 
     assert ask(PROMPTS[name]) == expected[name]
     for i in range(2):  # nothing of it is left in the worker's own cache
-        ask(prompt(f"filler {i}", WHOLE_POOL))
+        ask(prompt(f"filler {i}", WHOLE_POOL), 1)
     before = worker.hits
     assert ask(PROMPTS[name]) == expected[name]
     assert worker.hits - before == Hits(own=0, flexkv=whole_blocks(LONG))
