@@ -29,17 +29,17 @@ constexpr std::uint64_t kSlotBytes = 4096;
 class InstantRanks final : public node::Outbox {
  public:
   bool send(node::AgentHandle, const proto::ToAgent& message) override {
-    if (const auto* copy = std::get_if<proto::CopyCommand>(&message)) waiting_.push_back(copy->job);
+    if (const auto* copy = std::get_if<proto::CopyCommand>(&message)) waiting_.push_back({copy->job, copy->job_blocks});
     return true;
   }
   void send(node::EngineHandle, const proto::JobResult&) override {}
   void answer(node::Node& node, node::AgentHandle agent, Nanos now) {
-    for (const auto job : waiting_) node.on_report(agent, {job, proto::JobStatus::kDone}, now);
+    for (const auto [job, blocks] : waiting_) node.on_report(agent, {job, proto::JobStatus::kDone, blocks}, now);
     waiting_.clear();
   }
 
  private:
-  std::vector<proto::JobId> waiting_;
+  std::vector<std::pair<proto::JobId, std::uint32_t>> waiting_;
 };
 
 // What an engine has at hand before it asks: tokens, or the hashes that it has made of them.

@@ -10,9 +10,10 @@
 #include <memory>
 #include <optional>
 #include <tuple>
-#include <unordered_set>
+#include <unordered_map>
 
 #include "bench/suites.h"
+#include "flexkv/agent/leading_blocks.h"
 #include "flexkv/base/assert.h"
 #include "flexkv/node/node.h"
 
@@ -170,10 +171,12 @@ class Replay final : public node::Outbox {
 
   bool send(node::AgentHandle, const proto::ToAgent& message) override {
     if (const auto* copy = std::get_if<proto::CopyCommand>(&message)) {
-      copying_.insert(copy->job);
-      if (copy->last) reports_.push_back({copy->job, proto::JobStatus::kDone});
+      agent::LeadingBlocks& copied = copying_[copy->job];
+      for (const proto::BlockSpan& span : copy->spans) copied.add(span);
+      if (copy->last) reports_.push_back({copy->job, proto::JobStatus::kDone, copied.count()});
     } else {
-      reports_.push_back({std::get<proto::CancelCommand>(message).job, proto::JobStatus::kCanceled});
+      const proto::JobId job = std::get<proto::CancelCommand>(message).job;
+      reports_.push_back({job, proto::JobStatus::kCanceled, copying_[job].count()});
     }
     return true;
   }
@@ -254,15 +257,13 @@ class Replay final : public node::Outbox {
       return;
     }
     const Request& request = requests_.at(id);
-    const std::uint32_t loaded = result.status == proto::JobStatus::kDone ? request.matched * block_tokens_ : 0;
+    const std::uint32_t loaded = result.good_blocks;
     figures_.first_token_nanos +=
-        static_cast<double>(now - request.arrived_at) + kPrefillPerToken * (request.tokens - loaded);
-    if (result.status == proto::JobStatus::kDone) {
-      figures_.drive_hit_tokens += request.on_drives * block_tokens_;
-      figures_.host_hit_tokens += (request.matched - request.on_drives) * block_tokens_;
-    } else {
-      figures_.failed_load_tokens += request.matched * block_tokens_;
-    }
+        static_cast<double>(now - request.arrived_at) + kPrefillPerToken * (request.tokens - loaded * block_tokens_);
+    const std::uint32_t from_host = std::min(loaded, request.matched - request.on_drives);
+    figures_.drive_hit_tokens += (loaded - from_host) * block_tokens_;
+    figures_.host_hit_tokens += from_host * block_tokens_;
+    figures_.failed_load_tokens += (request.matched - loaded) * block_tokens_;
     save(id, now);
   }
 
@@ -273,7 +274,7 @@ class Replay final : public node::Outbox {
   VirtualDrives drives_;
   std::vector<proto::JobReport> reports_;
   std::vector<proto::JobResult> results_;
-  std::unordered_set<proto::JobId> copying_;
+  std::unordered_map<proto::JobId, agent::LeadingBlocks> copying_;
   node::Node node_;
   node::EngineHandle engine_ = 0;
   node::AgentHandle agent_ = 0;

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "changes.h"
 #include "flexkv/agent/rank_agent.h"
 #include "flexkv/base/log.h"
 #include "flexkv/client/client.h"
@@ -205,6 +206,13 @@ class PyClient {
     return get().save(sequence, known, views, first_block, device_blocks, start(at_once));
   }
 
+  void describe(proto::SequenceId sequence, std::uint32_t first_block, const nb::object& hashes,
+                const std::vector<std::uint32_t>& tokens, const std::vector<nb::bytes>& details) {
+    for (auto& request : describe_requests(first_block, hash_views(hashes, 0), tokens, details)) {
+      get().describe(sequence, std::move(request));
+    }
+  }
+
   bool wait_ended_jobs(double timeout_s) {
     nb::gil_scoped_release release;
     return get().wait_ended_jobs(nanos(timeout_s));
@@ -215,12 +223,18 @@ class PyClient {
     return get().served(nanos(timeout_s));
   }
 
-  std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
-    std::vector<std::pair<proto::JobId, const char*>> ended;
+  using Result = std::tuple<proto::JobId, const char*, std::uint32_t>;
+  std::vector<Result> take_results() {
+    std::vector<Result> ended;
     for (const auto& result : get().take_ended_jobs()) {
       const bool complete = result.status == proto::JobStatus::kDone && result.reason == proto::Reason::kNone;
-      ended.emplace_back(result.job, complete ? "" : proto::reason_name(result.reason));
+      ended.emplace_back(result.job, complete ? "" : proto::reason_name(result.reason), result.good_blocks);
     }
+    return ended;
+  }
+  std::vector<std::pair<proto::JobId, const char*>> take_ended_jobs() {
+    std::vector<std::pair<proto::JobId, const char*>> ended;
+    for (const auto& [job, problem, good_blocks] : take_results()) ended.emplace_back(job, problem);
     return ended;
   }
 
@@ -292,9 +306,16 @@ class PyAgent {
   const std::string& layout() const { return description_; }
   const std::vector<std::uint32_t>& parts() const { return parts_; }
 
-  std::vector<std::pair<std::uint64_t, bool>> take_loads() {
-    std::vector<std::pair<std::uint64_t, bool>> out;
-    for (const auto& load : get().take_loads()) out.emplace_back(load.job, load.ok);
+  using Load = std::tuple<std::uint64_t, bool, std::uint32_t>;
+  std::vector<Load> take_loads() {
+    std::vector<Load> out;
+    for (const auto& load : get().take_loads()) out.emplace_back(load.job, load.ok, load.good_blocks);
+    return out;
+  }
+  std::vector<std::pair<std::uint64_t, std::uint32_t>> wait_loads(const std::vector<std::uint64_t>& jobs) {
+    nb::gil_scoped_release release;
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> out;
+    for (const auto& load : get().wait_loads(jobs)) out.emplace_back(load.job, load.good_blocks);
     return out;
   }
 
@@ -343,6 +364,7 @@ NB_MODULE(_core, m) {
   using namespace flexkv::bind;
 
   add_token_hashes(m);
+  bind_changes(m);
   m.def("build_info", [] {
     nb::dict info;
     info["version"] = FLEXKV_VERSION;
@@ -399,6 +421,9 @@ NB_MODULE(_core, m) {
       .def("describe", [](const PyNode& node) { return node.running()->describe(); })
       .def("socket_path", [](const PyNode& node) { return node.running()->socket_path(); })
       .def("reset", [](const PyNode& node) { node.running()->reset_all(); })
+      .def(
+          "follow", [](const PyNode& node) { return follow_node(node.running()); },
+          "Changes, from now on. Not more than once for a node.")
       .def("stop", &PyNode::stop);
 
   nb::class_<PyClient>(m, "Client", "The scheduler's side of one engine. Owned by one thread.")
@@ -438,9 +463,20 @@ NB_MODULE(_core, m) {
       .def("load", &PyClient::load, "sequence"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false,
            "The job, to be armed on every rank; `at_once`: by nobody, and 0: there is no node.")
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false)
+      .def(
+          "describe", &PyClient::describe, "sequence"_a, "first_block"_a, "hashes"_a, "tokens"_a, "details"_a,
+          "What events call blocks [first_block, len(hashes)): their hashes, as all blocks', their tokens, and details "
+          "that come back with the changes, of each block or one for all. Before they are saved, or when found.")
+      .def("first_undescribed",
+           [](PyClient& client, proto::SequenceId id) { return client.get().first_undescribed(id); })
+      .def(
+          "take_changes", [](PyClient& client) { return change_list(client.get().take_changes()); },
+          "As Changes.take(), of this client's model, and never 'cleared'.")
       .def("cancel", [](PyClient& client, proto::JobId job) { client.get().cancel(job); })
       .def("take_ended_jobs", &PyClient::take_ended_jobs,
            "[(job, why it failed or is incomplete; empty: it did all it was to do)]")
+      .def("take_results", &PyClient::take_results,
+           "The same, and of a load the number of leading blocks that all ranks have, also when it has failed.")
       .def("wait_ended_jobs", &PyClient::wait_ended_jobs, "timeout_s"_a,
            "Waits, without the GIL, until jobs have ended; False: none have in time, or the node is gone.")
       .def(
@@ -470,12 +506,11 @@ NB_MODULE(_core, m) {
            "For each tensor given at the start, after how many parts of a load its blocks are complete.")
       .def("arm_saves", [](PyAgent& agent, const std::vector<std::uint64_t>& jobs,
                            std::uintptr_t stream) { agent.get().arm_saves(jobs, stream); })
-      .def("take_loads", &PyAgent::take_loads)
-      .def("wait_loads",
-           [](PyAgent& agent, const std::vector<std::uint64_t>& jobs) {
-             nb::gil_scoped_release release;
-             return agent.get().wait_loads(jobs);
-           })
+      .def("take_loads", &PyAgent::take_loads,
+           "[(job, whether all its blocks are there, leading blocks that are)], each once.")
+      .def("wait_loads", &PyAgent::wait_loads, "jobs"_a,
+           "Waits, without the GIL, until the loads have ended: [(job, leading blocks that are there)] of those that are "
+           "not complete.")
       .def("fence",
            [](PyAgent& agent, const std::vector<std::uint64_t>& jobs, std::int64_t patience_ms) {
              nb::gil_scoped_release release;

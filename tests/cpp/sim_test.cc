@@ -45,6 +45,7 @@ void print(const SimTotals& totals) {
   show("requests", totals.requests);
   show("loads", totals.loads);
   show("of them ok", totals.loads_ok);
+  show("in part", totals.loads_in_part);
   show("blocks hit", totals.blocks_hit);
   show("block shards loaded", totals.blocks_loaded);
   show("of them held alike", totals.blocks_loaded_alike);
@@ -84,6 +85,7 @@ TEST(Simulation, Seeds) {
   // A world in which nothing is ever found would pass all checks.
   EXPECT_GE(totals.requests, 20 * count);
   EXPECT_GE(totals.loads_ok, 5 * count);
+  EXPECT_GE(totals.loads_in_part, count / 2);
   EXPECT_GE(totals.blocks_loaded_alike, 5 * count);
   EXPECT_GE(totals.blocks_saved, 20 * count);
   EXPECT_GE(totals.blocks_written, 5 * count);

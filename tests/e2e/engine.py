@@ -35,7 +35,7 @@ _EXIT_GRACE_SECONDS = 10.0
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """How vLLM is started. `flexkv`: with a connector, the one that ships in vLLM unless `full`. `killed`: a step ends the
-    engine with SIGKILL, which is then how it should end."""
+    engine with SIGKILL, which is then how it should end. `kv_events`: publishes them, on sockets in that directory."""
 
     flexkv: bool
     in_process: bool = True
@@ -45,6 +45,7 @@ class EngineConfig:
     full: bool = False
     killed: bool = False
     pool_blocks: int = POOL_BLOCKS
+    kv_events: str = ""
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -54,6 +55,10 @@ class EngineConfig:
         parts += ["async_scheduling"] * self.async_scheduling + ["lora"] * self.lora + ["full"] * self.full
         parts += [value for _, value in self.environment if value.isalnum()]
         return "-".join([*parts, "flexkv" if self.flexkv else "baseline"])
+
+    @property
+    def replay_endpoint(self) -> str:
+        return f"ipc://{self.kv_events}/replay"
 
     def llm_arguments(self, model: Path) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -78,6 +83,13 @@ class EngineConfig:
                 "kv_connector": "FlexKVConnectorV1",
                 "kv_role": "kv_both",
                 "kv_load_failure_policy": "recompute",
+            }
+        if self.kv_events:
+            arguments["kv_events_config"] = {
+                "enable_kv_cache_events": True,
+                "publisher": "zmq",
+                "endpoint": f"ipc://{self.kv_events}/events",
+                "replay_endpoint": self.replay_endpoint,
             }
         if self.flexkv and self.full:
             arguments["kv_transfer_config"] |= {
@@ -112,9 +124,14 @@ class EngineFailure(AssertionError):
 
 
 def run_engine(
-    config: EngineConfig, model: Path, steps: list[dict[str, Any]], directory: Path, timeout: float = 300
+    config: EngineConfig,
+    model: Path,
+    steps: list[dict[str, Any]],
+    directory: Path,
+    timeout: float = 300,
+    python: str = sys.executable,
 ) -> Results:
-    """Carries out `steps` in a new vLLM. Files go to `directory`. Raises EngineFailure."""
+    """Carries out `steps` in a new vLLM, that of `python`. Files go to `directory`. Raises EngineFailure."""
     directory.mkdir(parents=True)
     runtime, log, results = directory / "run", directory / "engine.log", directory / "results.json"
     runtime.mkdir(mode=0o700)
@@ -133,7 +150,7 @@ def run_engine(
     shared_memory = set(os.listdir("/dev/shm"))
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
+            [python, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,

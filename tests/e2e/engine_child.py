@@ -51,7 +51,10 @@ def settle(seconds: float) -> None:
 class Engine:
     def __init__(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM
+        from vllm.config import KVEventsConfig
 
+        if "kv_events_config" in arguments:
+            arguments["kv_events_config"] = KVEventsConfig(**arguments["kv_events_config"])
         self._llm = LLM(**arguments)
         self._added = 0
 

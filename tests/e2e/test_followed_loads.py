@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
 from flexkv.integration.vllm.vllm_v1_adapter import _layers_will_ask
 from flexkv.integration.vllm.worker import WorkerSide, _FollowedLoads
@@ -17,7 +18,7 @@ LAYERS = {"a": 1, "b": 1, "c": 2, "d": 3}
 class Agent:
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.failing: list[int] = []
+        self.failing: dict[int, int] = {}  # and how many of its blocks are there
         self.broken = False
 
     def arm_loads_in_parts(self, jobs: list[int], stream: int) -> None:
@@ -28,11 +29,11 @@ class Agent:
     def hold_engine(self, jobs: list[int], parts: int, stream: int) -> None:
         self.calls.append(("hold", parts))
 
-    def wait_loads(self, jobs: list[int]) -> list[int]:
+    def wait_loads(self, jobs: list[int]) -> list[tuple[int, int]]:
         self.calls.append("wait")
-        return [job for job in jobs if job in self.failing]
+        return [(job, good) for job, good in self.failing.items() if job in jobs]
 
-    def take_loads(self) -> list[tuple[int, bool]]:
+    def take_loads(self) -> list[tuple[int, bool, int]]:
         return []
 
     def take_calls(self) -> list[Any]:
@@ -93,7 +94,7 @@ def test_blocks_that_a_layer_may_have_read_too_early_are_computed_again(worker: 
 
 def test_a_failed_load_is_reported_and_the_step_saves_nothing(worker: WorkerSide) -> None:
     agent = worker._agents[0]
-    agent.failing = [6]
+    agent.failing = {6: 0}
     agent.cancel = lambda jobs: agent.calls.append(("cancel", jobs))
     worker.start_loads(step(1), False)
     agent.take_calls()
@@ -101,6 +102,13 @@ def test_a_failed_load_is_reported_and_the_step_saves_nothing(worker: WorkerSide
     worker.start_saves(step(1))
     assert agent.take_calls() == ["wait", ("cancel", [9])]
     assert worker.take_bad_blocks() == {3}
+
+
+def test_of_a_load_that_ends_early_only_the_rest_is_computed(worker: WorkerSide) -> None:
+    worker._groups = [Group(0, 1, 16, 1, None, None)]
+    worker._agents[0].failing = {5: 1}
+    worker.start_loads(step(1), False)
+    assert worker.take_bad_blocks() == {2}
 
 
 def test_loads_that_could_not_be_begun_have_failed(worker: WorkerSide) -> None:

@@ -91,6 +91,13 @@ def test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_
         groups_of(config, None)
 
 
+def test_models_whose_prompts_have_to_be_computed_whole_are_refused() -> None:
+    config: Any = SimpleNamespace(**vars(CONFIG) | {"model_config": SimpleNamespace(is_prefix_caching_supported=False)})
+    for described_or_not in (None, described(FULL)):
+        with pytest.raises(UnsupportedGroups, match="computed whole"):
+            groups_of(config, described_or_not)
+
+
 def test_runs_leave_out_blocks_that_need_no_memory() -> None:
     group = groups_of(CONFIG, described(FULL, WINDOW))[1]
     assert group.runs([], 3) == []
@@ -150,7 +157,7 @@ class Scheduling:
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
         target = SimpleNamespace(mode="embedded")
         settings: Any = SimpleNamespace(
-            sync_load_max_bytes=1 << 40, min_load_tokens=0, node_target=target, ssd_cache_bytes=0
+            sync_load_max_bytes=1 << 40, min_load_tokens=0, save_timeout_ms=100, node_target=target, ssd_cache_bytes=0
         )
         self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
         self.request: Any = SimpleNamespace(
@@ -253,12 +260,12 @@ def test_all_saves_are_given_up_when_ordering_them_fails(monkeypatch: Any) -> No
 class Agent:
     def __init__(self) -> None:
         self.armed: list[int] = []
-        self.ended: list[tuple[int, bool]] = []
+        self.ended: list[tuple[int, bool, int]] = []  # as the core's agent tells it
 
     def arm_loads(self, jobs: list[int], stream: int) -> None:
         self.armed += jobs
 
-    def take_loads(self) -> list[tuple[int, bool]]:
+    def take_loads(self) -> list[tuple[int, bool, int]]:
         ended, self.ended = self.ended, []
         return ended
 
@@ -274,28 +281,48 @@ def worker() -> WorkerSide:
 
 
 @pytest.mark.parametrize(
-    ("complete", "outcomes", "ok"),
+    ("complete", "outcomes", "good"),
     [
-        (True, (True, True), True),
-        (True, (True, False), False),
-        (True, (False, True), False),
-        (False, (True, True), False),
+        (True, (True, True), 2),
+        (True, (True, False), 0),
+        (True, (False, True), 0),
+        (False, (True, True), 0),
     ],
 )
 def test_a_load_ends_with_its_last_job(
-    worker: WorkerSide, complete: bool, outcomes: tuple[bool, bool], ok: bool
+    worker: WorkerSide, complete: bool, outcomes: tuple[bool, bool], good: int
 ) -> None:
     order = LoadOrder("r", False, [1, 2], [(0, 5), (1, 5)], complete)
     worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
     assert [agent.armed for agent in worker._agents] == [[5], [5]]
-    worker._agents[1].ended = [(5, outcomes[1])]
+    worker._agents[1].ended = [(5, outcomes[1], 1)]
     assert worker.take_ended_loads(2) == []
-    worker._agents[0].ended = [(5, outcomes[0])]
-    assert worker.take_ended_loads(3) == [(order, ok)]
+    worker._agents[0].ended = [(5, outcomes[0], 1)]
+    assert worker.take_ended_loads(3) == [(order, good)]
     assert worker.take_bad_blocks() == set()  # by request only
+
+
+@pytest.mark.parametrize(("window", "good"), [(None, 2), (40, 0)])
+def test_of_one_group_the_beginning_is_kept_unless_it_is_a_window(
+    worker: WorkerSide, window: int | None, good: int
+) -> None:
+    worker._groups = [Group(0, 1, 16, 1, window, None)]
+    worker._agents = [Agent()]
+    order = LoadOrder("r", False, [7, 8, 9], [(0, 5)], True)
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
+    worker._agents[0].ended = [(5, False, 2)]
+    assert worker.take_ended_loads(2) == [(order, good)]
+
+
+def test_of_several_jobs_for_one_request_all_or_none_count(worker: WorkerSide) -> None:
+    worker._groups = [Group(0, 1, 16, 1, None, None)]
+    order = LoadOrder("r", False, [7, 8, 9], [(0, 5), (0, 6)], True)
+    worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
+    worker._agents[0].ended = [(5, True, 2), (6, False, 0)]
+    assert worker.take_ended_loads(2) == [(order, 0)]
 
 
 def test_a_load_of_which_nothing_could_be_ordered_fails_at_once(worker: WorkerSide) -> None:
     order = LoadOrder("r", False, [1, 2])
     worker.start_loads(FlexKVMetadata(step=1, loads=[order]), False)
-    assert worker.take_ended_loads(1) == [(order, False)]
+    assert worker.take_ended_loads(1) == [(order, 0)]

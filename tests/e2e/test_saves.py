@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from flexkv.integration.common.saves import Job, Offers, RunningSaves, Save
 from flexkv.integration.vllm import compat, identity
 from flexkv.integration.vllm.groups import Group
-from flexkv.integration.vllm.metadata import FlexKVMetadata, Job
-from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
+from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.scheduler import SchedulerSide
 from flexkv.integration.vllm.tracked import Tracked
 
@@ -94,10 +95,14 @@ class FakeClient:
 class Decoding:
     """One request that computes a block in each step, in front of the scheduler side."""
 
-    def __init__(self, monkeypatch: Any, sleep_mode: bool = False) -> None:
+    def __init__(
+        self, monkeypatch: Any, sleep_mode: bool = False, speculates: bool = False, resumable: bool = False
+    ) -> None:
         self.client = FakeClient()
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: ([self.client], None, None))
-        config: Any = SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleep_mode))
+        config: Any = SimpleNamespace(
+            model_config=SimpleNamespace(enable_sleep_mode=sleep_mode), speculative_config=speculates or None
+        )
         settings: Any = SimpleNamespace(
             sync_load_max_bytes=0,
             min_load_tokens=0,
@@ -108,7 +113,12 @@ class Decoding:
         self.side = SchedulerSide(config, settings, [Group(0, 1, BLOCK, 1, None, None)])
         self.blocks = 0
         self.request: Any = SimpleNamespace(
-            request_id="r", kv_transfer_params=None, block_hashes=[], num_tokens=0, num_preemptions=0
+            request_id="r",
+            kv_transfer_params=None,
+            block_hashes=[],
+            num_tokens=0,
+            num_preemptions=0,
+            resumable=resumable,
         )
         self.side.get_num_new_matched_tokens(self.request, 0)
 
@@ -129,6 +139,14 @@ class Decoding:
             total_num_scheduled_tokens=BLOCK,
         )
         return self.side.build_connector_meta(output)
+
+
+@pytest.mark.parametrize(
+    ("speculates", "resumable", "saves"), [(False, False, 1), (True, False, 1), (False, True, 1), (True, True, 0)]
+)
+def test_sessions_with_drafts_are_not_saved(monkeypatch: Any, speculates: bool, resumable: bool, saves: int) -> None:
+    run = Decoding(monkeypatch, speculates=speculates, resumable=resumable)
+    assert len(run.step().saves) == saves
 
 
 def test_what_was_refused_is_offered_again_but_ever_less_often(monkeypatch: Any) -> None:
@@ -294,7 +312,7 @@ def test_a_reset_before_sleep_fails_while_a_save_does_not_end(monkeypatch: Any) 
 
 def test_before_the_engine_gives_its_memory_away_ranks_without_a_node_become_quiet(monkeypatch: Any) -> None:
     monkeypatch.setattr(compat, "sleep_follows_reset", compat.may_sleep)
-    monkeypatch.setattr("flexkv.integration.vllm.scheduler._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("flexkv.integration.vllm.save_orders._QUIET_SECONDS", 0.2)
     run = Decoding(monkeypatch, sleep_mode=True)
     run.step()
     run.client.connection = 0

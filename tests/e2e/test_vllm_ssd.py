@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import RunBoth
-from engine import EngineConfig, Results, run_engine
+from engine import BLOCK, EngineConfig, Results, run_engine
 from scenarios import LONG, emptied, generate, prompt, whole_blocks
 from test_vllm_daemon import wait_until
 
@@ -70,6 +70,67 @@ def test_drives_hold_what_host_memory_cannot_also_after_a_restart(
     again = run_engine(config, tiny_model, steps, tmp_path / "again")
     assert outputs(again) == expected
     assert hits(again, "cold") == [whole_blocks(LONG)] * _PROMPTS
+
+
+def damage(directory: Path, position: int) -> None:
+    """Flips a byte of a block in the middle of a chain: its `position` counts from the chain's first block. The one chain
+    of one directory; its files as docs/formats/disk.md has them."""
+    (records,) = directory.glob("*.records")
+    data = records.read_bytes()
+    slot_bytes = int.from_bytes(data[24:32], "little")
+    found = {}  # by the key of the block before it: slot and key
+    for slot in range((len(data) - 4096) // 64):
+        record = data[4096 + 64 * slot :][:64]
+        if any(record):
+            found[record[16:32]] = (slot, record[:16])
+    slot, key = found[bytes(16)]
+    for _ in range(position):
+        slot, key = found[key]
+    with records.with_suffix(".blocks").open("r+b") as blocks:
+        blocks.seek(slot * slot_bytes + slot_bytes // 2)
+        (byte,) = blocks.read(1)
+        blocks.seek(-1, 1)
+        blocks.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("in_process", "full", "async_scheduling", "tensor_parallel"),
+    [(True, False, False, 1), (True, True, False, 1), (False, True, True, 1), (False, False, False, 2)],
+    ids=["own", "full", "full-async", "own-tp2"],
+)
+def test_what_lies_before_a_damaged_block_is_a_hit(
+    tiny_model: Path,
+    tmp_path: Path,
+    run_both: RunBoth,
+    in_process: bool,
+    full: bool,
+    async_scheduling: bool,
+    tensor_parallel: int,
+) -> None:
+    ids, good, blocks = prompt("damaged", LONG), 11, LONG // BLOCK
+    steps = [generate("first", [ids]), *emptied(), generate("again", [ids])]
+    expected = outputs(run_both(EngineConfig(flexkv=True, in_process=True), steps).baseline)
+    config = EngineConfig(
+        flexkv=True,
+        in_process=in_process,
+        full=full,
+        async_scheduling=async_scheduling,
+        tensor_parallel=tensor_parallel,
+        environment=(*ssd(tmp_path / "ssd"), ("FLEXKV_SSD_CACHE_DIR", f"{tmp_path}/ssd")),
+    )
+    assert outputs(run_engine(config, tiny_model, steps, tmp_path / "before")) == expected
+    damage(tmp_path / "ssd", good)
+    after = run_engine(config, tiny_model, steps, tmp_path / "after")
+    assert outputs(after) == expected
+    log = (tmp_path / "after" / "engine.log").read_text()
+    # vLLM counts what it takes back: all from the damaged block on, and nothing before it.
+    assert f"1 request(s) rescheduled ({(blocks - good) * BLOCK} tokens affected)" in log
+    assert f"{blocks - good} of {blocks} blocks of request" in log
+    # What was computed instead has been kept.
+    assert after["again"].flexkv_hits == whole_blocks(LONG)
+    healed = run_engine(config, tiny_model, steps[:1], tmp_path / "healed")
+    assert healed["first"].flexkv_hits == whole_blocks(LONG)
+    assert "could not be loaded" not in (tmp_path / "healed" / "engine.log").read_text()
 
 
 def test_engine_killed_while_it_writes(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:

@@ -15,7 +15,7 @@ if importlib.util.find_spec("flexkv") is None or importlib.util.find_spec("flexk
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting from outside, and a runtime directory of the test's own."""
     for name in list(os.environ):
-        if "FLEXKV" in name:
+        if "FLEXKV" in name or name.startswith("DYN_KVBM_"):
             monkeypatch.delenv(name)
     runtime_dir = tmp_path / "run"
     runtime_dir.mkdir(mode=0o700)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from flexkv.config import TABLE, ConfigError, Settings, Status, load, untold
+from flexkv.config import TABLE, ConfigError, Settings, Status, kvbm, load, untold
 from flexkv.config.settings import ACTIVE
 from flexkv.config.sizes import GIB, MIB
 from flexkv.config.table import BY_ENV, BY_KEY
@@ -445,3 +445,47 @@ def test_runtime_dir_follows_the_session(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_as_dict_has_every_active_key() -> None:
     assert list(load(environ={}).as_dict()) == [one.key for one in ACTIVE]
+
+
+# ---- variables of NVIDIA's KVBM
+
+
+def test_what_was_said_to_kvbm_is_understood() -> None:
+    environ = {
+        "DYN_KVBM_CPU_CACHE_GB": "100",
+        "DYN_KVBM_DISK_CACHE_GB": "2.5",
+        "DYN_KVBM_DISK_CACHE_DIR": "/mnt/nvme",
+        "DYN_KVBM_DISK_DISABLE_O_DIRECT": "true",
+        "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "0",
+        "DYN_KVBM_METRICS": "1",
+        "DYN_KVBM_METRICS_PORT": "6880",
+        "DYN_KVBM_MAX_CONCURRENT_TRANSFERS": "8",
+    }
+    settings = load(environ=environ)
+    assert (settings.cpu_cache_bytes, settings.ssd_cache_bytes) == (100 * 10**9, 2_500_000_000)
+    assert settings.ssd_cache_dir == ("/mnt/nvme/flexkv",)
+    assert (settings.ssd_direct_io, settings.ssd_admission) == (False, True)
+    assert (settings.enable_metrics, settings.metrics_port) == (True, 6880)
+    assert settings.origin("cpu_cache_gb") == "env DYN_KVBM_CPU_CACHE_GB"
+    assert settings.warnings == ()
+
+
+def test_our_own_variable_wins_over_kvbms() -> None:
+    settings = load(environ={"DYN_KVBM_CPU_CACHE_GB": "100", "FLEXKV_CPU_CACHE_GB": "8"})
+    assert settings.cpu_cache_bytes == 8 * GIB
+    assert settings.warnings == ("env DYN_KVBM_CPU_CACHE_GB is ignored: FLEXKV_CPU_CACHE_GB sets the same",)
+
+
+def test_what_was_said_to_kvbm_in_vain_is_told() -> None:
+    (warning,) = load(environ={"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": "1000"}).warnings
+    assert "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS" in warning and "cpu_cache_gb" in warning
+
+
+@pytest.mark.parametrize("name", ["CPU_CACHE_GB", "DISK_DISABLE_O_DIRECT", "METRICS_PORT"])
+@pytest.mark.parametrize("value", ["much", "inf", "-1e400"])
+def test_a_wrong_value_for_kvbm_names_its_variable(name: str, value: str) -> None:
+    assert f"from env DYN_KVBM_{name}" in problem(environ={f"DYN_KVBM_{name}": value})
+
+
+def test_every_counterpart_of_kvbm_is_an_active_setting() -> None:
+    assert {one.key for one in kvbm.TABLE} - {""} <= {one.key for one in ACTIVE}

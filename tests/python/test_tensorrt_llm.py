@@ -209,7 +209,7 @@ def test_a_load_of_a_request_that_was_canceled_unseen_writes_nothing_into_the_ne
     executor.step()
     assert set(parked.block_ids) < set(next_one.block_ids)
     start_loads(None)
-    assert worker._side._agent.wait_loads([job]) == [job]  # it has failed
+    assert worker._side._agent.wait_loads([job]) == [(job, 0)]  # it has failed
     executor.run_until(lambda: not executor.requests)  # the executor checks the bytes
 
 

@@ -42,7 +42,7 @@ class Request:
         self.first = self.matched = 0  # what is loaded
         self.job = 0
         self.waiting_ranks: set[int] = set()
-        self.failed = False
+        self.good = 0  # leading blocks of the load that all ranks have
         self.cancel_at = float("inf")
         self.began = self.began_lag = 0.0
         self.saves: set[int] = set()
@@ -161,10 +161,10 @@ class Engine:
     def take_news(self) -> bool:
         busy = False
         for rank, agent in enumerate(self.agents):
-            for job, ok in agent.take_loads():
+            for job, _, good in agent.take_loads():
                 busy = True
                 if (request := self.loading.get(job)) is not None:
-                    self.rank_loaded(request, rank, ok)
+                    self.rank_loaded(request, rank, good)
         with self.timed("take_ended_jobs"):
             ended = self.client.take_ended_jobs()
         for job, problem in ended:
@@ -270,6 +270,7 @@ class Engine:
             job = self.client.load(request.sequence, request.first, request.blocks[request.first : request.matched])
         self.counts["loads"] += 1
         request.job = job
+        request.good = request.matched - request.first
         request.state = "loading"
         request.began, request.began_lag = time.monotonic(), self.lag
         chance = self.draw.random()
@@ -299,32 +300,30 @@ class Engine:
                     block, key = request.blocks[position], request.prompt.keys[position]
                     if not wrong and not all(memory.layer_is(layer, block, key) for layer in layers):
                         wrong = f"part {part}, block {position}"
-        failed = False
         for agent in self.agents:
-            failed |= bool(agent.wait_loads([job]))
+            request.good = min([request.good, *(good for _, good in agent.wait_loads([job]))])
         self.ended("load in parts", request.began, request.began_lag, self.load_limit_s)
         self.counts["loads in parts"] += 1
-        request.failed = failed
-        if wrong and not failed:
+        if wrong and request.good == request.matched - request.first:
             self.report("wrong bytes", what=f"a part was not there when the engine went on: {wrong}")
 
-    def rank_loaded(self, request: Request, rank: int, ok: bool) -> None:
+    def rank_loaded(self, request: Request, rank: int, good: int) -> None:
         if rank not in request.waiting_ranks:
             self.report("reported twice", job=request.job, rank=rank)
         request.waiting_ranks.discard(rank)
-        request.failed |= not ok
+        request.good = min(request.good, good)
         if not request.waiting_ranks:
             del self.loading[request.job]
             self.ended("load", request.began, request.began_lag, self.load_limit_s)
 
     def loaded(self, request: Request) -> None:
-        if request.failed:
-            self.counts["loads failed"] += 1
-            request.first = request.matched = 0
-        else:
-            self.check(request, request.first, request.matched, "a load")
-            self.counts["loads right"] += 1
-            self.counts["blocks checked"] += (request.matched - request.first) * len(self.agents)
+        complete = request.good == request.matched - request.first
+        if request.good == 0:
+            request.first = 0
+        request.matched = request.first + request.good
+        self.check(request, request.first, request.matched, "a load")
+        self.counts["loads right" if complete else "loads in part" if request.good else "loads failed"] += 1
+        self.counts["blocks checked"] += request.good * len(self.agents)
         self.compute(request)
 
     def compute(self, request: Request) -> None:

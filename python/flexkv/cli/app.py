@@ -79,6 +79,7 @@ def version(as_json: Json = False) -> None:
     "flexkv serve --cpu-cache auto --name prod  [dim]# for engines with FLEXKV_NODE=prod[/dim]\n\n"
     "flexkv serve --cpu-cache 64 --ssd-cache 2T --ssd-dir /mnt/nvme0/flexkv --ssd-dir /mnt/nvme1/flexkv\n\n"
     "flexkv serve --cpu-cache 64 --ssd-cache 2T --ssd-dwpd 1  [dim]# so that the drives last[/dim]\n\n"
+    "flexkv serve --cpu-cache 64 --events 'tcp://*:5558' --events-replay 'tcp://*:5559'\n\n"
     "FLEXKV_ENABLE_METRICS=1 flexkv serve -c /etc/flexkv.yml"
 )
 def serve(
@@ -107,6 +108,13 @@ def serve(
     ssd_direct_io: Annotated[
         bool | None, typer.Option(help="Read and write past the page cache. (default: yes)", show_default=False)
     ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(metavar="ENDPOINT", help="Publish KV events for routers: tcp://*:5558, or ipc:///PATH."),
+    ] = None,
+    events_replay: Annotated[
+        str | None, typer.Option(metavar="ENDPOINT", help="Repeat them to subscribers that come late.")
+    ] = None,
     config: ConfigFile = None,
     foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
 ) -> None:
@@ -115,7 +123,7 @@ def serve(
     It stays in the foreground: use systemd, a container or `&` to put it in the background."""
     del foreground  # the only mode; the name is accepted because unit files like to say it
     given = serve_node.Options(
-        name, cpu_cache, ssd_cache, ssd_dir or [], ssd_dwpd, ssd_tbw, ssd_years, ssd_direct_io
+        name, cpu_cache, ssd_cache, ssd_dir or [], ssd_dwpd, ssd_tbw, ssd_years, ssd_direct_io, events, events_replay
     )
     serve_node.run(given, config)
 

@@ -39,6 +39,8 @@ class Options:
     ssd_tbw: str | None = None
     ssd_years: str | None = None
     ssd_direct_io: bool | None = None
+    events: str | None = None
+    events_replay: str | None = None
 
 
 def run(given: Options, config: Path | None) -> None:
@@ -68,6 +70,8 @@ def _settings(given: Options, config: Path | None) -> Settings:
         "ssd_tbw": given.ssd_tbw,
         "ssd_years": given.ssd_years,
         "ssd_direct_io": given.ssd_direct_io,
+        "kv_events_endpoint": given.events,
+        "kv_events_replay_endpoint": given.events_replay,
         "node": given.name,
     }
     options = {key: value for key, value in values.items() if value is not None}
@@ -86,7 +90,10 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
     target = settings.node_target
     node = start_node(core, settings, "daemon", target.name)
     metrics: MetricsServer | None = None
+    publisher = None
     try:
+        if settings.kv_events_endpoint:
+            publisher = _publish_events(settings, node)
         if settings.enable_metrics:
             origin = settings.origin("metrics_port")
             metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
@@ -95,15 +102,28 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
         size, pages = pool.get("bytes", settings.cpu_cache_bytes), pool.get("page_kind", "unknown")
         print(
             f"flexkv: node {target.name} listens on {target.socket}, "
-            f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}pid {os.getpid()}",
+            f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}"
+            f"{f'KV events at {settings.kv_events_endpoint}, ' if publisher else ''}pid {os.getpid()}",
             flush=True,
         )
         node.wait(stop)
         print(f"flexkv: node {target.name} stops ({_signal_name(stop)})", flush=True)
     finally:
+        if publisher is not None:
+            publisher.close()
         if metrics is not None:
             metrics.close()
         node.stop()
+
+
+def _publish_events(settings: Settings, node: Any) -> Any:
+    try:
+        from flexkv.kv_publisher import KvEventPublisher
+    except ImportError as error:
+        raise RuntimeError(f"kv_events_endpoint needs pyzmq and msgspec ({error}): pip install 'flexkv[events]'") from None
+    return KvEventPublisher(
+        node.follow(), settings.kv_events_endpoint, settings.kv_events_replay_endpoint, settings.kv_events_topic
+    )
 
 
 def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from flexkv.config import kvbm
 from flexkv.config.setting import IgnoredEntry, Setting, Status, WrongValue, show_value
 from flexkv.config.settings import Settings
 from flexkv.config.table import BY_ENV, BY_KEY
@@ -143,7 +144,19 @@ def _read_environ(environ: Mapping[str, str], warnings: list[str]) -> Iterator[_
             warnings.append(f"{show_value(name)[1:-1]} (environment) is not a setting{_nearest(name, BY_ENV)}")
     # An empty variable counts as absent: shells and container files cannot unset one.
     given = {name: _Entry(one, environ[name], f"env {name}") for name, one in BY_ENV.items() if environ.get(name)}
-    yield from _once_each(given, BY_ENV, warnings)
+    given |= _read_kvbm(environ, warnings)
+    yield from _once_each(given, (*BY_ENV, *kvbm.BY_ENV), warnings)
+
+
+def _read_kvbm(environ: Mapping[str, str], warnings: list[str]) -> dict[str, _Entry]:
+    given = {}
+    for name, one in kvbm.BY_ENV.items():
+        value = environ.get(name)
+        if value and one.key:
+            given[name] = _Entry(BY_KEY[one.key], one.read(value), f"env {name}")
+        elif value and one.told:
+            warnings.append(f"{name} (environment) has no effect: {one.doc}")
+    return given
 
 
 def _read_extra(extra: Mapping[str, Any], origin: str, warnings: list[str]) -> Iterator[_Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from flexkv.config import kvbm
 from flexkv.config.setting import Setting, Status
 from flexkv.config.table import TABLE
 
@@ -41,6 +42,17 @@ _NOT_NEEDED = """
 Names of the original FlexKV that have nothing left to do here. They are understood and ignored.
 """
 
+_KVBM = """
+# From NVIDIA's KVBM
+
+Variables of KVBM, the cache that comes with NVIDIA Dynamo, are understood where they have a counterpart, so that an environment
+which was made for it serves FlexKV, too; a `FLEXKV_*` variable of the same meaning wins. The others are ignored; with a warning
+where that leaves something undone. KVBM's file (`KVBM_CONFIG_PATH`) and `DYN_KVBM_NIXL_BACKEND_*` are not read.
+
+| variable | key of ours | value, or why there is none |
+|---|---|---|
+"""
+
 
 def reference_page() -> str:
     parts = [_HEAD]
@@ -57,6 +69,8 @@ def reference_page() -> str:
         for topic, settings in _by_topic(status):
             parts.append(f"\n## {topic}\n\n| key | environment | {column} |\n|---|---|---|\n")
             parts += (f"| {_names((one.key, *one.aliases))} | {_names(one.env)} | {one.doc} |\n" for one in settings)
+    parts.append(_KVBM)
+    parts += (f"| `{one.env}` | {f'`{one.key}`' if one.key else ''} | {one.doc} |\n" for one in kvbm.TABLE)
     return "".join(parts)
 
 

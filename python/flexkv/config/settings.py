@@ -33,6 +33,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_SYNONYMS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 _PATH = text("a path", r".{1,4096}")
+_ENDPOINT = text("tcp://ADDRESS:PORT, `*` for all addresses, or ipc:///PATH", r"(tcp://[^/ ]+:\d{1,5}|ipc:///.{1,100})?")
 _DEFAULT_PORT = "ipc:///tmp/flexkv_server"
 _HOUR_MS = 3_600_000
 
@@ -320,6 +321,37 @@ class Settings:
         aliases=("cpp_metrics_port", "py_metrics_port"),
     )
 
+    # ---- events
+    kv_events: bool = setting(
+        switch(),
+        True,
+        "An engine that publishes KV events publishes those of the cache, too: blocks with medium CPU and DISK.",
+        topic="Events for routers",
+        env=("FLEXKV_KV_EVENTS", "DYNAMO_USE_FLEXKV"),
+        aliases=("dynamo_use_flexkv",),
+    )
+    kv_events_endpoint: str = setting(
+        _ENDPOINT,
+        "",
+        "Where `flexkv serve` publishes KV events itself, in the form of vLLM's publisher. Not given: nowhere.",
+        topic="Events for routers",
+        default_text="none",
+    )
+    kv_events_replay_endpoint: str = setting(
+        _ENDPOINT,
+        "",
+        "Where it repeats them to subscribers that come late or have missed some.",
+        topic="Events for routers",
+        default_text="none",
+    )
+    kv_events_topic: str = setting(
+        text("printable text, at most 256 characters", r".{0,256}"),
+        "",
+        "Topic of those events; llm-d wants `kv@POD@MODEL`.",
+        topic="Events for routers",
+        default_text="empty",
+    )
+
     # ---- how these values came about
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     ignored: tuple[IgnoredEntry, ...] = field(default=(), repr=False, compare=False)
@@ -385,6 +417,8 @@ class Settings:
                 f"instance_id: wrong value {self.instance_id} from {self.origin('instance_id')}; "
                 f"allowed: less than instance_num, which is {self.instance_num} ({self.origin('instance_num')})"
             )
+        if self.kv_events_replay_endpoint and not self.kv_events_endpoint:
+            found.append("kv_events_replay_endpoint: there is nothing to repeat; give kv_events_endpoint, too")
         return found + ssd_problems(self)
 
 

@@ -89,7 +89,6 @@ _PLANNED = (
         Status.PLANNED,
         "Engines and tracing",
         """
-        dynamo_use_flexkv @ DYNAMO_USE_FLEXKV: KV events for NVIDIA Dynamo's router
         maybe_skip_put: saves are skipped on demand
         enable_trace: recording of requests for replay
         trace_file_path: file of that recording

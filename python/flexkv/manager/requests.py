@@ -23,7 +23,8 @@ class KVResponseStatus(enum.Enum):
 
 @dataclass(frozen=True)
 class KVResponse:
-    """`return_mask`: which tokens were loaded or stored; of a batch, a list with one mask for each task."""
+    """`return_mask`: which tokens were loaded or stored, also by a get that has failed; of a batch, a list with one mask
+    for each task."""
 
     status: KVResponseStatus
     task_id: int

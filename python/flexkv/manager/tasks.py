@@ -30,6 +30,10 @@ class Span(NamedTuple):
         mask[self.first : self.end] = True
         return mask
 
+    def first_blocks(self, blocks: int, of_blocks: int) -> Span:
+        """The tokens of so many of its blocks."""
+        return self._replace(end=self.first + (self.end - self.first) * blocks // max(of_blocks, 1))
+
 
 class Ended(NamedTuple):
     """A response that nobody has taken. Small: many callers never take those of lookups without a hit."""
@@ -51,6 +55,7 @@ class Task:
     span: Span
     sequence: int = 0  # at the node; 0: closed
     job: int = 0
+    good_blocks: int = 0  # of a get that has failed: leading ones that were loaded all the same
     batch: Batch | None = None
 
 
@@ -110,6 +115,8 @@ class Tasks:
 
     def end(self, task: Task, status: KVResponseStatus, reason: str = "") -> None:
         self.running.pop(task.id, None)
+        if status is not KVResponseStatus.SUCCESS:
+            task.span = task.span.first_blocks(task.good_blocks, task.block_count)
         batch = task.batch
         if batch is None:
             self._put_ended(task.id, Ended(status, reason, task.span))
@@ -128,10 +135,11 @@ class Tasks:
 
     def settle(self) -> None:
         """Takes in what the node has told of running tasks."""
-        for job, problem in self.client.take_ended_jobs():
+        for job, problem, good_blocks in self.client.take_results():
             task = self._by_job.pop(job, None)
             if task is None:
                 continue
+            task.good_blocks = good_blocks
             if not problem:
                 self.end(task, KVResponseStatus.SUCCESS)
             elif problem == "canceled":

@@ -265,21 +265,21 @@ void RankAgent::lane_loop(device::Direction direction) {
       if (!work) return;
       session = session_.get();  // stays while a job runs: see close_session
     }
-    const JobStatus status = run(*work, *session);
+    const auto [status, copied] = run(*work, *session);
     const Change change(*this);
     if (status == JobStatus::kDone) {
       auto& blocks = direction == device::Direction::kToHost ? counters_.saved_blocks : counters_.loaded_blocks;
-      blocks += work->command->block_count();
+      blocks += copied;
     } else {
       ++counters_.failed_jobs;
     }
-    jobs_.finished(work->job, status);
+    jobs_.finished(*work, status, copied);
   }
 }
 
-JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
+RankAgent::Outcome RankAgent::run(const RankJobs::Work& work, Session& session) {
   // Its slice is empty, or its blocks are all still on drives: there is nothing to wait for.
-  if (work.command->runs.empty()) return JobStatus::kDone;
+  if (work.command->runs.empty()) return {};
   device::CopyStream& stream = *session.streams[static_cast<int>(work.command->direction)];
   Status status;
   if (work.event != nullptr) status = stream.order_after(*work.event);
@@ -287,24 +287,29 @@ JobStatus RankAgent::run(const RankJobs::Work& work, Session& session) {
   // A load that comes in pieces has its first part only with the last piece.
   const bool in_parts = work.gate != nullptr && work.command->piece == 0 && work.command->last;
   const std::size_t parts = in_parts ? layout_.parts().size() : 0;
+  std::size_t submitted = 0;
   for (std::size_t part = 0; part < parts && status && !canceled; ++part) {
-    status = submit(work, stream, part, canceled);
+    status = submit(work, stream, part, canceled, submitted);
     if (status && !canceled) status = work.gate->raise_after(stream, static_cast<std::uint32_t>(part + 1));
   }
-  if (!in_parts && status) status = submit(work, stream, device::CopyStream::kAllParts, canceled);
+  if (!in_parts && status) status = submit(work, stream, device::CopyStream::kAllParts, canceled, submitted);
   // Also after an error: what was submitted must have ended before the job may be reported.
   const Status quiet = stream.synchronize();
   if (status.ok()) status = quiet;
   if (!status.ok()) {
     log_error("rank " + std::to_string(options_.rank) + ": copy failed: " + status.error().message);
-    return JobStatus::kFailed;
+    return {JobStatus::kFailed, 0};
   }
-  return canceled ? JobStatus::kCanceled : JobStatus::kDone;
+  if (!canceled) return {JobStatus::kDone, submitted};
+  // A part is some layers of each block: none is whole before the last part.
+  return {JobStatus::kCanceled, in_parts ? 0 : submitted};
 }
 
-Status RankAgent::submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled) {
+Status RankAgent::submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled,
+                         std::size_t& submitted) {
   const std::size_t chunk = std::clamp<std::size_t>(kChunkBytes / layout_.shard_bytes(), 1, kChunkBlocksMax);
   CopyChunks chunks(*work.command, chunk);
+  submitted = 0;
   for (auto blocks = chunks.next(); !blocks.empty(); blocks = chunks.next()) {
     {
       std::lock_guard lock(mutex_);
@@ -312,6 +317,7 @@ Status RankAgent::submit(const RankJobs::Work& work, device::CopyStream& stream,
     }
     if (canceled) break;
     if (Status status = stream.submit(blocks, part); !status) return status;
+    submitted += blocks.size();
   }
   return {};
 }
@@ -369,7 +375,7 @@ std::vector<LoadResult> RankAgent::take_loads() {
   return loads;
 }
 
-std::vector<JobId> RankAgent::wait_loads(std::span<const JobId> jobs) {
+std::vector<LoadResult> RankAgent::wait_loads(std::span<const JobId> jobs) {
   std::unique_lock lock(mutex_);
   done_.wait(lock,
              [&] { return std::none_of(jobs.begin(), jobs.end(), [&](JobId job) { return jobs_.pending(job); }); });

@@ -29,7 +29,7 @@ struct RankAgentOptions {
   std::string node_name;
   std::string engine_id;
   std::uint32_t rank = 0;
-  std::uint32_t rank_count = 1;  // 0: as many as the engine's scheduler says
+  std::uint32_t rank_count = 1;        // 0: as many as the engine's scheduler says
   std::optional<std::uint32_t> shard;  // as in proto::AgentHello
   Nanos load_timeout = 10 * kSecond;
   Nanos save_timeout = 30 * kSecond;
@@ -55,8 +55,9 @@ class RankAgent {
 
   // Loads that have ended since the last call, each once. Never waits.
   std::vector<LoadResult> take_loads();
-  // Waits until the given armed loads have ended (at the latest at their deadline) and returns those that failed.
-  std::vector<JobId> wait_loads(std::span<const JobId> jobs);
+  // Waits until the given armed loads have ended (at the latest at their deadline) and returns those that are not
+  // complete.
+  std::vector<LoadResult> wait_loads(std::span<const JobId> jobs);
   // Waits until none of the jobs can touch device memory: for `patience` they may complete, then they are canceled.
   void fence(std::span<const JobId> jobs, Nanos patience);
 
@@ -95,9 +96,15 @@ class RankAgent {
   void serve(ipc::Channel& channel);
   void close_session();
   void lane_loop(device::Direction direction);
-  JobStatus run(const RankJobs::Work& work, Session& session);
+  struct Outcome {
+    JobStatus status = JobStatus::kDone;
+    std::size_t copied = 0;  // see RankJobs::finished
+  };
+  Outcome run(const RankJobs::Work& work, Session& session);
   void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream, bool in_parts);
-  Status submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled);
+  // `submitted`: how many blocks.
+  Status submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled,
+                std::size_t& submitted);
   void wake_all();
   // Holds the mutex, for changing the jobs. At its end hands reports to the node and, once the mutex is free, wakes
   // those whom the change concerns: each wake-up costs a switch of threads, twice that if the mutex is still taken.

@@ -7,7 +7,7 @@ namespace flexkv::agent {
 void RankJobs::command(proto::CopyCommand command, Nanos deadline) {
   const JobId id = command.job;
   if (given_up_.contains(id)) {
-    if (command.piece == 0) reports_.push_back({id, JobStatus::kCanceled});
+    if (command.piece == 0) reports_.push_back({id, JobStatus::kCanceled, 0});
     return;
   }
   if (command.piece > 0 && !jobs_.contains(id)) return;  // the rest of a job that has ended
@@ -15,6 +15,7 @@ void RankJobs::command(proto::CopyCommand command, Nanos deadline) {
   if (command.piece != job.pieces_seen || job.complete) return;  // said twice: the first one counts
   ++job.pieces_seen;
   job.complete = command.last;
+  job.job_blocks = command.job_blocks;
   job.armed = job.armed || command.armed;
   if (job.deadline == 0) {
     job.deadline = deadline;
@@ -29,7 +30,7 @@ void RankJobs::arm(JobId id, bool is_load, std::shared_ptr<device::EngineEvent> 
   if (!node_up_ || given_up_.contains(id)) {
     // A node that counts us as attached already may have commanded it: it should not wait for its deadline either.
     if (!node_up_) remember_given_up(id);
-    if (is_load) loads_.push_back({id, false});
+    if (is_load) loads_.push_back({id, false, 0});
     if (gate != nullptr) gate->open();
     return;
   }
@@ -78,18 +79,24 @@ bool RankJobs::canceled(JobId id) const {
   return found == jobs_.end() || found->second.canceled;
 }
 
-void RankJobs::finished(JobId id, JobStatus status) {
-  const auto found = jobs_.find(id);
+void RankJobs::finished(const Work& work, JobStatus status, std::size_t copied) {
+  const auto found = jobs_.find(work.job);
   if (found == jobs_.end()) return;
   Job& job = found->second;
+  for (proto::BlockSpan span : work.command->spans) {
+    span.count = static_cast<std::uint32_t>(std::min<std::size_t>(span.count, copied));
+    if (span.count == 0) break;
+    job.copied.add(span);
+    copied -= span.count;
+  }
   const bool all_copied = job.complete && job.pieces.empty();
   if (status != JobStatus::kDone || all_copied) {
-    end(id, status);
+    end(work.job, status);
   } else if (job.canceled) {
-    end(id, JobStatus::kCanceled);
+    end(work.job, JobStatus::kCanceled);
   } else {
     job.running = false;
-    start_if_ready(id, job);
+    start_if_ready(work.job, job);
   }
 }
 
@@ -98,8 +105,9 @@ void RankJobs::end(JobId id, JobStatus status) {
   auto node = jobs_.extract(id);
   Job& job = node.mapped();
   deadlines_.erase({job.deadline, id});
-  if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status});
-  if (job.is_load) loads_.push_back({id, status == JobStatus::kDone});
+  const std::uint32_t good = job.copied.count();
+  if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status, good});
+  if (job.is_load) loads_.push_back({id, good > 0 && good == job.job_blocks, good});
   if (job.gate != nullptr) job.gate->open();
 }
 
@@ -156,13 +164,16 @@ void RankJobs::on_time(Nanos now) {
 std::vector<proto::JobReport> RankJobs::take_reports() { return std::exchange(reports_, {}); }
 std::vector<LoadResult> RankJobs::take_loads() { return std::exchange(loads_, {}); }
 
-std::vector<JobId> RankJobs::take_failed(std::span<const JobId> jobs) {
-  std::vector<JobId> failed(jobs.begin(), jobs.end());
+std::vector<LoadResult> RankJobs::take_failed(std::span<const JobId> jobs) {
+  std::vector<LoadResult> failed;
+  for (const JobId job : jobs) failed.push_back({job, false, 0});
   std::erase_if(loads_, [&](const LoadResult& load) {
-    if (std::find(jobs.begin(), jobs.end(), load.job) == jobs.end()) return false;
-    if (load.ok) std::erase(failed, load.job);
+    const auto asked = std::ranges::find(failed, load.job, &LoadResult::job);
+    if (asked == failed.end()) return false;
+    *asked = load;
     return true;
   });
+  std::erase_if(failed, [](const LoadResult& load) { return load.ok; });
   return failed;
 }
 

@@ -2,7 +2,8 @@
 //
 // A job runs once it is both commanded (the node has told which host blocks) and armed (the engine has reached the
 // point from which its device blocks may be read or written). The two arrive in either order, over different ways. The
-// node may command it in pieces, in order: each is copied as it comes, and the job ends with the last.
+// node may command it in pieces, in order: each is copied as it comes, and the job ends with the last. A load that ends
+// before it is complete keeps its beginning: the leading blocks that were copied whole are good.
 // INVARIANT: a job is reported to the node, and a load to the worker, exactly once, and only when no lane can touch its
 // memory any more. Thread-compatible: RankAgent guards it with one mutex.
 #pragma once
@@ -18,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "flexkv/agent/leading_blocks.h"
 #include "flexkv/base/time.h"
 #include "flexkv/device/device.h"
 #include "flexkv/proto/messages.h"
@@ -30,7 +32,8 @@ using proto::JobStatus;
 // A load that the worker waits for has ended on this rank.
 struct LoadResult {
   JobId job = 0;
-  bool ok = false;
+  bool ok = false;                // all blocks are there
+  std::uint32_t good_blocks = 0;  // leading ones that are; those behind them may hold anything
 };
 
 class RankJobs {
@@ -60,7 +63,8 @@ class RankJobs {
   };
   std::optional<Work> next(device::Direction direction);
   bool canceled(JobId job) const;  // asked by a lane between chunks
-  void finished(JobId job, JobStatus status);
+  // `copied`: of the piece's blocks, in order, how many were copied whole; all if it is kDone.
+  void finished(const Work& work, JobStatus status, std::size_t copied);
 
   std::optional<Nanos> next_deadline() const;
   void on_time(Nanos now);
@@ -77,9 +81,9 @@ class RankJobs {
   // What has accumulated for the node and for the worker.
   std::vector<proto::JobReport> take_reports();
   std::vector<LoadResult> take_loads();
-  // Of the given loads, those that have failed, or were never armed; takes the results of all of them. REQUIRES: none
-  // is pending.
-  std::vector<JobId> take_failed(std::span<const JobId> jobs);
+  // Of the given loads, those that are not complete, or were never armed; takes the results of all of them. REQUIRES:
+  // none is pending.
+  std::vector<LoadResult> take_failed(std::span<const JobId> jobs);
   std::size_t job_count() const { return jobs_.size(); }
 
  private:
@@ -96,6 +100,8 @@ class RankJobs {
     bool canceled = false;
     bool node_knows = true;  // false once the node that commanded it is gone
     Nanos deadline = 0;
+    LeadingBlocks copied;          // of a load
+    std::uint32_t job_blocks = 0;  // of a load, in all pieces
   };
 
   void start_if_ready(JobId id, Job& job);

@@ -13,7 +13,27 @@ namespace {
 using device::Direction;
 
 proto::CopyCommand copy(JobId job, Direction direction = Direction::kToDevice, bool armed = false) {
-  return {job, direction, armed, 4096, {{1, 1, 0}}};
+  proto::CopyCommand command{job, direction, armed, 4096, {{1, 1, 0}}};
+  if (direction == Direction::kToDevice) {
+    command.job_blocks = 1;
+    command.spans = {{0, 1}};
+  }
+  return command;
+}
+
+// One of three blocks.
+proto::CopyCommand piece_of(JobId job, std::uint32_t number, bool last) {
+  proto::CopyCommand command = copy(job);
+  command.piece = number;
+  command.last = last;
+  command.job_blocks = 3;
+  command.spans = {{number, 1}};
+  return command;
+}
+
+// A lane ends its work: all blocks of the piece are copied if it is done, else none.
+void end(RankJobs& jobs, const RankJobs::Work& work, JobStatus status = JobStatus::kDone) {
+  jobs.finished(work, status, status == JobStatus::kDone ? work.command->block_count() : 0);
 }
 
 class RankJobsTest : public ::testing::Test {
@@ -54,7 +74,7 @@ TEST_F(RankJobsTest, RunsOnceCommandedAndArmedInEitherOrder) {
     EXPECT_EQ(work->job, job);
     EXPECT_TRUE(jobs.running(job));
     expect_silence();
-    jobs.finished(job, JobStatus::kDone);
+    end(jobs, *work);
     EXPECT_FALSE(jobs.pending(job));
     expect_report(job, JobStatus::kDone);
     expect_load(job, true);
@@ -70,9 +90,10 @@ TEST_F(RankJobsTest, TellsWhomAChangeConcerns) {
   EXPECT_TRUE(jobs.ready(Direction::kToDevice));
   EXPECT_FALSE(jobs.ready(Direction::kToHost));
   EXPECT_FALSE(jobs.take_ended());
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  const auto work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
   EXPECT_FALSE(jobs.ready(Direction::kToDevice));
-  jobs.finished(1, JobStatus::kDone);
+  end(jobs, *work);
   EXPECT_TRUE(jobs.take_ended());
   EXPECT_FALSE(jobs.take_ended());
   arm_load(2);
@@ -82,8 +103,9 @@ TEST_F(RankJobsTest, TellsWhomAChangeConcerns) {
 
 TEST_F(RankJobsTest, ArmedByTheNodeRunsAtOnceAndIsNoBusinessOfTheWorker) {
   jobs.command(copy(1, Direction::kToHost, true), 100);
-  ASSERT_TRUE(jobs.next(Direction::kToHost));
-  jobs.finished(1, JobStatus::kDone);
+  const auto work = jobs.next(Direction::kToHost);
+  ASSERT_TRUE(work);
+  end(jobs, *work);
   expect_report(1, JobStatus::kDone);
   EXPECT_TRUE(jobs.take_loads().empty());
 }
@@ -93,38 +115,35 @@ TEST_F(RankJobsTest, SaidTwiceCountsOnce) {
   jobs.command(copy(1), 100);
   arm_load(1);
   arm_load(1);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  const auto work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
   EXPECT_FALSE(jobs.next(Direction::kToDevice));
-  jobs.finished(1, JobStatus::kDone);
+  end(jobs, *work);
   EXPECT_FALSE(jobs.next(Direction::kToDevice));
   expect_report(1, JobStatus::kDone);
   expect_load(1, true);
 }
 
-proto::CopyCommand piece_of(JobId job, std::uint32_t number, bool last) {
-  proto::CopyCommand command = copy(job);
-  command.piece = number;
-  command.last = last;
-  return command;
-}
-
 TEST_F(RankJobsTest, PiecesAreCopiedAsTheyComeAndTheJobEndsWithTheLast) {
   arm_load(1);
   jobs.command(piece_of(1, 0, false), 100);
-  EXPECT_EQ(jobs.next(Direction::kToDevice)->command->piece, 0U);
+  auto work = jobs.next(Direction::kToDevice);
+  EXPECT_EQ(work->command->piece, 0U);
   EXPECT_FALSE(jobs.next(Direction::kToDevice));
   jobs.command(piece_of(1, 1, false), 100);
   jobs.command(piece_of(1, 1, false), 100);       // said twice
   EXPECT_FALSE(jobs.next(Direction::kToDevice));  // one lane at a time
-  jobs.finished(1, JobStatus::kDone);
-  EXPECT_EQ(jobs.next(Direction::kToDevice)->command->piece, 1U);
-  jobs.finished(1, JobStatus::kDone);
+  end(jobs, *work);
+  work = jobs.next(Direction::kToDevice);
+  EXPECT_EQ(work->command->piece, 1U);
+  end(jobs, *work);
   EXPECT_FALSE(jobs.next(Direction::kToDevice));
   EXPECT_TRUE(jobs.pending(1));
   expect_silence();
   jobs.command(piece_of(1, 2, true), 100);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
-  jobs.finished(1, JobStatus::kDone);
+  work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
+  end(jobs, *work);
   expect_report(1, JobStatus::kDone);
   expect_load(1, true);
 }
@@ -140,9 +159,9 @@ TEST_F(RankJobsTest, PiecesOfAJobThatEndedAreNoNewJob) {
   expect_report(2, JobStatus::kCanceled);
   jobs.command(piece_of(3, 0, false), 100);
   arm_load(3);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  const auto work = jobs.next(Direction::kToDevice);
   jobs.cancel(3);
-  jobs.finished(3, JobStatus::kDone);  // of this piece, but another was to come
+  end(jobs, *work);  // of this piece, but another was to come
   expect_report(3, JobStatus::kCanceled);
   expect_load(3, false);
   for (const JobId job : {1U, 2U, 3U}) jobs.command(piece_of(job, 1, true), 100);
@@ -190,18 +209,19 @@ TEST_F(RankJobsTest, CanceledWhileItWaitsForALane) {
 TEST_F(RankJobsTest, CanceledWhileRunningEndsOnlyWithItsLane) {
   jobs.command(copy(1), 100);
   arm_load(1);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  const auto work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
   EXPECT_FALSE(jobs.canceled(1));
   jobs.cancel(1);
   jobs.cancel(1);
   EXPECT_TRUE(jobs.canceled(1));
   EXPECT_TRUE(jobs.pending(1));
   expect_silence();
-  jobs.finished(1, JobStatus::kCanceled);
+  end(jobs, *work, JobStatus::kCanceled);
   expect_report(1, JobStatus::kCanceled);
   expect_load(1, false);
   EXPECT_TRUE(jobs.canceled(1));  // unknown: nothing to go on with
-  jobs.finished(1, JobStatus::kDone);
+  end(jobs, *work);
   expect_silence();
 }
 
@@ -210,7 +230,8 @@ TEST_F(RankJobsTest, DeadlinesEndWhatNoLaneHasBegun) {
   jobs.command(copy(2, Direction::kToHost), 20);  // never armed
   jobs.command(copy(3), 30);
   arm_load(3, 5);  // the first half's deadline counts
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  const auto work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
   EXPECT_EQ(jobs.next_deadline(), 10);
   jobs.on_time(9);
   expect_silence();
@@ -222,7 +243,7 @@ TEST_F(RankJobsTest, DeadlinesEndWhatNoLaneHasBegun) {
   EXPECT_TRUE(jobs.canceled(3));
   EXPECT_TRUE(jobs.pending(3));
   EXPECT_FALSE(jobs.next_deadline());
-  jobs.finished(3, JobStatus::kDone);  // just made it
+  end(jobs, *work);  // just made it
   expect_report(3, JobStatus::kDone);
   expect_load(3, true);
 }
@@ -240,7 +261,8 @@ TEST_F(RankJobsTest, NodeLostEndsEverythingAndReportsNothingToAnotherNode) {
   jobs.command(copy(2), 100);
   jobs.command(copy(3), 100);
   arm_load(3);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
+  auto work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
   jobs.command(copy(4), 100);
   arm_load(4);
   jobs.node_lost();
@@ -252,7 +274,7 @@ TEST_F(RankJobsTest, NodeLostEndsEverythingAndReportsNothingToAnotherNode) {
   EXPECT_EQ(jobs.job_count(), 1U);
   arm_load(5);
   expect_load(5, false);
-  jobs.finished(3, JobStatus::kCanceled);
+  end(jobs, *work, JobStatus::kCanceled);
   EXPECT_TRUE(jobs.take_reports().empty());
   expect_load(3, false);
 
@@ -261,8 +283,9 @@ TEST_F(RankJobsTest, NodeLostEndsEverythingAndReportsNothingToAnotherNode) {
   expect_report(5, JobStatus::kCanceled);
   jobs.command(copy(6), 100);
   arm_load(6);
-  ASSERT_TRUE(jobs.next(Direction::kToDevice));
-  jobs.finished(6, JobStatus::kFailed);
+  work = jobs.next(Direction::kToDevice);
+  ASSERT_TRUE(work);
+  end(jobs, *work, JobStatus::kFailed);
   expect_report(6, JobStatus::kFailed);
   expect_load(6, false);
 }
@@ -281,12 +304,96 @@ TEST_F(RankJobsTest, TakeFailedTakesTheResultsOfTheGivenLoadsOnly) {
   for (const JobId job : {1U, 2U, 3U}) {
     jobs.command(copy(job), 100);
     arm_load(job);
-    ASSERT_TRUE(jobs.next(Direction::kToDevice));
-    jobs.finished(job, job == 2 ? JobStatus::kFailed : JobStatus::kDone);
+    const auto work = jobs.next(Direction::kToDevice);
+    ASSERT_TRUE(work);
+    end(jobs, *work, job == 2 ? JobStatus::kFailed : JobStatus::kDone);
   }
   const JobId asked[] = {1, 2, 4};
-  EXPECT_EQ(jobs.take_failed(asked), (std::vector<JobId>{2, 4}));  // nobody knows of the last one
+  const auto failed = jobs.take_failed(asked);
+  ASSERT_EQ(failed.size(), 2U);
+  EXPECT_EQ(failed[0].job, 2U);
+  EXPECT_EQ(failed[1].job, 4U);  // nobody knows of it
   expect_load(3, true);
+}
+
+class BeginningOfALoad : public RankJobsTest {
+ protected:
+  // Pieces of ten blocks, of which the given ones are copied whole.
+  void piece(std::vector<proto::BlockSpan> spans, bool last, JobStatus status, std::size_t copied) {
+    proto::CopyCommand command = copy(1);
+    command.piece = pieces++;
+    command.last = last;
+    command.job_blocks = 10;
+    command.spans = std::move(spans);
+    jobs.command(std::move(command), 100);
+    const auto work = jobs.next(Direction::kToDevice);
+    ASSERT_TRUE(work);
+    jobs.finished(*work, status, copied);
+  }
+  // What node and worker are told in the end.
+  void expect_good(std::uint32_t blocks) {
+    const auto reports = jobs.take_reports();
+    ASSERT_EQ(reports.size(), 1U);
+    EXPECT_EQ(reports[0].good_blocks, blocks);
+    expect_load_good(blocks);
+  }
+  void expect_load_good(std::uint32_t blocks) {
+    const auto loads = jobs.take_loads();
+    ASSERT_EQ(loads.size(), 1U);
+    EXPECT_EQ(loads[0].good_blocks, blocks);
+    EXPECT_EQ(loads[0].ok, blocks == 10);
+  }
+  std::uint32_t pieces = 0;
+};
+
+TEST_F(BeginningOfALoad, CountsFromTheFirstBlockToTheFirstGapInWhateverOrderTheyCame) {
+  arm_load(1);
+  piece({{7, 2}, {2, 2}}, false, JobStatus::kDone, 4);
+  piece({{0, 1}, {4, 1}}, false, JobStatus::kDone, 2);
+  piece({{1, 1}}, true, JobStatus::kDone, 1);  // 5, 6 and 9 are given up
+  expect_good(5);
+}
+
+TEST_F(BeginningOfALoad, IsAllOfACompleteOne) {
+  arm_load(1);
+  piece({{5, 5}}, false, JobStatus::kDone, 5);
+  piece({{0, 5}}, true, JobStatus::kDone, 5);
+  expect_good(10);
+}
+
+TEST_F(BeginningOfALoad, EndsWithinThePieceWhoseCopyStopped) {
+  arm_load(1);
+  piece({{1, 2}, {0, 1}, {3, 4}}, true, JobStatus::kCanceled, 5);
+  expect_good(5);
+}
+
+TEST_F(BeginningOfALoad, KeepsNothingOfAPieceThatFailed) {
+  arm_load(1);
+  piece({{0, 3}}, false, JobStatus::kDone, 3);
+  piece({{3, 7}}, true, JobStatus::kFailed, 0);
+  expect_good(3);
+}
+
+TEST_F(BeginningOfALoad, IsWhatWasCopiedWhenItIsGivenUp) {
+  arm_load(1);
+  piece({{0, 3}}, false, JobStatus::kDone, 3);
+  jobs.cancel(1);
+  expect_good(3);
+}
+
+TEST_F(BeginningOfALoad, IsWhatWasCopiedWhenItsNodeIsGone) {
+  arm_load(1);
+  piece({{0, 2}}, false, JobStatus::kDone, 2);
+  jobs.node_lost();
+  EXPECT_TRUE(jobs.take_reports().empty());
+  expect_load_good(2);
+}
+
+TEST_F(BeginningOfALoad, MayBeAllThatTheNodeSends) {
+  arm_load(1);
+  piece({{0, 4}}, false, JobStatus::kDone, 4);
+  piece({}, true, JobStatus::kDone, 0);
+  expect_good(4);
 }
 
 // Whatever happens in whatever order: each command is reported once and each armed load once, never while its lane is
@@ -296,7 +403,7 @@ RC_GTEST_PROP(RankJobs, EveryHalfIsAnsweredOnce, ()) {
   jobs.node_found();
   std::map<JobId, std::uint32_t> commanded;
   std::map<JobId, int> armed;
-  std::set<JobId> running;
+  std::map<JobId, RankJobs::Work> running;
   std::map<JobId, int> reported;
   std::map<JobId, int> loaded;
   Nanos now = 0;
@@ -327,25 +434,23 @@ RC_GTEST_PROP(RankJobs, EveryHalfIsAnsweredOnce, ()) {
         jobs.cancel(job);
         break;
       case 3:
-        if (const auto work = jobs.next(Direction::kToDevice)) RC_ASSERT(running.insert(work->job).second);
+        if (const auto work = jobs.next(Direction::kToDevice)) RC_ASSERT(running.emplace(work->job, *work).second);
         break;
       case 4:
         if (!running.empty()) {
-          const JobId ended = *running.begin();
-          running.erase(ended);
-          jobs.finished(ended, jobs.canceled(ended) ? JobStatus::kCanceled : JobStatus::kDone);
+          const auto ended = running.extract(running.begin()).mapped();
+          end(jobs, ended, jobs.canceled(ended.job) ? JobStatus::kCanceled : JobStatus::kDone);
         }
         break;
       default:
         jobs.on_time(now += *rc::gen::inRange(0, 10));
         break;
     }
-    for (const JobId runs : running) RC_ASSERT(jobs.pending(runs));
+    for (const auto& [runs, work] : running) RC_ASSERT(jobs.pending(runs));
     collect();
   }
   while (!running.empty()) {
-    jobs.finished(*running.begin(), JobStatus::kDone);
-    running.erase(running.begin());
+    end(jobs, running.extract(running.begin()).mapped());
   }
   jobs.on_time(now + 1000);
   collect();

@@ -181,6 +181,29 @@ std::vector<proto::JobResult> Client::take_ended_jobs() {
   return port_->take_ended_jobs();
 }
 
+void Client::describe(SequenceId id, proto::DescribeRequest request) {
+  Sequence* sequence = current(id);
+  if (sequence == nullptr) return;
+  const auto end = request.first_block + static_cast<std::uint32_t>(request.hashes.size());
+  request.sequence = sequence->at_node;
+  if (port_->post(std::move(request))) sequence->last.described_blocks = std::max(sequence->last.described_blocks, end);
+}
+
+std::uint32_t Client::first_undescribed(SequenceId id) const {
+  const auto found = sequences_.find(id);
+  return found == sequences_.end() ? 0 : found->second.last.described_blocks;
+}
+
+std::vector<events::Change> Client::take_changes() {
+  std::vector<events::Change> news;
+  if (port_->generation() == 0) {
+    follower_.lose(news);
+    return news;
+  }
+  for (const events::Change& change : port_->take_changes()) follower_.apply(change, news);
+  return news;
+}
+
 void Client::reset() {
   ++epoch_;
   generation_ = 0;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "flexkv/client/node_port.h"
+#include "flexkv/events/follower.h"
 #include "flexkv/key/block_key.h"
 #include "flexkv/key/namespace.h"
 #include "flexkv/proto/messages.h"
@@ -63,6 +64,13 @@ class Client {
   std::vector<proto::JobResult> take_ended_jobs();
   // Waits until take_ended_jobs() has something to say; false: it had not in time, or the node is gone.
   bool wait_ended_jobs(Nanos timeout) { return port_->wait_ended_jobs(timeout); }
+  // What the engine calls blocks of a sequence, for those who follow what is kept: before they are saved, and of what a
+  // lookup found from first_undescribed() on. `request.sequence` is set here. REQUIRES: proto::valid(request)
+  void describe(SequenceId sequence, proto::DescribeRequest request);
+  std::uint32_t first_undescribed(SequenceId sequence) const;
+  // Which of this model's blocks, of those described, the node has come to keep or lost since the last call, each block
+  // and tier once: kAdded and kRemoved only. Waits for nothing; without a node all are lost. The first call begins it.
+  std::vector<events::Change> take_changes();
   // The weights may be others from now on: a new weight epoch, part of every key, begins. Nothing that this client or
   // any other saved before is found by it again, and nothing that it saves from now on by any other client, whose
   // weights may not have changed. The node is told to forget what it has of the model as well.
@@ -104,6 +112,7 @@ class Client {
   plan::PrefillTime told_prefill_;  // to the node of this generation
   bool reset_owed_ = false;         // no answer of the node has come since
   std::uint64_t reset_posted_ = 0;  // over the connection of this generation
+  events::Follower follower_{false};
   SequenceId next_sequence_ = 1;
   JobId next_job_;
 };

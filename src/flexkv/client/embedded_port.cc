@@ -18,7 +18,14 @@ class EmbeddedPort final : public NodePort {
   proto::LookupReply lookup(proto::LookupRequest request) override {
     const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys);
     note(found.reason);
-    return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
+    return {request.request,   found.matched_blocks, found.reason,
+            found.disk_blocks, found.host_blocks,    found.described_blocks};
+  }
+
+  std::vector<events::Change> take_changes() override {
+    std::vector<events::Change> changes;
+    (void)node_.read_changes(subscription_, engine_, changes);  // the rest next time: this is the scheduler's thread
+    return changes;
   }
 
   bool post(const proto::FromClient& message) override {
@@ -40,6 +47,8 @@ class EmbeddedPort final : public NodePort {
       node_.close_sequence(engine_, closed->sequence);
     } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
       node_.cancel(engine_, cancel->job);
+    } else if (const auto* described = std::get_if<proto::DescribeRequest>(&message)) {
+      node_.describe(engine_, *described);
     } else if (std::holds_alternative<proto::ResetRequest>(message)) {
       node_.reset(engine_);
     }
@@ -55,6 +64,7 @@ class EmbeddedPort final : public NodePort {
   server::NodeServer& node_;
   const node::EngineHandle engine_;
   std::uint64_t generation_ = 1;
+  events::Subscription subscription_;
 };
 
 }  // namespace

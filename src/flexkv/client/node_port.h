@@ -28,6 +28,8 @@ class NodePort {
   // Ends the connection, if there is one: the node forgets what this engine had under way.
   virtual void hang_up() = 0;
   virtual std::vector<proto::JobResult> take_ended_jobs() = 0;
+  // What has come of the changes of what the node keeps; asks it for more. An empty answer says nothing of the future.
+  virtual std::vector<events::Change> take_changes() { return {}; }
   // See Client.
   virtual bool wait_ended_jobs(Nanos timeout) = 0;
   virtual bool served(Nanos timeout) = 0;

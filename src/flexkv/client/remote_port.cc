@@ -51,6 +51,13 @@ class RemotePort final : public NodePort {
     return std::exchange(ended_, {});
   }
 
+  std::vector<events::Change> take_changes() override {
+    take_connection();
+    if (channel_) (void)drain(0);
+    if (channel_ && !changes_asked_) changes_asked_ = send(proto::ChangesRequest{});
+    return std::exchange(changes_, {});
+  }
+
   proto::LookupReply lookup(proto::LookupRequest request) override {
     const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0, 0};
     const Nanos begin = monotonic_now();
@@ -157,6 +164,9 @@ class RemotePort final : public NodePort {
       }
       if (const auto* reply = std::get_if<proto::LookupReply>(&message.value())) {
         if (reply->request == request) wanted = *reply;
+      } else if (const auto* changes = std::get_if<proto::ChangesReply>(&message.value())) {
+        changes_.insert(changes_.end(), changes->changes.begin(), changes->changes.end());
+        changes_asked_ = false;
       } else {
         const auto& result = std::get<proto::JobResult>(message.value());
         if (result.reason == proto::Reason::kUnknownSequence) ++generation_;
@@ -176,6 +186,8 @@ class RemotePort final : public NodePort {
 
   void end_connection() {
     channel_.reset();
+    changes_.clear();
+    changes_asked_ = false;
     if (unarmed_.empty()) return;
     orphans_.insert(orphans_.end(), unarmed_.begin(), unarmed_.end());
     unarmed_.clear();
@@ -263,6 +275,8 @@ class RemotePort final : public NodePort {
   Nanos mute_until_ = 0;
   std::vector<std::byte> record_;
   std::vector<proto::JobResult> ended_;
+  std::vector<events::Change> changes_;
+  bool changes_asked_ = false;                // the node has not answered yet
   std::unordered_set<proto::JobId> unarmed_;  // run at once, and have not ended: no rank reports them to the engine
   std::vector<proto::JobId> orphans_;         // such jobs of a connection that is gone
   Nanos orphans_quiet_at_ = 0;

@@ -50,7 +50,9 @@ std::uint32_t PrefixIndex::take_from_end(RunId id, Tier tier, std::uint32_t floo
     if (slots[at] == kNoSlot) continue;
     out.push_back({keys[at], std::exchange(slots[at], kNoSlot), tier});
     ++taken;
-    if (!is_bare(run, at)) continue;
+    const bool gone = is_bare(run, at);
+    if (feed_ != nullptr) feed_->removed(tier, keys[at], gone);
+    if (!gone) continue;
     ++run.bare;
     ghosts_.record(keys[at], ghost);
   }

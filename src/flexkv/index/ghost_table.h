@@ -13,11 +13,12 @@
 namespace flexkv::index {
 
 enum class MissReason : std::uint8_t {
-  kNone,       // not missing
-  kNeverSeen,  // or forgotten since
-  kEvicted,    // a tier needed the room
-  kReset,      // clear()
-  kDropped,    // drop(): its owner took it out
+  kNone,        // not missing
+  kNeverSeen,   // or forgotten since
+  kEvicted,     // a tier needed the room
+  kReset,       // clear()
+  kDamaged,     // drop(): its bytes were others
+  kUnreadable,  // drop(): its tier could not give it
 };
 
 struct Ghost {

@@ -157,6 +157,7 @@ std::uint32_t PrefixIndex::pinned_length(const Run& run) const {
 
 void PrefixIndex::clear(Nanos now, std::vector<Evicted>& out) {
   advance(now);
+  if (feed_ != nullptr) feed_->cleared();
   for (Tier tier = 0; tier < tier_count_; ++tier) policies_[tier]->clear();
   segments_.clear();
   table_.clear();

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "flexkv/base/time.h"
+#include "flexkv/events/feed.h"
 #include "flexkv/index/block_array.h"
 #include "flexkv/index/ghost_table.h"
 #include "flexkv/index/policy.h"
@@ -89,9 +90,9 @@ class PrefixIndex {
   void add_residency(PinId pin, Tier tier, std::uint32_t first, std::span<const Slot> slots, Nanos now,
                      std::vector<Slot>& rejected);
   // Takes the slot of block `at` of the pinned path away, pinned or not, and returns it (kNoSlot if there was none):
-  // for blocks whose bytes turned out to be bad. A block without any slot ends what match() finds. REQUIRES: at <
-  // depth(pin)
-  Slot drop(PinId pin, Tier tier, std::uint32_t at);
+  // for blocks that turned out to be bad. A block without any slot ends what match() finds; why_missing() then says
+  // `why`. REQUIRES: at < depth(pin)
+  Slot drop(PinId pin, Tier tier, std::uint32_t at, MissReason why);
 
   // ---- making room -------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,13 @@ class PrefixIndex {
 
   // Why a key that match() did not find is missing. `gone_at`, if not null, is set when the answer is not kNeverSeen.
   MissReason why_missing(const key::BlockKey& key, Nanos* gone_at) const;
+
+  // ---- told to others ----------------------------------------------------------------------------------------------
+
+  // From now on says to the feed, which it must outlive, what lookups can find. Null, as at first: to nobody.
+  void tell(events::SpaceFeed* feed) { feed_ = feed; }
+  // Appends all that lookups can find, parents first. REQUIRES: there is a feed
+  void append_kept(std::vector<events::Change>& out) const;
 
   // ---- numbers -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +186,8 @@ class PrefixIndex {
     return true;
   }
   void resize_blocks(Run& run, std::uint32_t size);
+  // Of the block before, zero if there is none.
+  key::BlockKey parent_key(const Run& run, std::uint32_t at) const;
 
   // prefix_index.cc: pins
   Pin& pin_of(PinId id);
@@ -220,6 +230,7 @@ class PrefixIndex {
   std::array<std::unique_ptr<Policy>, kTierCountMax> policies_;
   std::array<std::uint64_t, kTierCountMax> block_count_{};
   std::size_t block_bytes_ = 0;  // of all BlockArrays
+  events::SpaceFeed* feed_ = nullptr;
 };
 
 }  // namespace flexkv::index

@@ -192,7 +192,7 @@ class Pair {
     const auto at = static_cast<std::uint32_t>(prng_.below(pin.block->depth));
     const auto tier = static_cast<Tier>(prng_.below(options_.tier_count));
     const Slot expected = naive_.drop(pin.block, tier, at);
-    ASSERT_EQ(index_.drop(pin.id, tier, at), expected);
+    ASSERT_EQ(index_.drop(pin.id, tier, at, MissReason::kDamaged), expected);
   }
   void evict(std::uint32_t count) {
     const auto tier = static_cast<Tier>(prng_.below(options_.tier_count));
@@ -395,9 +395,9 @@ TEST(PrefixIndex, SaysWhyABlockIsMissing) {
   EXPECT_NEAR(static_cast<double>(gone_at), 5e9, 1024);
   const auto match = index.match(keys, true, 6 * kSecond);
   EXPECT_EQ(match.block_count, 3u);
-  EXPECT_EQ(index.drop(match.pin, 0, 2), 2u);
-  EXPECT_EQ(index.drop(match.pin, 0, 2), kNoSlot);
-  EXPECT_EQ(index.why_missing(keys[2], nullptr), MissReason::kDropped);
+  EXPECT_EQ(index.drop(match.pin, 0, 2, MissReason::kUnreadable), 2u);
+  EXPECT_EQ(index.drop(match.pin, 0, 2, MissReason::kDamaged), kNoSlot);
+  EXPECT_EQ(index.why_missing(keys[2], nullptr), MissReason::kUnreadable);
   index.unpin(match.pin, freed);
   EXPECT_EQ(index.block_count(0), 2u);
   index.clear(7 * kSecond, freed);

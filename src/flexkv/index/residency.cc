@@ -64,7 +64,7 @@ void PrefixIndex::add_residency(PinId pin, Tier tier, std::uint32_t first, std::
   touch_path(last, kNone, tier, now_);
 }
 
-Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block) {
+Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block, MissReason why) {
   FLEXKV_ASSERT(tier < tier_count_ && block < depth(pin));
   RunId id = pin_of(pin).run;
   while (runs_[id].depth > block) id = runs_[id].parent;
@@ -82,10 +82,12 @@ Slot PrefixIndex::drop(PinId pin, Tier tier, std::uint32_t block) {
     above = segment;
     segment = segments_[segment].below;
   }
-  if (is_bare(run, at)) {
+  const bool gone = is_bare(run, at);
+  if (gone) {
     ++run.bare;
-    ghosts_.record(run.blocks.keys()[at], {MissReason::kDropped, 0, now_});
+    ghosts_.record(run.blocks.keys()[at], {why, 0, now_});
   }
+  if (feed_ != nullptr) feed_->removed(tier, run.blocks.keys()[at], gone);
   const bool last = above == kNone && at + 1 == segments_[segment].end;
   shrink_segment(run, tier, segment, above, 1);
   note_lost(id, tier, 1);
@@ -109,6 +111,7 @@ PrefixIndex::Position PrefixIndex::add_blocks(Position position, Tier tier, std:
     id = add_run(id, id == kNone ? 0 : runs_[id].depth + runs_[id].blocks.size(), keys);
   }
   std::copy(slots.begin(), slots.end(), runs_[id].blocks.slots(tier) + first);
+  if (feed_ != nullptr) feed_->added(tier, parent_key(runs_[id], first), keys);
 
   const auto count = static_cast<std::uint32_t>(keys.size());
   auto remembered = [&](std::uint32_t i) -> unsigned {
@@ -143,6 +146,9 @@ void PrefixIndex::fill(RunId id, Tier tier, std::uint32_t first, std::span<const
     for (; end < count && own[end] == kNoSlot; ++end) {
       if (run.bare > 0 && is_bare(run, first + end)) --run.bare;
       own[end] = slots[end];
+    }
+    if (feed_ != nullptr) {
+      feed_->added(tier, parent_key(run, first + from), {run.blocks.keys() + first + from, end - from});
     }
     add_segment(id, tier, first + from, first + end, 0);
     from = end;

@@ -133,6 +133,31 @@ void PrefixIndex::resize_blocks(Run& run, std::uint32_t size) {
   block_bytes_ += run.blocks.memory_bytes(tier_count_);
 }
 
+key::BlockKey PrefixIndex::parent_key(const Run& run, std::uint32_t at) const {
+  if (at > 0) return run.blocks.keys()[at - 1];
+  if (run.parent == kNone) return {};
+  const BlockArray& before = runs_[run.parent].blocks;
+  return before.keys()[before.size() - 1];
+}
+
+void PrefixIndex::append_kept(std::vector<events::Change>& out) const {
+  std::vector<RunId> ids;
+  for (RunId id = 0; id < runs_.end(); ++id) {
+    if (runs_[id].blocks.size() > 0 && !runs_[id].detached) ids.push_back(id);
+  }
+  std::ranges::sort(ids, {}, [&](RunId id) { return runs_[id].depth; });
+  for (const RunId id : ids) {
+    const Run& run = runs_[id];
+    for (std::uint32_t at = 0; at < run.blocks.size(); ++at) {
+      const key::BlockKey parent = parent_key(run, at);
+      for (Tier tier = 0; tier < tier_count_; ++tier) {
+        if (run.blocks.slots(tier)[at] == kNoSlot) continue;
+        out.push_back(feed_->kept(tier, parent, run.blocks.keys()[at]));
+      }
+    }
+  }
+}
+
 // Drops bare blocks from the end of a run, and the run if none is left, and then looks at its parent.
 void PrefixIndex::trim(RunId id) {
   while (id != kNone) {

@@ -156,7 +156,7 @@ void Node::detach_agent(AgentHandle handle, Nanos now) {
   }
   for (const JobKey& key : waiting) {
     const auto job = jobs_.find(key);
-    if (job != jobs_.end()) rank_done(key, *job->second, rank, JobStatus::kFailed, now);
+    if (job != jobs_.end()) rank_done(key, *job->second, rank, {key.second, JobStatus::kFailed}, now);
   }
   drop_engine_if_empty(engine_handle);
   pump_disk();
@@ -222,6 +222,7 @@ Node::Space* Node::open_space(Engine& engine) {
   space->fingerprint = engine.fingerprint;
   space->model = engine.model;
   space->block_bytes = block_bytes;
+  open_feed(*space);
   if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
   spaces_.push_back(std::move(space));
   return spaces_.back().get();

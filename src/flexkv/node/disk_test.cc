@@ -187,23 +187,85 @@ TEST_F(NodeDiskTest, RequestsForOneColdBlockShareOneRead) {
   }
 }
 
-TEST_F(NodeDiskTest, ABadBlockFailsItsLoadAndIsForgotten) {
+TEST_F(NodeDiskTest, ALoadEndsBeforeABadBlockAndTheBlockIsForgotten) {
+  const auto e = start_with_engine(16, 8);
+  const auto keys = keys_of(1, 5);
+  keep_on_drives(e, keys);
+  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 5U);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  const auto reads = disk.reads;
+  ASSERT_EQ(reads.size(), 5U);
+  end(reads[0]);
+  end(reads[3]);
+  end(reads[2], DiskOutcome::kChecksum);
+  EXPECT_TRUE(sent<proto::CancelCommand>(agents[0], 10).empty());
+  EXPECT_FALSE(sent<proto::CopyCommand>(agents[0], 10).back().last);
+  end(reads[4]);  // of no use to the load, but in host memory now
+  end(reads[1]);
+  const auto pieces = sent<proto::CopyCommand>(agents[0], 10);
+  ASSERT_EQ(pieces.size(), 4U);
+  EXPECT_TRUE(pieces[0].runs.empty());
+  EXPECT_EQ(pieces[1].spans[0].first, 0U);
+  EXPECT_EQ(pieces[2].spans[0].first, 3U);
+  EXPECT_EQ(pieces[3].spans[0].first, 1U);
+  for (const auto& piece : pieces) {
+    EXPECT_EQ(piece.job_blocks, 5U);
+    EXPECT_EQ(piece.last, &piece == &pieces.back());
+  }
+  EXPECT_FALSE(result(10));
+  report(agents[0], 10);
+  EXPECT_EQ(failure(10), Reason::kChecksum);
+  EXPECT_EQ(result(10)->good_blocks, 2U);
+  EXPECT_EQ(unfetched(Reason::kChecksum), 1U);
+
+  const auto found = lookup(e, 3, keys);  // also by the sequence that had found it
+  EXPECT_EQ(found.matched_blocks, 2U);
+  EXPECT_EQ(found.disk_blocks, 0U);
+  EXPECT_EQ(found.reason, Reason::kChecksum);
+  ASSERT_EQ(load(e, 3, 11, Keys(keys.begin(), keys.begin() + 2)), Reason::kNone);
+  report(agents[0], 11);
+  EXPECT_TRUE(done(11));
+  keep(e, 3, 12, keys);
+  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 5U);
+}
+
+TEST_F(NodeDiskTest, AllThatWaitForABadBlockEndBeforeIt) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 3);
   keep_on_drives(e, keys);
-  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 3U);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  proto::TransferRequest behind{false, false, 4, 11, 0, keys, 2, {7}};  // that block only
+  ASSERT_EQ(node->load(e, behind, now), Reason::kNone);
+  const auto reads = disk.reads;
+  ASSERT_EQ(reads.size(), 3U);
+  end(reads[0]);
+  end(reads[1]);
+  EXPECT_FALSE(sent<proto::CopyCommand>(agents[0], 10).back().last);
+  end(reads[2], DiskOutcome::kFailed);
+  const auto last = sent<proto::CopyCommand>(agents[0], 10).back();
+  EXPECT_TRUE(last.last);  // says only that nothing more comes
+  EXPECT_TRUE(last.runs.empty());
+  report(agents[0], 10);
+  EXPECT_EQ(result(10)->good_blocks, 2U);
+  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 11).size(), 1U);  // nothing of it comes
+  report(agents[0], 11, JobStatus::kCanceled);
+  EXPECT_EQ(failure(11), Reason::kDiskFailed);
+  EXPECT_EQ(lookup(e, 5, keys).reason, Reason::kDiskFailed);
+}
+
+TEST_F(NodeDiskTest, TheEarliestOfSeveralBadBlocksCounts) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 4);
+  keep_on_drives(e, keys);
   ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
   const auto reads = disk.reads;
-  end(reads[0]);
+  end(reads[3], DiskOutcome::kDeadline);
   end(reads[1], DiskOutcome::kChecksum);
-  EXPECT_EQ(sent<proto::CancelCommand>(agents[0], 10).size(), 1U);
-  end(reads[2]);
-  report(agents[0], 10, JobStatus::kCanceled);
+  end(reads[2], DiskOutcome::kFailed);
+  end(reads[0]);
+  report(agents[0], 10);
   EXPECT_EQ(failure(10), Reason::kChecksum);
-  EXPECT_EQ(unfetched(Reason::kChecksum), 1U);
-  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 1U);  // also by the sequence that had found it
-  keep(e, 3, 11, keys);
-  EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);
+  EXPECT_EQ(result(10)->good_blocks, 1U);
 }
 
 TEST_F(NodeDiskTest, ADriveThatIsOffEndsWhatLookupsPromise) {

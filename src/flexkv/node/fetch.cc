@@ -1,4 +1,4 @@
-// From drives to host memory: what lookups may promise of it, loads that wait for it, prefetches.
+// From drives to host memory: loads that wait for it, prefetches.
 
 #include <algorithm>
 
@@ -8,9 +8,10 @@
 namespace flexkv::node {
 namespace {
 
-// Of the pool: what a prompt, or all prefetches together, may take at once. A load holds its whole prompt.
-constexpr std::uint64_t kPromptShare = 75;
+// Of the pool: what all prefetches together may take at once.
 constexpr std::uint64_t kPrefetchShare = 25;
+// At each drive. More would not make it faster, and would keep loads that come to need those blocks behind other loads.
+constexpr std::size_t kPrefetchesMax = 16;
 // Room is made for so many fetches at a time.
 constexpr std::size_t kReserveAhead = 16;
 
@@ -56,93 +57,7 @@ void Node::release(Path* path) {
   disk_->paths.erase(path->self);
 }
 
-// ---- lookups -------------------------------------------------------------------------------------------------------
-
-void Node::set_prefill(EngineHandle handle, const plan::PrefillTime& time) {
-  if (Engine* engine = find_engine(handle)) engine->prefill = time;
-}
-
-double Node::disk_bytes_per_second() const { return disk_ == nullptr ? 0 : disk_->reads.bytes_per_second(); }
-
-// What of a match can and should be loaded: as far as drives serve, as host memory can hold it, and as it is faster
-// than computing. Leaves the match's slots in the scratch vectors.
-Node::Lookup Node::served(const Engine& engine, const Sequence& sequence) {
-  const Space& space = *engine.space;
-  Lookup result{sequence.matched, Reason::kNone, 0, sequence.matched};
-  if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
-  auto& host = disk_->host_slots;
-  auto& disk = disk_->disk_slots;
-  host.resize(sequence.matched);
-  space.index.collect(sequence.pin, kHostTier, 0, host);
-  auto at = std::ranges::find(host, index::kNoSlot);
-  if (at == host.end()) return result;
-  const auto in_host = static_cast<std::uint32_t>(at - host.begin());
-  disk.resize(sequence.matched);
-  space.index.collect(sequence.pin, kDiskTier, 0, disk);
-  const std::uint64_t reach = slots_in_reach(space);
-  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
-  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
-    const auto block = static_cast<std::uint32_t>(at - host.begin());
-    const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
-    if (!off && block < room) continue;
-    result = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
-    break;
-  }
-  const std::uint32_t worth = worth_loading(engine, sequence, result.matched_blocks);
-  if (worth < result.matched_blocks) result = {worth, Reason::kNotWorthLoading, 0, 0};
-  result.host_blocks = std::min(in_host, result.matched_blocks);
-  result.disk_blocks =
-      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + result.matched_blocks, index::kNoSlot));
-  return result;
-}
-
-// What the space has of host memory and could get. Other models keep what they have as long as they have engines.
-std::uint64_t Node::slots_in_reach(const Space& space) const {
-  std::uint64_t bytes = ranges_.free_bytes();
-  for (const auto& other : spaces_) {
-    if (other.get() != &space && idle(*other)) bytes += other->slots.slot_count() * other->slots.slot_bytes();
-  }
-  return space.slots.slot_count() + bytes / space.slots.slot_bytes();
-}
-
-// How many of the first `blocks`, whose slots are in the scratch vectors. What host memory has is taken to cost
-// nothing: links to devices are far faster than any engine computes.
-std::uint32_t Node::worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const {
-  const double rate = disk_->reads.expected_bytes_per_second(now_);
-  if (options_.always_load || rate <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return blocks;
-  const auto block_bytes = static_cast<double>(engine.space->slots.slot_bytes());
-  const auto read_time = [&](double bytes) { return bytes / rate * static_cast<double>(kSecond); };
-  // Reads that run, and those that wait for room or for the drive. What of this prompt is among them (a prefetch of it,
-  // or a load of another request) costs nothing beyond that wait.
-  const double waiting = read_time(static_cast<double>(disk_->reads.waiting_bytes()) +
-                                   static_cast<double>(disk_->loads.size()) * block_bytes);
-  enum class Where { kHost, kComing, kDrive };
-  const auto where = [&](std::uint32_t i) {
-    if (disk_->host_slots[i] != index::kNoSlot) return Where::kHost;
-    const auto fetch = engine.space->fetches.find(sequence.keys[i]);
-    if (fetch == engine.space->fetches.end()) return Where::kDrive;
-    const bool counted = fetch->second.host != index::kNoSlot || !fetch->second.prefetch;
-    return counted ? Where::kComing : Where::kDrive;
-  };
-  std::vector<plan::Stretch> stretches;
-  bool waited = false;
-  Where last = Where::kHost;
-  for (std::uint32_t i = 0; i < blocks; ++i) {
-    const Where here = where(i);
-    if (i == 0 || here != last) {
-      const bool first_wait = here != Where::kHost && !std::exchange(waited, true);
-      stretches.push_back({0, here == Where::kDrive ? read_time(block_bytes) : 0, first_wait ? waiting : 0});
-      last = here;
-    }
-    ++stretches.back().blocks;
-  }
-  plan::LoadQuestion question;
-  question.stretches = stretches;
-  question.block_tokens = engine.block_tokens;
-  question.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
-  question.prefill = engine.prefill;
-  return plan::choose_load(question).blocks;
-}
+// ---- prefetches ----------------------------------------------------------------------------------------------------
 
 Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request, Nanos now) {
   tell_time(now);
@@ -153,18 +68,22 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   Space& space = *engine->space;
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   sequence->leased = true;
-  const Lookup found = served(*engine, *sequence);
-  if (found.disk_blocks == 0) return Reason::kNone;
+  const Lookup found = served(*engine, *sequence, Purpose::kPrefetch).lookup;
+  if (found.disk_blocks > 0) fetch_ahead(space, *sequence, found.matched_blocks);
+  return Reason::kNone;
+}
+
+// Those of the first `end` blocks that have no host slot in the scratch vector.
+void Node::fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end) {
   const std::uint64_t most = options_.pool_bytes / space.slots.slot_bytes() * kPrefetchShare / 100;
-  Path* path = hold(space, space.index.clone(sequence->pin));
-  for (std::uint32_t i = 0; i < found.matched_blocks && disk_->prefetches.size() < most; ++i) {
-    if (disk_->host_slots[i] != index::kNoSlot || space.fetches.contains(sequence->keys[i])) continue;
-    add_fetch(space, path, i, sequence->keys[i]).prefetch = true;
-    disk_->prefetches.emplace_back(space.number, sequence->keys[i]);
+  Path* path = hold(space, space.index.clone(sequence.pin));
+  for (std::uint32_t i = 0; i < end && disk_->prefetches.size() < most; ++i) {
+    if (disk_->host_slots[i] != index::kNoSlot || space.fetches.contains(sequence.keys[i])) continue;
+    add_fetch(space, path, i, sequence.keys[i]).prefetch = true;
+    disk_->prefetches.emplace_back(space.number, sequence.keys[i]);
   }
   release(path);
   pump_disk();
-  return Reason::kNone;
 }
 
 // ---- loads ---------------------------------------------------------------------------------------------------------
@@ -187,36 +106,40 @@ void Node::fetch_for(JobKey job_key, const Job& job, const proto::TransferReques
     const auto found = space.fetches.find(keys[i]);
     const bool added = found == space.fetches.end();
     Fetch& fetch = added ? add_fetch(space, path, request.first_block + i, keys[i]) : found->second;
-    fetch.waiters.push_back({job_key, request.device_blocks[i]});
+    fetch.waiters.push_back({job_key, i, request.device_blocks[i]});
     if (added || (fetch.prefetch && fetch.host == index::kNoSlot)) disk_->loads.emplace_back(space.number, keys[i]);
     fetch.prefetch = false;
   }
   release(path);
 }
 
+// The job, if it still waits for its block number `at`.
+Node::Job* Node::waiting_job(JobKey key, std::uint32_t at) const {
+  const auto found = jobs_.find(key);
+  if (found == jobs_.end()) return nullptr;
+  Job& job = *found->second;
+  return !job.failed && at < job.fetched.size() && job.fetched[at] ? &job : nullptr;
+}
+
 bool Node::awaited(const Fetch& fetch) const {
-  return std::ranges::any_of(fetch.waiters, [&](const Fetch::Waiter& waiter) {
-    const auto job = jobs_.find(waiter.job);
-    return job != jobs_.end() && !job->second->failed;
-  });
+  return std::ranges::any_of(
+      fetch.waiters, [&](const Fetch::Waiter& waiter) { return waiting_job(waiter.job, waiter.at) != nullptr; });
 }
 
 // Gives a block to those that wait for it; appends the jobs that got it.
 void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived) {
   for (const Fetch::Waiter& waiter : fetch.waiters) {
-    const auto job = jobs_.find(waiter.job);
-    if (job == jobs_.end() || job->second->failed) continue;
-    append_runs(job->second->space->slots, {&waiter.device_block, 1}, {&slot, 1}, job->second->arrived);
-    --job->second->missing;
+    Job* job = waiting_job(waiter.job, waiter.at);
+    if (job == nullptr) continue;
+    append_runs(job->space->slots, {&waiter.device_block, 1}, {&slot, 1}, waiter.at, job->arrived);
+    job->fetched[waiter.at] = false;
+    --job->missing;
     arrived.push_back(waiter.job);
   }
 }
 
-// One more piece to every rank: what has come since the last one.
-void Node::send_arrived(JobKey key) {
-  const auto found = jobs_.find(key);
-  if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) return;
-  Job& job = *found->second;
+// One more piece to every rank: what has come since the last one, or only that nothing more comes.
+void Node::send_arrived(JobKey key, Job& job) {
   const SlotRuns runs = std::exchange(job.arrived, {});
   bool told = true;
   for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
@@ -226,12 +149,19 @@ void Node::send_arrived(JobKey key) {
   if (!told) fail(key, job, Reason::kQueueFull);
 }
 
+void Node::send_arrived(std::span<const JobKey> jobs) {
+  for (const JobKey& key : jobs) {
+    const auto found = jobs_.find(key);
+    if (found == jobs_.end() || found->second->failed || found->second->arrived.empty()) continue;
+    send_arrived(key, *found->second);
+  }
+}
+
 void Node::drop_fetch(Space& space, const key::BlockKey& key, Reason reason) {
   const Fetch fetch = std::move(space.fetches.extract(key).mapped());
   if (reason != Reason::kNone) ++stats_.unfetched_blocks[slot_of(reason)];
   for (const Fetch::Waiter& waiter : fetch.waiters) {
-    const auto job = jobs_.find(waiter.job);
-    if (job != jobs_.end()) fail(waiter.job, *job->second, reason);
+    if (Job* job = waiting_job(waiter.job, waiter.at)) cut(waiter.job, *job, waiter.at, reason);
   }
   release(fetch.path);
 }
@@ -256,10 +186,11 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     deliver(fetch, host, arrived);
     fetch.waiters.clear();
     drop_fetch(space, key, Reason::kNone);
-    for (const JobKey& job : arrived) send_arrived(job);
+    send_arrived(arrived);
     return Begun::kNothing;
   }
   if (disk == index::kNoSlot) return drop(Reason::kGone);
+  if (prefetch && disk_->prefetching >= kPrefetchesMax * disk_->reads.size()) return Begun::kBusy;
 
   const std::size_t waiting = disk_->loads.size() + disk_->prefetches.size();
   if (reserve(space, static_cast<std::uint32_t>(std::min(waiting, kReserveAhead)), now_) == 0) return Begun::kNoRoom;
@@ -277,7 +208,10 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     fetch.host = host;
     ++space.fetching;
     disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
-    disk_->reads.begin(space.slots.slot_bytes(), now_);
+    disk_->prefetching += prefetch;
+    plan::FlowRate& reads = disk_->reads[space.disk_slots->drive_of(disk)];
+    reads.begin(space.slots.slot_bytes(), now_);
+    fetch.position = reads.begun_bytes();
     return Begun::kYes;
   }
   space.slots.give_back(host);
@@ -289,7 +223,8 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   Fetch& fetch = space.fetches.at(io.key);
   index::Slot host = std::exchange(fetch.host, index::kNoSlot);
   --space.fetching;
-  disk_->reads.end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
+  disk_->prefetching -= io.prefetch;
+  disk_->reads[space.disk_slots->drive_of(io.disk)].end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
   const bool current = io.path->generation == space.generation;
   if (outcome == DiskOutcome::kDone && current) {
     std::vector<index::Slot> rejected;
@@ -307,7 +242,8 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   }
   space.slots.give_back(host);
   if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) {
-    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at);
+    const auto why = outcome == DiskOutcome::kChecksum ? index::MissReason::kDamaged : index::MissReason::kUnreadable;
+    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at, why);
     if (disk != index::kNoSlot) space.disk_slots->give_back(disk);
     ++space.drops;
   }
@@ -329,9 +265,7 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
       end_fetch(io, result.outcome, arrived);
     }
   }
-  std::ranges::sort(arrived);
-  arrived.erase(std::unique(arrived.begin(), arrived.end()), arrived.end());
-  for (const JobKey& job : arrived) send_arrived(job);
+  send_arrived(arrived);
   pump_disk();
 }
 
@@ -375,8 +309,8 @@ bool Node::pump_fetches(std::deque<FetchId>& queue, bool prefetch) {
   return !busy;
 }
 
-// Loads wait for room that other loads hold while they wait, too: the newest of them gives up. False: none has to,
-// because something of this model runs that will leave room when it ends.
+// Loads wait for room that other loads hold while they wait, too: the newest of them ends before what it waits for.
+// False: none has to, because something of this model runs that will leave room when it ends.
 bool Node::make_way(const Space& space) {
   if (space.fetching > 0 || !space.writing.empty()) return false;
   auto newest = jobs_.end();
@@ -387,7 +321,9 @@ bool Node::make_way(const Space& space) {
     if (newest == jobs_.end() || age(newest) < age(job)) newest = job;
   }
   if (newest == jobs_.end()) return false;
-  fail(newest->first, *newest->second, Reason::kNoRoomToLoad);
+  Job& job = *newest->second;
+  const auto first = std::ranges::find(job.fetched, true) - job.fetched.begin();
+  cut(newest->first, job, static_cast<std::uint32_t>(first), Reason::kNoRoomToLoad);
   return true;
 }
 

@@ -15,6 +15,10 @@ Reason to_reason(index::MissReason reason) {
       return Reason::kEvicted;
     case index::MissReason::kReset:
       return Reason::kReset;
+    case index::MissReason::kDamaged:
+      return Reason::kChecksum;
+    case index::MissReason::kUnreadable:
+      return Reason::kDiskFailed;
     default:
       return Reason::kNeverSeen;
   }
@@ -101,7 +105,10 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
-  Lookup result = served(*engine, *sequence);
+  const Served found = served(*engine, *sequence, Purpose::kLookup);
+  if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
+  Lookup result = found.lookup;
+  result.described_blocks = described(space, *sequence);
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
     const key::BlockKey& missing = sequence->keys[result.matched_blocks];
     result.reason = space.in_flight.contains(missing) ? Reason::kInFlight
@@ -211,9 +218,10 @@ Node::Job& Node::start_job(EngineHandle handle, Engine& engine, const proto::Tra
   return *(jobs_[key] = std::move(job));
 }
 
-// Appends the blocks that have a slot, as runs; returns how many they are.
+// Appends the blocks that have a slot, as runs; returns how many they are. `first`: which of the job's blocks the first
+// one is.
 std::uint32_t Node::append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
-                                std::span<const index::Slot> slots, SlotRuns& runs) {
+                                std::span<const index::Slot> slots, std::uint32_t first, SlotRuns& runs) {
   std::uint32_t appended = 0;
   for (std::size_t begin = 0; begin < slots.size();) {
     const index::Slot slot = slots[begin];
@@ -227,7 +235,7 @@ std::uint32_t Node::append_runs(const SlotSpace& space, std::span<const std::uin
            device_blocks[begin + count] == device_blocks[begin] + count) {
       ++count;
     }
-    runs.push_back({device_blocks[begin], slot, count});
+    runs.push_back({device_blocks[begin], slot, count, first + static_cast<std::uint32_t>(begin)});
     appended += count;
     begin += count;
   }
@@ -245,6 +253,7 @@ void Node::dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed) {
     } else {
       job.failed = true;
       job.failure = engine.ranks[rank].agent == 0 ? Reason::kRankFailed : Reason::kQueueFull;
+      job.good = 0;
     }
   }
   ++job.pieces;
@@ -261,7 +270,8 @@ bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const Sl
   const Space& space = *job.space;
   std::uint64_t begin = 0;
   std::uint64_t end = std::numeric_limits<std::uint64_t>::max();
-  if (job.direction == device::Direction::kToHost) {
+  const bool save = job.direction == device::Direction::kToHost;
+  if (save) {
     const std::uint64_t turn = (rank.holder + key.second) % rank.holder_count;
     begin = job.blocks * turn / rank.holder_count;
     end = job.blocks * (turn + 1) / rank.holder_count;
@@ -274,6 +284,7 @@ bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const Sl
   command.piece = job.pieces;
   command.last = job.missing == 0;
   command.runs.reserve(runs.size());
+  if (!save) command.job_blocks = job.blocks;
   std::uint64_t at = 0;  // the run's first block, of those of the piece
   for (const SlotRun& run : runs) {
     const auto skipped = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(begin, at, at + run.count) - at);
@@ -281,6 +292,12 @@ bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const Sl
     if (skipped < stop) {
       command.runs.push_back(
           {run.device_block + skipped, stop - skipped, space.slots.offset(run.slot + skipped) + rank.host_offset});
+    }
+    auto& spans = command.spans;
+    if (!save && !spans.empty() && spans.back().first + spans.back().count == run.first) {
+      spans.back().count += run.count;
+    } else if (!save) {
+      spans.push_back({run.first, run.count});
     }
     at += run.count;
   }
@@ -295,6 +312,18 @@ void Node::fail(JobKey key, Job& job, Reason reason) {
     cancel_ranks(key, job);
   }
   finish_if_quiet(key, now_);
+}
+
+// Block number `at` of a load, which it waits for, does not come: the load ends before it.
+void Node::cut(JobKey key, Job& job, std::uint32_t at, Reason reason) {
+  if (at == 0) return fail(key, job, reason);
+  job.end = at;
+  job.failure = reason;
+  for (auto waits = job.fetched.begin() + at; waits != job.fetched.end(); ++waits) {
+    job.missing -= *waits;
+    *waits = false;
+  }
+  if (job.missing == 0) send_arrived(key, job);
 }
 
 // There will be no command for this job. The workers may have armed it already: whoever waits for it must not wait for
@@ -323,25 +352,34 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   const std::uint64_t end = std::uint64_t{request.first_block} + request.device_blocks.size();
   if (end > sequence->keys.size() || request.device_blocks.empty()) return refuse(Reason::kGone);
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
-  if (sequence->matched < end) return refuse(Reason::kGone);
+  if (sequence->matched <= request.first_block) return refuse(Reason::kGone);
 
   Space& space = *engine->space;
-  const auto count = static_cast<std::uint32_t>(request.device_blocks.size());
+  const auto blocks = static_cast<std::uint32_t>(request.device_blocks.size());
+  const std::uint32_t count = std::min(blocks, sequence->matched - request.first_block);
+  const auto device_blocks = std::span(request.device_blocks).first(count);
   std::vector<index::Slot> slots(count);
   space.index.collect(sequence->pin, kHostTier, request.first_block, slots);
   SlotRuns ready;
-  const std::uint32_t missing = count - append_runs(space.slots, request.device_blocks, slots, ready);
+  const std::uint32_t missing = count - append_runs(space.slots, device_blocks, slots, 0, ready);
   if (missing > 0 && disk_ == nullptr) return refuse(Reason::kGone);
   sequence->leased = false;
   const JobKey key{handle, request.job};
   Job& job = start_job(handle, *engine, request, device::Direction::kToDevice, now);
-  job.blocks = count;
+  job.blocks = job.good = blocks;
+  job.end = count;
+  if (count < blocks) job.failure = Reason::kGone;
   job.missing = missing;
+  if (missing > 0) {
+    job.fetched.reserve(count);
+    for (const index::Slot slot : slots) job.fetched.push_back(slot == index::kNoSlot);
+  }
   job.pin = space.index.clone(sequence->pin);
   job.pinned = true;
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
     fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
+    engine->arrivals.emplace(request.job, sequence->arrives);
   }
   finish_if_quiet(key, now);
   pump_disk();
@@ -429,6 +467,11 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
   job.origin = {begin, static_cast<std::uint32_t>(keys.size()), std::min(sequence->found, begin), nullptr};
   if (job.origin.found > 0) job.last_found = keys[job.origin.found - 1];
+  if (feed_ != nullptr) {
+    job.descriptions.resize(granted);
+    const auto& known = sequence->descriptions;
+    for (std::size_t i = 0; i < granted && begin + i < known.size(); ++i) job.descriptions[i] = known[begin + i];
+  }
   job.slots.reserve(granted);
   for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
   space.reserved += granted;
@@ -448,7 +491,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   } else {
     SlotRuns runs;
     append_runs(space.slots, std::span(request.device_blocks).subspan(begin - request.first_block, granted), job.slots,
-                runs);
+                0, runs);
     dispatch(job_key, job, runs, request.armed);
   }
   finish_if_quiet(job_key, now);
@@ -479,14 +522,17 @@ void Node::give_up(JobKey key, Job& job) {
   cancel_ranks(key, job);
 }
 
-void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now) {
+void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobReport& report, Nanos now) {
   if (rank >= job.waiting.size() || !job.waiting[rank]) return;  // late or repeated
   job.waiting[rank] = false;
   --job.waiting_count;
-  // Done before it was told all it has to do: the rank is confused.
-  if ((status != JobStatus::kDone || job.missing > 0) && !job.failed) {
+  job.good = std::min(job.good, report.good_blocks);
+  // Done before it was told all it has to do, or without all of it: the rank is confused.
+  const bool load = job.direction == device::Direction::kToDevice;
+  const bool complete = job.missing == 0 && (!load || report.good_blocks >= job.end);
+  if ((report.status != JobStatus::kDone || !complete) && !job.failed) {
     job.failed = true;
-    job.failure = status == JobStatus::kCanceled ? Reason::kCanceled : Reason::kRankFailed;
+    job.failure = report.status == JobStatus::kCanceled ? Reason::kCanceled : Reason::kRankFailed;
     cancel_ranks(key, job);
   }
   finish_if_quiet(key, now);
@@ -498,7 +544,7 @@ void Node::on_report(AgentHandle handle, const proto::JobReport& report, Nanos n
   if (agent == agents_.end()) return;
   const JobKey key{agent->second.engine, report.job};
   const auto job = jobs_.find(key);
-  if (job != jobs_.end()) rank_done(key, *job->second, agent->second.rank, report.status, now);
+  if (job != jobs_.end()) rank_done(key, *job->second, agent->second.rank, report, now);
   pump_disk();
 }
 
@@ -535,6 +581,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     index::PinId base = space.index.clone(job.pin);
     space.index.insert(job.pin, kHostTier, job.keys, job.slots, now, rejected);
     for (const index::Slot slot : rejected) space.slots.give_back(slot);
+    describe_saved(job);
     note_saved(job);
     write_behind(space, job.pin);
     for (const JobKey& follower_key : job.followers) {
@@ -570,24 +617,30 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
   if (job->pinned) drop_pin(*job->space, job->pin);
   if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);
   --job->space->jobs;
+  if (Engine* engine = find_engine(key.first)) engine->arrivals.erase(key.second);
   const bool save = job->direction == device::Direction::kToHost;
   DirectionStats& direction = save ? stats_.to_host : stats_.to_device;
+  // However a load ended, what has come is good.
+  const std::uint32_t good = save ? 0 : job->good;
+  const bool failed = save ? job->failed : good < job->blocks;
+  const std::uint32_t completed = save && failed ? 0 : save ? job->blocks : good;
   ++direction.jobs;
-  if (job->failed) {
+  direction.blocks += completed;
+  direction.bytes += completed * job->block_bytes;
+  if (!failed) {
+    direction.latency.record(now - job->started_at);
+    if (save) stats_.blocks_saved += job->blocks;
+  } else {
     ++direction.failed_jobs;
     if (save) {
       stats_.unsaved_blocks[slot_of(job->failure)] += job->blocks;
     } else {
       ++stats_.failed_loads[slot_of(job->failure)];
+      stats_.blocks_of_failed_loads += good;
     }
-  } else {
-    direction.blocks += job->blocks;
-    direction.bytes += job->blocks * job->block_bytes;
-    direction.latency.record(now - job->started_at);
-    if (save) stats_.blocks_saved += job->blocks;
   }
-  outbox_.send(key.first,
-               proto::JobResult{key.second, job->failed ? JobStatus::kFailed : JobStatus::kDone, job->failure});
+  const Reason reason = save || failed ? job->failure : Reason::kNone;
+  outbox_.send(key.first, proto::JobResult{key.second, failed ? JobStatus::kFailed : JobStatus::kDone, reason, good});
   return std::move(job->followers);
 }
 

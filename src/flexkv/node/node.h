@@ -13,6 +13,8 @@
 //
 // With drives (DiskPort), published blocks are written behind to slots there, and a load fetches what is only there:
 // what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
+// A load of which a block does not come keeps its beginning: it ends before that block, and what comes before is
+// copied.
 #pragma once
 
 #include <algorithm>
@@ -30,6 +32,7 @@
 
 #include "flexkv/admission/admission_filter.h"
 #include "flexkv/base/time.h"
+#include "flexkv/events/feed.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
 #include "flexkv/node/slot_space.h"
@@ -70,13 +73,15 @@ class Outbox {
   // False when the agent's queue is full or it is gone: the rank then counts as failed for that job.
   virtual bool send(AgentHandle agent, const proto::ToAgent& message) = 0;
   virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
+  // For who asked with want_changes(): there are some to read.
+  virtual void changed() {}
 };
 
 struct DirectionStats {
   std::uint64_t jobs = 0;
   std::uint64_t failed_jobs = 0;
-  std::uint64_t blocks = 0;  // completed
-  std::uint64_t bytes = 0;   // completed, all ranks
+  std::uint64_t blocks = 0;  // completed, also by jobs that failed
+  std::uint64_t bytes = 0;   // of them, all ranks
   telemetry::Histogram latency;
 };
 
@@ -85,6 +90,32 @@ struct DiskFlowStats {
   std::uint64_t blocks = 0;
   std::uint64_t bytes = 0;
   telemetry::Histogram latency;  // of a block, since the drive was asked
+};
+
+// What was chosen for a lookup that found blocks on drives, and why. All times in nanoseconds.
+struct Choice {
+  enum class Basis : std::uint8_t {
+    kCost,            // what is expected to be the fastest
+    kAlways,          // all, because the configuration says so
+    kReadsUnknown,    // all: no drive was read yet
+    kPrefillUnknown,  // all: the engine did not tell yet how fast it computes
+  };
+  Nanos at = 0;
+  EngineHandle engine = 0;
+  SequenceId sequence = 0;
+  std::uint32_t prompt_blocks = 0;
+  // Of those found, in a row from the first one: in host memory, on the way there, on drives only.
+  std::uint32_t host_blocks = 0;
+  std::uint32_t coming_blocks = 0;
+  std::uint32_t drive_blocks = 0;
+  std::uint32_t chosen_blocks = 0;  // to load
+  Basis basis = Basis::kCost;
+  double read_bytes_per_second = 0;  // of all drives
+  double read_wait = 0;              // until the drives have read what they were asked for before
+  double engine_wait = 0;            // until the engine has computed what it was given before
+  double expected = 0;               // until the prompt is computed; 0: not known
+  double expected_if_all = 0;        // was loaded
+  double expected_if_none = 0;
 };
 
 struct NodeStats {
@@ -97,12 +128,19 @@ struct NodeStats {
   std::uint64_t blocks_evicted = 0;
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unsaved_blocks{};
-  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
+  std::array<std::uint64_t, proto::kReasonCount> failed_loads{};  // also those that kept their beginning
+  std::uint64_t blocks_of_failed_loads = 0;                       // that are good all the same
   DirectionStats to_device;
   DirectionStats to_host;
   DiskFlowStats from_disk;
   DiskFlowStats to_disk;
   std::uint64_t blocks_prefetched = 0;  // of those from drives: nobody waited for them when they were asked for
+  // How often a request with blocks on drives was to load all that was found, a part of it, nothing; and the blocks that
+  // were left to the engine.
+  std::uint64_t choices_all = 0;
+  std::uint64_t choices_part = 0;
+  std::uint64_t choices_none = 0;
+  std::uint64_t recomputed_blocks = 0;
   std::uint64_t disk_blocks_evicted = 0;
   std::uint64_t disk_blocks_recovered = 0;
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
@@ -129,6 +167,8 @@ class Node {
     Reason reason = Reason::kNone;  // of the first block that is missing
     std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
     std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
+    // Leading ones that need no describe(), which may be more than are matched: all, if nobody follows.
+    std::uint32_t described_blocks = 0;
   };
   // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
@@ -154,6 +194,16 @@ class Node {
   void reset_all(Nanos now);
 
   void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
+
+  // ---- what is kept, for readers (module events). Before the first call of follow() nothing is remembered for them.
+  void follow();
+  // See Subscription::read. `engine`: only its model's blocks, and nothing while its ranks are away; 0: of all models.
+  bool read_changes(events::Subscription& subscription, EngineHandle engine, std::size_t changes_max,
+                    std::vector<events::Change>& out);
+  // Have Outbox::changed() called at the next change.
+  void want_changes();
+  // What the engine calls blocks of a sequence that it has looked up.
+  void describe(EngineHandle engine, const proto::DescribeRequest& request);
 
   // From the drives; see DiskPort.
   void on_disk_recovered(SpaceNumber space, std::span<const RecoveredChain> chains, Nanos now);
@@ -204,8 +254,10 @@ class Node {
   DiskQueues disk_queues() const;
   // Whether only blocks that are worth it are written to drives.
   bool admits() const { return disk_ != nullptr && options_.disk_admission; }
-  // Measured while blocks are read; 0: not yet.
+  // Of all drives together, measured while blocks are read; 0: not yet.
   double disk_bytes_per_second() const;
+  // The latest ones, the oldest first.
+  std::vector<Choice> choices() const;
   std::vector<EngineInfo> engines() const;
   std::vector<SpaceInfo> spaces() const;
   std::uint64_t free_pool_bytes() const { return ranges_.free_bytes(); }
@@ -223,12 +275,14 @@ class Node {
   struct Path;
   struct Fetch;
   struct DiskIo;
+  static constexpr std::size_t kChoicesKept = 64;
   using JobKey = std::pair<EngineHandle, JobId>;
   // `count` device blocks in a row, in as many slots in a row.
   struct SlotRun {
     std::uint32_t device_block = 0;
     index::Slot slot = index::kNoSlot;
     std::uint32_t count = 0;
+    std::uint32_t first = 0;  // which of the job's blocks
   };
   using SlotRuns = std::vector<SlotRun>;
 
@@ -260,11 +314,12 @@ class Node {
   Job& start_job(EngineHandle handle, Engine& engine, const proto::TransferRequest& request,
                  device::Direction direction, Nanos now);
   static std::uint32_t append_runs(const SlotSpace& space, std::span<const std::uint32_t> device_blocks,
-                                   std::span<const index::Slot> slots, SlotRuns& runs);
+                                   std::span<const index::Slot> slots, std::uint32_t first, SlotRuns& runs);
   void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
   bool send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed);
   void fail(JobKey key, Job& job, Reason reason);
-  void rank_done(JobKey key, Job& job, std::uint32_t rank, JobStatus status, Nanos now);
+  void cut(JobKey key, Job& job, std::uint32_t at, Reason reason);
+  void rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobReport& report, Nanos now);
   void finish_if_quiet(JobKey key, Nanos now);
   void publish_or_drop(Job& job, Nanos now);
   std::vector<JobKey> retire(JobKey key, Nanos now);
@@ -276,23 +331,38 @@ class Node {
   Space* find_space(SpaceNumber number) const;
   void give_back_evicted(Space& space);
 
+  // choice.cc: what a request is to load, and what its engine computes
+  enum class Purpose : std::uint8_t { kLookup, kPrefetch };
+  struct Served {
+    Lookup lookup;
+    std::optional<Choice> choice;  // where there was one
+    Nanos arrives = 0;             // what is to be loaded, in host memory
+  };
+  Served served(const Engine& engine, const Sequence& sequence, Purpose purpose);
+  std::uint64_t slots_in_reach(const Space& space) const;
+  Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
+  double look_at_drives(const Space& space, Purpose purpose);
+  void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks, Purpose purpose);
+  void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
+  void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);
+
   // fetch.cc: from drives to host memory
   using FetchId = std::pair<SpaceNumber, key::BlockKey>;
   Path* hold(Space& space, index::PinId pin);  // takes the pin over; its first user is the caller
   void release(Path* path);                    // by one user
-  Lookup served(const Engine& engine, const Sequence& sequence);
-  std::uint64_t slots_in_reach(const Space& space) const;
-  std::uint32_t worth_loading(const Engine& engine, const Sequence& sequence, std::uint32_t blocks) const;
   void fetch_for(JobKey key, const Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys,
                  std::span<const index::Slot> slots);
+  void fetch_ahead(Space& space, const Sequence& sequence, std::uint32_t end);
   Fetch& add_fetch(Space& space, Path* path, std::uint32_t at, const key::BlockKey& key);
+  Job* waiting_job(JobKey key, std::uint32_t at) const;
   bool awaited(const Fetch& fetch) const;
   enum class Begun : std::uint8_t { kYes, kNothing, kNoRoom, kBusy, kBudget };
   Begun begin_fetch(Space& space, const key::BlockKey& key, bool prefetch);
   void end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>& arrived);
   void drop_fetch(Space& space, const key::BlockKey& key, Reason reason);
   void deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived);
-  void send_arrived(JobKey key);
+  void send_arrived(JobKey key, Job& job);
+  void send_arrived(std::span<const JobKey> jobs);
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
   bool make_way(const Space& space);
@@ -309,12 +379,21 @@ class Node {
   void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
   void check_disk_invariants() const;
 
+  // changes.cc
+  void open_feed(Space& space);
+  void describe_path(Space& space, index::PinId pin, std::uint32_t first,
+                     std::span<const events::DescriptionRef> known);
+  void describe_saved(const Job& job);
+  std::uint32_t described(const Space& space, Sequence& sequence) const;
+
   NodeOptions options_;
   Outbox& outbox_;
   RangeAllocator ranges_;
   NodeStats stats_;
   std::unordered_map<EngineHandle, std::unique_ptr<Engine>> engines_;
   std::unordered_map<AgentHandle, Agent> agents_;
+  std::unique_ptr<events::Feed> feed_;  // null: nobody follows
+  events::SpaceNumber next_feed_space_ = 1;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::map<JobKey, std::unique_ptr<Job>> jobs_;
   std::set<std::pair<Nanos, JobKey>> deadlines_;

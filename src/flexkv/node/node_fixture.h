@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <set>
 
 #include "flexkv/base/prng.h"
 #include "flexkv/node/node.h"
@@ -76,8 +77,11 @@ class NodeTest : public ::testing::Test, public Outbox {
     node->check_invariants();
     return reason;
   }
-  void report(AgentHandle agent, JobId job, JobStatus status = JobStatus::kDone) {
-    node->on_report(agent, {job, status}, now);
+  // `good`: leading blocks of a load; not given: all that the rank was told to copy if it is done, else none.
+  void report(AgentHandle agent, JobId job, JobStatus status = JobStatus::kDone,
+              std::optional<std::uint32_t> good = std::nullopt) {
+    const std::uint32_t told = status == JobStatus::kDone ? leading_blocks_told(agent, job) : 0;
+    node->on_report(agent, {job, status, good.value_or(told)}, now);
     node->check_invariants();
   }
   // Saves all and has every rank report.
@@ -107,6 +111,18 @@ class NodeTest : public ::testing::Test, public Outbox {
       if (to == agent && wanted != nullptr && wanted->job == job) found.push_back(*wanted);
     }
     return found;
+  }
+
+  std::uint32_t leading_blocks_told(AgentHandle agent, JobId job) const {
+    std::set<std::uint32_t> told;
+    for (const auto& piece : sent<proto::CopyCommand>(agent, job)) {
+      for (const auto& [first, count] : piece.spans) {
+        for (std::uint32_t at = first; at < first + count; ++at) told.insert(at);
+      }
+    }
+    std::uint32_t leading = 0;
+    while (told.contains(leading)) ++leading;
+    return leading;
   }
 
   bool send(AgentHandle agent, const proto::ToAgent& message) override {

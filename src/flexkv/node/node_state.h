@@ -29,11 +29,13 @@ struct Node::Path {
 struct Node::Fetch {
   struct Waiter {
     JobKey job;
+    std::uint32_t at = 0;  // which of the job's blocks
     std::uint32_t device_block = 0;
   };
   Path* path = nullptr;
   std::uint32_t at = 0;               // its place in the path
   index::Slot host = index::kNoSlot;  // once begun
+  std::uint64_t position = 0;         // then: bytes that its drive has to read until it is there, of all it ever read
   bool prefetch = false;
   std::vector<Waiter> waiters;
 };
@@ -48,6 +50,7 @@ struct Node::Space {
   std::array<std::byte, 32> fingerprint{};  // of the model, as the client said it
   std::string model;
   SlotSpace slots;
+  std::optional<events::SpaceFeed> feed;  // once somebody follows; the index tells it
   index::PrefixIndex index;
   std::uint64_t block_bytes = 0;  // payload, each shard once
   std::uint32_t engines = 0;
@@ -84,7 +87,8 @@ struct Node::DiskIo {
 };
 
 struct Node::Disk {
-  explicit Disk(DiskPort& drives) : port(drives), writes(drives.drive_count()) {}
+  explicit Disk(DiskPort& drives)
+      : port(drives), writes(drives.drive_count()), reads(drives.drive_count()), reading(drives.drive_count()) {}
 
   // Blocks [begin, end) of the path are to be written; those before `next` are the drives' already.
   struct WriteRun {
@@ -106,9 +110,21 @@ struct Node::Disk {
   std::vector<std::uint32_t> writes;     // at each drive
   unsigned next_drive = 0;               // for a write, if others have no less to do
   bool pumping = false;
-  plan::FlowRate reads;
-  std::vector<index::Slot> host_slots;  // scratch of served()
+  std::uint32_t prefetching = 0;      // reads that drives have
+  std::vector<plan::FlowRate> reads;  // of each drive
+  // The latest choices, and how many there ever were.
+  std::array<Choice, kChoicesKept> choices{};
+  std::uint64_t choice_count = 0;
+  // Scratch of served().
+  std::vector<index::Slot> host_slots;
   std::vector<index::Slot> disk_slots;
+  struct Reading {
+    double bytes_per_second = 0;
+    double free = 0;  // nanoseconds from now until it has read what it has to
+  };
+  std::vector<Reading> reading;
+  std::vector<plan::Stretch> stretches;
+  std::vector<double> others;
   std::vector<key::BlockKey> keys;  // scratch of write_behind()
 };
 
@@ -130,9 +146,15 @@ struct Node::Sequence {
   // walk along all those before it.
   Parent carried;
   std::uint32_t carried_end = 0;
-  bool counted = false;     // in the lookup statistics
-  std::uint32_t found = 0;  // blocks, by the first lookup
-  bool leased = false;      // was found, and what was found is neither loaded nor passed by yet
+  // What the engine calls its blocks, as far as it said so.
+  std::vector<events::DescriptionRef> descriptions;
+  std::uint32_t described = 0;  // leading blocks found to be so in the index
+  bool counted = false;         // in the lookup statistics
+  std::uint32_t found = 0;      // blocks, by the first lookup
+  std::uint64_t choice = 0;     // the number of its latest one, from 1 on
+  Nanos arrives = 0;            // what it is to load, in host memory
+  Nanos computes = 0;           // part of its engine's computes_until
+  bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 
@@ -144,6 +166,8 @@ struct Node::Engine {
   std::array<std::byte, 32> fingerprint{};
   std::uint32_t block_tokens = 0;
   plan::PrefillTime prefill;
+  Nanos computes_until = 0;  // what it has looked up, as far as one can tell
+  std::unordered_map<JobId, Nanos> arrivals;  // of its loads that wait for drives: when, as far as one can tell
   std::uint32_t rank_count = 0;
   struct Rank {
     AgentHandle agent = 0;  // 0: not attached
@@ -186,16 +210,20 @@ struct Node::Job {
   index::PinId pin{};  // load: last block; save: the block that the first one follows (unless `parent`)
   bool pinned = false;
   // Load only:
-  std::uint32_t missing = 0;  // blocks that are still fetched
+  std::uint32_t end = 0;      // blocks from this one on do not come, for the reason `failure`
+  std::uint32_t good = 0;     // leading blocks that each rank that has reported has
+  std::vector<bool> fetched;  // whether the job waits for the block from a drive; empty: for none
+  std::uint32_t missing = 0;  // how many are set there
   SlotRuns arrived;           // since the last piece
   std::uint32_t pieces = 0;   // sent
   // Save only:
   std::vector<key::BlockKey> keys;
   std::vector<index::Slot> slots;
-  std::optional<JobKey> parent;     // a save in flight that this one continues
-  std::uint32_t parent_blocks = 0;  // how many of its blocks precede our first
-  std::vector<JobKey> followers;    // saves that continue this one
-  admission::Origin origin;         // `last_found` is not set:
+  std::vector<events::DescriptionRef> descriptions;  // of `keys`, null where not known; empty if nobody follows
+  std::optional<JobKey> parent;                      // a save in flight that this one continues
+  std::uint32_t parent_blocks = 0;                   // how many of its blocks precede our first
+  std::vector<JobKey> followers;                     // saves that continue this one
+  admission::Origin origin;                          // `last_found` is not set:
   std::optional<key::BlockKey> last_found;
 };
 

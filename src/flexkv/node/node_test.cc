@@ -291,8 +291,43 @@ TEST_F(NodeTest, WhatWasFoundIsSafeForTheLeaseAndWhatIsLoadingLonger) {
   report(agents[0], 3);
   now += 10 * kSecond;
   EXPECT_EQ(save(e, 3, 5, keys_of(2, 1)), Reason::kNone);
-  EXPECT_EQ(load(e, 2, 6, keys_of(1, 4)), Reason::kGone);
+  ASSERT_EQ(load(e, 2, 6, keys_of(1, 4)), Reason::kNone);  // its last block is gone
+  report(agents[0], 6);
   EXPECT_EQ(failure(6), Reason::kGone);
+  EXPECT_EQ(result(6)->good_blocks, 3U);
+  EXPECT_EQ(save(e, 4, 7, keys_of(3, 3)), Reason::kNone);
+  EXPECT_EQ(load(e, 2, 8, keys_of(1, 4)), Reason::kGone);  // nothing of it is left
+  EXPECT_EQ(failure(8), Reason::kGone);
+}
+
+TEST_F(NodeTest, OfALoadThatFailsItsClientIsToldWhatAllRanksHave) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  keep(e, 1, 1, keys_of(1, 4));
+  ASSERT_EQ(load(e, 1, 2, keys_of(1, 4)), Reason::kNone);
+  node->cancel(e, 2);
+  report(agents[0], 2, JobStatus::kCanceled, 3);
+  report(agents[1], 2, JobStatus::kCanceled, 1);
+  EXPECT_EQ(failure(2), Reason::kCanceled);
+  EXPECT_EQ(result(2)->good_blocks, 1U);
+  EXPECT_EQ(node->stats().blocks_of_failed_loads, 1U);
+
+  ASSERT_EQ(load(e, 1, 3, keys_of(1, 4)), Reason::kNone);
+  node->cancel(e, 3);  // too late
+  for (const AgentHandle agent : agents) report(agent, 3, JobStatus::kCanceled, 4);
+  EXPECT_TRUE(done(3));
+
+  ASSERT_EQ(load(e, 1, 4, keys_of(1, 4)), Reason::kNone);
+  report(agents[0], 4, JobStatus::kDone, 2);  // but all was there: it is confused
+  report(agents[1], 4);
+  EXPECT_EQ(failure(4), Reason::kRankFailed);
+  EXPECT_EQ(result(4)->good_blocks, 2U);
+
+  ASSERT_EQ(load(e, 1, 5, keys_of(1, 4)), Reason::kNone);
+  report(agents[0], 5);
+  node->detach_agent(agents[1], now);
+  EXPECT_EQ(failure(5), Reason::kRankFailed);
+  EXPECT_EQ(result(5)->good_blocks, 0U);
 }
 
 TEST_F(NodeTest, DeadlinesCancelButSlotsStayUntilTheRankIsQuiet) {

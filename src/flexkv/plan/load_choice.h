@@ -3,6 +3,9 @@
 // The blocks that are loaded come first, the rest of the prompt is computed behind them. The further back a block, the
 // more it costs to compute (it attends to all before it), while one from the same tier costs the same to load: within a
 // stretch of blocks of one tier the best place to stop is one of its ends. So only the ends are compared.
+//
+// An engine computes one prompt after the other. So a prompt that is computed keeps those waiting whose blocks arrive
+// meanwhile: their delay is part of what computing costs.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +15,10 @@
 
 namespace flexkv::plan {
 
+// All times are nanoseconds from now.
 struct Stretch {
   std::uint32_t blocks = 0;
-  double load_per_block = 0;  // nanoseconds
-  double wait = 0;            // nanoseconds before the first of them can come
+  double arrives = 0;  // when the last of them is in host memory, and all before it
 };
 
 struct LoadQuestion {
@@ -23,11 +26,13 @@ struct LoadQuestion {
   std::uint32_t block_tokens = 0;
   std::uint32_t prompt_blocks = 0;  // all of its whole blocks, matched or not
   PrefillTime prefill;
+  double engine_free = 0;          // when the engine has computed what it was given before
+  std::span<const double> others;  // when the loads arrive that its other prompts wait for
 };
 
 struct LoadChoice {
   std::uint32_t blocks = 0;  // to load
-  double nanos = 0;          // expected, for this choice; 0: prefill is not known, and all is loaded
+  double nanos = 0;          // expected until the prompt is computed; 0: prefill is not known, and all is loaded
   double nanos_if_all = 0;
   double nanos_if_none = 0;
 };

@@ -10,7 +10,7 @@ namespace {
 constexpr double kForget = 0.97;  // what a step counts after the next one
 // Units in which the unknowns are of a like size: a step of some thousand tokens takes some milliseconds.
 constexpr std::array<double, 3> kScale = {1, 1e3, 1e6};
-// Pulls what steps do not tell apart towards zero; small beside one step.
+// Pulls what steps do not tell apart towards zero. Of each unknown's own size: prompts may be short.
 constexpr double kRidge = 1e-3;
 
 // Gauss elimination with pivoting. The matrix is positive definite.
@@ -55,6 +55,7 @@ void PrefillCost::observe(std::uint32_t tokens, double pairs, Nanos duration) {
     products_[i] = products_[i] * kForget + weight * features[i] * measured;
   }
   ++steps_;
+  step_tokens_ = std::max(step_tokens_, tokens);
   fit();
 }
 
@@ -66,7 +67,7 @@ void PrefillCost::fit() {
     auto matrix = moments_;
     auto right = products_;
     for (std::size_t i = 0; i < 3; ++i) {
-      matrix[i][i] += kRidge * moments_[0][0];
+      matrix[i][i] *= 1 + kRidge;
       if (!held[i]) continue;
       matrix[i] = {};
       matrix[i][i] = 1;
@@ -79,7 +80,8 @@ void PrefillCost::fit() {
     result[lowest] = 0;
   }
   for (double& value : result) value = std::max(value, 0.0);
-  time_ = {result[0] / kScale[0], result[1] / kScale[1], result[2] / kScale[2]};
+  time_ = {result[0] / kScale[0], result[1] / kScale[1], result[2] / kScale[2],
+           static_cast<double>(step_tokens_)};
 }
 
 }  // namespace flexkv::plan

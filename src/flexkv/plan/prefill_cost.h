@@ -11,14 +11,16 @@ namespace flexkv::plan {
 
 // In nanoseconds; all zero: not known.
 struct PrefillTime {
-  double fixed = 0;
+  double fixed = 0;  // of each step
   double per_token = 0;
   double per_pair = 0;
+  double step_tokens = 0;  // a prompt of more is computed in several steps; 0: in one
 
   bool known() const { return per_token > 0 || per_pair > 0; }
-  // Of `tokens` tokens behind `context` others, in one step.
+  // Of `tokens` tokens behind `context` others.
   double estimate(double tokens, double context) const {
-    return fixed + per_token * tokens + per_pair * pairs(tokens, context);
+    const double steps = step_tokens > 0 && tokens > step_tokens ? tokens / step_tokens : 1;
+    return fixed * steps + per_token * tokens + per_pair * pairs(tokens, context);
   }
   static double pairs(double tokens, double context) { return tokens * (context + (tokens + 1) / 2); }
 };
@@ -44,6 +46,7 @@ class PrefillCost {
   std::array<Vector, 3> moments_{};
   Vector products_{};
   std::uint32_t steps_ = 0;
+  std::uint32_t step_tokens_ = 0;  // of the largest one
   PrefillTime time_;
 };
 

@@ -27,6 +27,9 @@ enum class Tag : std::uint8_t {
   kJobResult = 10,
   kPrefetch = 11,
   kPrefillSpeed = 12,
+  kDescribe = 13,
+  kChangesRequest = 14,
+  kChangesReply = 15,
 };
 
 Error malformed(const char* what) {
@@ -65,6 +68,16 @@ bool valid_runs(const CopyCommand& command) {
     }
   }
   return blocks <= kBlocksPerMessageMax;
+}
+
+// Of a load, each block of the runs is one of the job's; of a save nothing is said.
+bool valid_spans(const CopyCommand& command) {
+  std::uint64_t blocks = 0;
+  for (const BlockSpan& span : command.spans) {
+    if (span.count == 0 || std::uint64_t{span.first} + span.count > command.job_blocks) return false;
+    blocks += span.count;
+  }
+  return blocks == (command.direction == device::Direction::kToDevice ? command.block_count() : 0);
 }
 
 bool read_flag(Reader& reader, bool& out) {
@@ -200,6 +213,8 @@ std::vector<std::byte> encode(const ToAgent& value) {
     writer.array(std::span<const BlockRun>(copy->runs));
     writer.pod(copy->piece);
     writer.pod(static_cast<std::uint8_t>(copy->last));
+    writer.pod(copy->job_blocks);
+    writer.array(std::span<const BlockSpan>(copy->spans));
   } else {
     writer.pod(Tag::kCancelCopy);
     writer.pod(std::get<CancelCommand>(value).job);
@@ -217,7 +232,10 @@ Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes) {
       copy.host_stride = reader.pod<std::uint64_t>();
       copy.runs = read_blocks<BlockRun>(reader);
       copy.piece = reader.pod<std::uint32_t>();
-      if (!read_flag(reader, copy.last) || !valid_runs(copy)) break;
+      if (!read_flag(reader, copy.last)) break;
+      copy.job_blocks = reader.pod<std::uint32_t>();
+      copy.spans = read_blocks<BlockSpan>(reader);
+      if (!valid_runs(copy) || !valid_spans(copy)) break;
       return finish<ToAgent>(reader, std::move(copy), "copy command");
     }
     case Tag::kCancelCopy:
@@ -233,6 +251,7 @@ std::vector<std::byte> encode(const JobReport& value) {
   writer.pod(Tag::kJobReport);
   writer.pod(value.job);
   writer.pod(value.status);
+  writer.pod(value.good_blocks);
   return writer.take();
 }
 
@@ -242,6 +261,7 @@ Result<JobReport> decode_job_report(std::span<const std::byte> bytes) {
   if (reader.pod<Tag>() != Tag::kJobReport) return malformed("message from an agent");
   value.job = reader.pod<JobId>();
   if (!read_enum(reader, JobStatus::kCanceled, value.status)) return malformed("job report");
+  value.good_blocks = reader.pod<std::uint32_t>();
   return finish(reader, value, "job report");
 }
 
@@ -273,14 +293,18 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(speed->time.fixed);
     writer.pod(speed->time.per_token);
     writer.pod(speed->time.per_pair);
+    writer.pod(speed->time.step_tokens);
   } else if (const auto* closed = std::get_if<CloseSequence>(&value)) {
     writer.pod(Tag::kCloseSequence);
     writer.pod(closed->sequence);
   } else if (const auto* cancel = std::get_if<CancelRequest>(&value)) {
     writer.pod(Tag::kCancel);
     writer.pod(cancel->job);
+  } else if (const auto* describe = std::get_if<DescribeRequest>(&value)) {
+    writer.pod(Tag::kDescribe);
+    write(writer, *describe);
   } else {
-    writer.pod(Tag::kReset);
+    writer.pod(std::holds_alternative<ChangesRequest>(value) ? Tag::kChangesRequest : Tag::kReset);
   }
   return writer.take();
 }
@@ -319,7 +343,8 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       time.fixed = reader.pod<double>();
       time.per_token = reader.pod<double>();
       time.per_pair = reader.pod<double>();
-      for (const double value : {time.fixed, time.per_token, time.per_pair}) {
+      time.step_tokens = reader.pod<double>();
+      for (const double value : {time.fixed, time.per_token, time.per_pair, time.step_tokens}) {
         if (!(value >= 0 && value <= kPrefillNanosMax)) return malformed("prefill speed");
       }
       return finish<FromClient>(reader, PrefillSpeed{time}, "prefill speed");
@@ -330,6 +355,13 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       return finish<FromClient>(reader, CancelRequest{reader.pod<JobId>()}, "cancel request");
     case Tag::kReset:
       return finish<FromClient>(reader, ResetRequest{}, "reset request");
+    case Tag::kDescribe:
+      if (auto describe = read_describe_request(reader)) {
+        return finish<FromClient>(reader, std::move(*describe), "describe request");
+      }
+      break;
+    case Tag::kChangesRequest:
+      return finish<FromClient>(reader, ChangesRequest{}, "changes request");
     default:
       break;
   }
@@ -344,13 +376,18 @@ std::vector<std::byte> encode(const ToClient& value) {
     writer.pod(reply->matched_blocks);
     writer.pod(reply->disk_blocks);
     writer.pod(reply->host_blocks);
+    writer.pod(reply->described_blocks);
     writer.pod(reply->reason);
+  } else if (const auto* changes = std::get_if<ChangesReply>(&value)) {
+    writer.pod(Tag::kChangesReply);
+    write(writer, *changes);
   } else {
     const auto& result = std::get<JobResult>(value);
     writer.pod(Tag::kJobResult);
     writer.pod(result.job);
     writer.pod(result.status);
     writer.pod(result.reason);
+    writer.pod(result.good_blocks);
   }
   return writer.take();
 }
@@ -364,6 +401,7 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       reply.matched_blocks = reader.pod<std::uint32_t>();
       reply.disk_blocks = reader.pod<std::uint32_t>();
       reply.host_blocks = reader.pod<std::uint32_t>();
+      reply.described_blocks = reader.pod<std::uint32_t>();
       if (!read_enum(reader, kLastReason, reply.reason)) break;
       return finish<ToClient>(reader, reply, "lookup reply");
     }
@@ -372,8 +410,14 @@ Result<ToClient> decode_to_client(std::span<const std::byte> bytes) {
       result.job = reader.pod<JobId>();
       if (!read_enum(reader, JobStatus::kCanceled, result.status) || !read_enum(reader, kLastReason, result.reason))
         break;
+      result.good_blocks = reader.pod<std::uint32_t>();
       return finish<ToClient>(reader, result, "job result");
     }
+    case Tag::kChangesReply:
+      if (auto changes = read_changes_reply(reader)) {
+        return finish<ToClient>(reader, std::move(*changes), "changes");
+      }
+      break;
     default:
       break;
   }

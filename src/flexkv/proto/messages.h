@@ -17,6 +17,7 @@
 #include "flexkv/device/device.h"
 #include "flexkv/key/block_key.h"
 #include "flexkv/plan/prefill_cost.h"
+#include "flexkv/proto/changes.h"
 
 namespace flexkv::proto {
 
@@ -72,6 +73,12 @@ struct BlockRun {
   }
 };
 
+// Blocks [first, first + count) of those that a job is about, in the order that its client gave.
+struct BlockSpan {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
+};
+
 // node -> agent. A job comes in one piece, or in several as its host blocks become available. Of a save that other
 // ranks can carry as well a rank may get a slice only, or nothing to copy; it reports all the same.
 struct CopyCommand {
@@ -82,6 +89,10 @@ struct CopyCommand {
   std::vector<BlockRun> runs;
   std::uint32_t piece = 0;  // 0, 1, ...
   bool last = true;         // no piece follows: the job is reported once this one is copied
+  // Loads only: how many blocks the client asked for, and which of them the runs are, in their order. The node may
+  // give up those from some block on, which are in no piece then.
+  std::uint32_t job_blocks = 0;
+  std::vector<BlockSpan> spans = {};
 
   std::size_t block_count() const;
   std::vector<device::BlockCopy> blocks() const;
@@ -95,6 +106,7 @@ using ToAgent = std::variant<CopyCommand, CancelCommand>;
 struct JobReport {
   JobId job = 0;
   JobStatus status = JobStatus::kDone;
+  std::uint32_t good_blocks = 0;  // of a load: leading ones that were copied whole, however it ended
 };
 
 // Why a block was not served, or not kept. One closed list, counted per reason.
@@ -165,22 +177,24 @@ struct CancelRequest {
 };
 struct ResetRequest {};
 using FromClient = std::variant<LookupRequest, TransferRequest, PrefetchRequest, PrefillSpeed, CloseSequence,
-                                CancelRequest, ResetRequest>;
+                                CancelRequest, ResetRequest, DescribeRequest, ChangesRequest>;
 
 // node -> client
 struct LookupReply {
   std::uint64_t request = 0;
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
-  std::uint32_t disk_blocks = 0;  // of the matched ones, only on drives so far
-  std::uint32_t host_blocks = 0;  // leading ones of the matched that are all in host memory
+  std::uint32_t disk_blocks = 0;       // of the matched ones, only on drives so far
+  std::uint32_t host_blocks = 0;       // leading ones of the matched that are all in host memory
+  std::uint32_t described_blocks = 0;  // leading ones that need no DescribeRequest
 };
 struct JobResult {
   JobId job = 0;
   JobStatus status = JobStatus::kDone;
   Reason reason = Reason::kNone;
+  std::uint32_t good_blocks = 0;  // of a load: leading ones that every rank has, also when it has failed
 };
-using ToClient = std::variant<LookupReply, JobResult>;
+using ToClient = std::variant<LookupReply, JobResult, ChangesReply>;
 
 std::vector<std::byte> encode(const AgentHello& value);
 std::vector<std::byte> encode(const ClientHello& value);

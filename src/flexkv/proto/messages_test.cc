@@ -8,7 +8,8 @@ namespace flexkv::proto {
 namespace {
 
 TEST(Messages, CopyCommandSurvivesTheTrip) {
-  CopyCommand copy{7, device::Direction::kToDevice, true, 8192, {{1, 1, 4096}, {9, 3, 1ULL << 40}}, 3, false};
+  CopyCommand copy{
+      7, device::Direction::kToDevice, true, 8192, {{1, 1, 4096}, {9, 3, 1ULL << 40}}, 3, false, 9, {{8, 1}, {2, 3}}};
   const auto decoded = decode_to_agent(encode(ToAgent{copy}));
   ASSERT_TRUE(decoded.ok());
   const auto& got = std::get<CopyCommand>(decoded.value());
@@ -25,6 +26,36 @@ TEST(Messages, CopyCommandSurvivesTheTrip) {
   EXPECT_EQ(blocks[3].host_offset, (1ULL << 40) + 2 * 8192);
   EXPECT_EQ(got.piece, 3U);
   EXPECT_FALSE(got.last);
+  EXPECT_EQ(got.job_blocks, 9U);
+  ASSERT_EQ(got.spans.size(), 2U);
+  EXPECT_EQ(got.spans[1].first, 2U);
+  EXPECT_EQ(got.spans[1].count, 3U);
+}
+
+TEST(Messages, BlocksOfALoadThatAreNotTheJobsAreRefused) {
+  const auto accepted = [](device::Direction direction, std::vector<BlockSpan> spans) {
+    return decode_to_agent(
+               encode(ToAgent{CopyCommand{1, direction, true, 4096, {{5, 3, 0}}, 0, true, 4, std::move(spans)}}))
+        .ok();
+  };
+  EXPECT_TRUE(accepted(device::Direction::kToDevice, {{1, 3}}));
+  EXPECT_TRUE(accepted(device::Direction::kToDevice, {{3, 1}, {0, 2}}));
+  EXPECT_FALSE(accepted(device::Direction::kToDevice, {{2, 3}}));
+  EXPECT_FALSE(accepted(device::Direction::kToDevice, {{UINT32_MAX, 3}}));
+  EXPECT_FALSE(accepted(device::Direction::kToDevice, {{0, 2}}));
+  EXPECT_FALSE(accepted(device::Direction::kToDevice, {{0, 3}, {3, 0}}));
+  EXPECT_FALSE(accepted(device::Direction::kToDevice, {}));
+  EXPECT_TRUE(accepted(device::Direction::kToHost, {}));
+  EXPECT_FALSE(accepted(device::Direction::kToHost, {{0, 3}}));
+}
+
+TEST(Messages, HowFarALoadCameSurvivesTheTrip) {
+  const auto report = decode_job_report(encode(JobReport{1, JobStatus::kCanceled, 5}));
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report.value().good_blocks, 5U);
+  const auto result = decode_to_client(encode(ToClient{JobResult{1, JobStatus::kFailed, Reason::kChecksum, 6}}));
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(std::get<JobResult>(result.value()).good_blocks, 6U);
 }
 
 TEST(Messages, RunsThatGoRoundOrNameTooManyBlocksAreRefused) {

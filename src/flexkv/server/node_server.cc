@@ -22,6 +22,7 @@ constexpr std::size_t kPendingMax = 64;
 constexpr Nanos kPatience = 5 * kSecond;
 constexpr std::size_t kPeersMax = 4096;
 constexpr std::size_t kEndedMax = 65536;
+constexpr std::size_t kChangesAtOnce = 4096;  // of them a reader in this process gets so many under the lock
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
 // At the end, for what waits to be written to drives, and then for drives that hang.
 constexpr Nanos kWritePatience = 3 * kSecond;
@@ -194,6 +195,34 @@ void NodeServer::reset_all() {
   node_.reset_all(monotonic_now());
 }
 
+void NodeServer::describe(node::EngineHandle engine, const proto::DescribeRequest& request) {
+  MutexLock lock(mutex_);
+  node_.describe(engine, request);
+}
+
+bool NodeServer::read_changes(events::Subscription& subscription, node::EngineHandle engine,
+                              std::vector<events::Change>& out) {
+  MutexLock lock(mutex_);
+  node_.follow();
+  const bool more = node_.read_changes(subscription, engine, kChangesAtOnce, out);
+  if (changes_fd_.valid() && !more) {
+    ipc::drain_eventfd(changes_fd_.get());
+    node_.want_changes();
+  }
+  return more;
+}
+
+Result<int> NodeServer::changes_fd() {
+  MutexLock lock(mutex_);
+  if (!changes_fd_.valid()) {
+    auto made = ipc::make_eventfd();
+    if (!made) return made.error();
+    changes_fd_ = std::move(made).value();
+    ipc::ring_eventfd(changes_fd_.get());
+  }
+  return changes_fd_.get();
+}
+
 bool NodeServer::ready(node::EngineHandle engine) const {
   MutexLock lock(mutex_);
   return node_.ready(engine);
@@ -284,6 +313,28 @@ void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result)
   news_.notify_all();
 }
 
+void NodeServer::changed() {
+  if (changes_fd_.valid()) ipc::ring_eventfd(changes_fd_.get());
+  changed_ = true;
+  ipc::ring_eventfd(wake_.get());
+}
+
+void NodeServer::tell_changes(Peer& peer) {
+  proto::ChangesReply reply;
+  (void)node_.read_changes(peer.changes, peer.engine, proto::kChangesMax, reply.changes);
+  if (reply.changes.empty()) {
+    node_.want_changes();
+    return;
+  }
+  const auto bytes = proto::encode(proto::ToClient{std::move(reply)});
+  if (bytes.size() <= peer.channel.max_record() && peer.channel.send(bytes)) {
+    peer.wants_changes = false;
+  } else {
+    peer.changes = {};  // what could not be told is told anew
+    node_.want_changes();
+  }
+}
+
 void NodeServer::wake_if_earlier() {
   if (node_.next_deadline().value_or(kForever) < lane_wakeup_) ipc::ring_eventfd(wake_.get());
 }
@@ -307,6 +358,11 @@ void NodeServer::lane() {
       if (stopping_) break;
       const Nanos now = monotonic_now();
       node_.on_time(now);
+      if (std::exchange(changed_, false)) {
+        for (const auto& [engine, peer] : clients_) {
+          if (peer->wants_changes) tell_changes(*peer);
+        }
+      }
       wakeup = std::min(node_.next_deadline().value_or(kForever), pending_.next_deadline().value_or(kForever));
       // Not later than before: the next job's deadline is hardly earlier, and need not wake this lane.
       if (lane_wakeup_ > now) wakeup = std::min(wakeup, lane_wakeup_);
@@ -517,8 +573,8 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   const Nanos now = monotonic_now();
   if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
     const auto found = node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now);
-    const proto::LookupReply reply{lookup->request, found.matched_blocks, found.reason, found.disk_blocks,
-                                   found.host_blocks};
+    const proto::LookupReply reply{lookup->request,   found.matched_blocks, found.reason,
+                                   found.disk_blocks, found.host_blocks,    found.described_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));
   }
   if (const auto* transfer = std::get_if<proto::TransferRequest>(&message.value())) {
@@ -531,6 +587,12 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
     node_.close_sequence(peer.engine, closed->sequence);
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message.value())) {
     node_.cancel(peer.engine, cancel->job);
+  } else if (const auto* described = std::get_if<proto::DescribeRequest>(&message.value())) {
+    node_.describe(peer.engine, *described);
+  } else if (std::holds_alternative<proto::ChangesRequest>(message.value())) {
+    node_.follow();
+    peer.wants_changes = true;
+    tell_changes(peer);
   } else {
     node_.reset(peer.engine, now);
   }

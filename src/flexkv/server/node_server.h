@@ -51,6 +51,12 @@ class NodeServer final : private node::Outbox {
   void reset(node::EngineHandle engine);
   void reset_all();
   bool ready(node::EngineHandle engine) const;
+  // See Node; the first call of read_changes(), or of a client's ChangesRequest, begins to follow.
+  void describe(node::EngineHandle engine, const proto::DescribeRequest& request);
+  bool read_changes(events::Subscription& subscription, node::EngineHandle engine, std::vector<events::Change>& out);
+  // A descriptor that is readable while there may be changes that read_changes(), which must find no more before it is
+  // waited for again, has not given yet. For one reader; the server's own.
+  Result<int> changes_fd();
   // The engine's jobs that have ended since the last call; a client that never asks loses the oldest.
   std::vector<proto::JobResult> take_ended_jobs(node::EngineHandle engine);
   // Wait, at most so long, until there are such jobs, or until ready(); false: the time is over.
@@ -73,6 +79,8 @@ class NodeServer final : private node::Outbox {
     node::EngineHandle engine = 0;  // a client's
     std::uint64_t id = 0;           // its number among the peers, for a client
     bool expelled = false;          // broke the protocol: told to go, not yet gone
+    events::Subscription changes;   // a client's
+    bool wants_changes = false;     // and none could be told it yet
   };
 
   NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
@@ -81,6 +89,8 @@ class NodeServer final : private node::Outbox {
 
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
   void send(node::EngineHandle engine, const proto::JobResult& result) override FLEXKV_REQUIRES(mutex_);
+  void changed() override FLEXKV_REQUIRES(mutex_);
+  void tell_changes(Peer& peer) FLEXKV_REQUIRES(mutex_);
 
   void lane();
   void watch(int fd, std::uint64_t token);
@@ -120,6 +130,8 @@ class NodeServer final : private node::Outbox {
   std::unordered_map<node::EngineHandle, std::vector<proto::JobResult>> ended_ FLEXKV_GUARDED_BY(mutex_);
   bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
   Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
+  bool changed_ FLEXKV_GUARDED_BY(mutex_) = false;  // and peers were not told yet
+  Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);
   std::uint64_t next_peer_ = 1;
 
   std::thread lane_;

@@ -23,12 +23,16 @@ void SimEngine::track(Request& request) {
   request.sequence = client_->open_sequence();
 }
 
-std::uint32_t SimEngine::find_external(Request& request, std::uint32_t local_blocks) {
+void SimEngine::prefetch(Request& request) {
   track(request);
-  if (loop_.chance(plan_.prefetch)) {
-    const std::uint32_t known = client_->known_hashes(request.sequence);
-    client_->prefetch(request.sequence, known, hashes_of(request, known));
-  }
+  const std::uint32_t known = client_->known_hashes(request.sequence);
+  client_->prefetch(request.sequence, known, hashes_of(request, known));
+}
+
+std::uint32_t SimEngine::find_external(Request& request, std::uint32_t local_blocks) {
+  if (!plan_.loads) return 0;
+  track(request);
+  if (loop_.chance(plan_.prefetch)) prefetch(request);
   const std::uint32_t first = client_->known_hashes(request.sequence);
   const std::uint32_t matched = client_->lookup(request.sequence, first, hashes_of(request, first)).matched_blocks;
   SIM_CHECK(matched <= request.tokens / kBlockTokens);
@@ -62,7 +66,7 @@ void SimEngine::order_load(Request& request, std::uint32_t count) {
   if (request.load_async) {
     request.load = order->job;
     request.load_reports = 0;
-    request.load_ok = true;
+    request.load_good = count;
     loads_.emplace(order->job, requests_.at(request.id));
   }
   new_loads_.push_back(std::move(order));

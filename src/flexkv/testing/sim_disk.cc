@@ -118,11 +118,32 @@ node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool writ
   SIM_CHECK(flights_.emplace(transfer.op, Flight{transfer, space.resets, write}).second);
   callbacks_.claim(transfer.op, !write, transfer.host_offset, space.slot_bytes);
   loop_.note(write ? "disk: write" : "disk: read", transfer.op, transfer.slot, transfer.host_offset / 4096);
+  if (!plan_.block_times.empty()) {
+    const auto drive = transfer.slot % plan_.drives;
+    lines_[drive].waiting[write ? 2 : transfer.prefetch].push_back(transfer.op);
+    serve(drive);
+    return node::DiskAdmission::kQueued;
+  }
   const Nanos time = loop_.delay(plan_.disk_time) + (loop_.chance(plan_.disk_stalls) ? plan_.stall_time : 0);
   loop_.after(time, [this, op = transfer.op, alive = alive_] {
     if (*alive) end(op);
   });
   return node::DiskAdmission::kQueued;
+}
+
+void SimDisk::serve(unsigned drive) {
+  Line& line = lines_[drive];
+  const auto next = std::ranges::find_if(line.waiting, [](const auto& queue) { return !queue.empty(); });
+  if (line.busy || next == line.waiting.end()) return;
+  line.busy = true;
+  const node::DiskOp op = next->front();
+  next->pop_front();
+  loop_.after(plan_.block_times[drive], [this, op, drive, alive = alive_] {
+    if (!*alive) return;
+    end(op);
+    lines_[drive].busy = false;
+    serve(drive);
+  });
 }
 
 void SimDisk::end(node::DiskOp op) {

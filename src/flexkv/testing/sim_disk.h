@@ -3,6 +3,8 @@
 // thread.
 #pragma once
 
+#include <array>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -70,7 +72,14 @@ class SimDisk final : public node::DiskPort {
     bool write = false;
   };
 
+  // With block_times: what it does, and what waits for it: loads, prefetches, writes.
+  struct Line {
+    bool busy = false;
+    std::array<std::deque<node::DiskOp>, 3> waiting;
+  };
+
   node::DiskAdmission begin(const node::DiskTransfer& transfer, bool write);
+  void serve(unsigned drive);
   void end(node::DiskOp op);
   node::DiskOutcome carry_out(const Flight& flight);
   void put(const Flight& flight, bool torn);
@@ -84,6 +93,7 @@ class SimDisk final : public node::DiskPort {
   std::map<node::SpaceNumber, Space> spaces_;
   std::map<node::DiskOp, Flight> flights_;
   std::set<unsigned> off_;
+  std::map<unsigned, Line> lines_;
 };
 
 }  // namespace flexkv::testing

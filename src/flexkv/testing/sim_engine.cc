@@ -20,6 +20,7 @@ void SimEngine::start() {
   hello.engine_id = "engine" + std::to_string(id_);
   hello.rank_count = kind.ranks;
   hello.model = "model" + std::to_string(kind.model);
+  hello.block_tokens = kBlockTokens;
   hello.fingerprint[0] = static_cast<std::byte>(kind.model + 1);
   for (std::uint32_t rank = 0; rank < kind.ranks; ++rank) {
     proto::AgentHello agent;
@@ -70,7 +71,7 @@ bool SimEngine::idle() const {
 }
 
 void SimEngine::tick() {
-  if (!draining_ && requests_.size() < plan_.running_max * 2 && loop_.chance(400)) add_request();
+  if (!draining_ && requests_.size() < plan_.running_max * 2 && loop_.chance(plan_.arrivals)) add_request();
   abort_some();
   if (draining_ && requests_.empty()) (void)client_->take_ended_jobs();  // tries again what a full queue refused
   while (steps_.size() < plan_.steps_in_flight && (!requests_.empty() || !new_loads_.empty())) {
@@ -102,6 +103,20 @@ void SimEngine::add_request() {
   loop_.note("engine: request", id_, request->id, prompt, output);
   requests_.emplace(request->id, request);
   waiting_.push_back(std::move(request));
+}
+
+std::uint64_t SimEngine::submit(std::vector<std::uint32_t> chunks) {
+  auto request = std::make_shared<Request>();
+  request->id = next_request_++;
+  request->tokens = request->tokens_end = static_cast<std::uint32_t>(chunks.size()) * kBlockTokens + 1;
+  request->chunks = std::move(chunks);
+  request->chunks.push_back(0);
+  name_blocks(*request);
+  first_tokens_[request->id] = 0;
+  requests_.emplace(request->id, request);
+  waiting_.push_back(request);
+  if (plan_.prefetch_at_once) prefetch(*request);
+  return request->id;
 }
 
 void SimEngine::name_blocks(Request& request) const {
@@ -191,6 +206,11 @@ void SimEngine::schedule() {
     schedule_waiting(step, budget);
   }
   if (step.work.empty() && new_loads_.empty() && loads_.empty()) return;
+  step.begun = loop_.now();
+  for (const Scheduled& work : step.work) {
+    step.tokens += work.count;
+    step.pairs += plan::PrefillTime::pairs(work.count, work.computed);
+  }
   step.orders = std::make_shared<StepOrders>();
   step.orders->number = next_step_++;
   build_orders(step);

@@ -32,6 +32,12 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void drain() { draining_ = true; }
   bool idle() const;
 
+  // A request for a prompt of whole blocks, named by what is in them, and one token more. Its number.
+  std::uint64_t submit(std::vector<std::uint32_t> chunks);
+  // When the prompt was computed; 0: not yet.
+  Nanos first_token_at(std::uint64_t request) const { return first_tokens_.at(request); }
+  void forget_device_blocks() { blocks_.forget_all(); }
+
   // Faults.
   void lose_client_connection() { port_->lose_connection(); }
   void lose_agent_connection(std::uint64_t rank) { ranks_[rank % ranks_.size()]->lose_node(); }
@@ -55,7 +61,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
     std::vector<std::uint32_t> blocks;
     proto::JobId load = 0;  // asynchronous
     std::size_t load_reports = 0;
-    bool load_ok = true;
+    std::uint32_t load_good = 0;  // leading blocks that every rank has
     // What the adapter tracks.
     bool tracked = false;
     client::SequenceId sequence = 0;
@@ -83,6 +89,9 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
     std::size_t ranks_done = 0;
     std::set<std::uint32_t> bad_blocks;
     bool load_failed = false;
+    Nanos begun = 0;
+    std::uint32_t tokens = 0;
+    double pairs = 0;  // of a token and one it attends to
   };
 
   void later(Nanos delay, std::function<void(SimEngine&)> action);
@@ -90,6 +99,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   // sim_engine.cc: the scheduler
   void add_request();
   void name_blocks(Request& request) const;
+  void prefetch(Request& request);
   void schedule();
   void schedule_running(Step& step, std::uint32_t& budget);
   void schedule_waiting(Step& step, std::uint32_t& budget);
@@ -122,6 +132,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   void rank_done(std::uint64_t number, const StepReport& report);
   void finish_step(Step& step);
   void finish_load(Request& request);
+  void count_load(std::size_t good, std::size_t blocks);
   void accept(Scheduled& work, const Step& step);
 
   SimWorld& world_;
@@ -148,6 +159,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   std::map<std::uint64_t, Step> steps_;  // in flight
   std::uint64_t next_step_ = 1;
   std::uint64_t next_request_ = 1;
+  std::map<std::uint64_t, Nanos> first_tokens_;  // of submitted requests
 };
 
 }  // namespace flexkv::testing

@@ -34,7 +34,12 @@ void SimEngine::begin_forward(std::uint64_t number) {
       fill(work.blocks[at], kGarbage + number);
     }
   }
-  later(plan_.forward_time, [number](SimEngine& self) { self.end_forward(number); });
+  Nanos time = plan_.forward_time;
+  if (const Step& step = steps_.at(number); plan_.prefill.known() && step.tokens > 0) {
+    const plan::PrefillTime& cost = plan_.prefill;
+    time = static_cast<Nanos>(cost.fixed + cost.per_token * step.tokens + cost.per_pair * step.pairs);
+  }
+  later(time, [number](SimEngine& self) { self.end_forward(number); });
 }
 
 void SimEngine::end_forward(std::uint64_t number) {
@@ -57,12 +62,12 @@ void SimEngine::compute(Scheduled& work) {
 
 void SimEngine::rank_done(std::uint64_t number, const StepReport& report) {
   Step& step = steps_.at(number);
-  for (const auto& [job, ok] : report.ended_loads) {
-    const auto load = loads_.find(job);
+  for (const agent::LoadResult& result : report.ended_loads) {
+    const auto load = loads_.find(result.job);
     SIM_CHECK(load != loads_.end());
     Request& request = *load->second;
-    request.load_ok = request.load_ok && ok;
-    if (!ok) step.load_failed = true;
+    request.load_good = std::min(request.load_good, result.good_blocks);
+    if (!result.ok) step.load_failed = true;
     if (++request.load_reports == ranks_.size()) {
       const RequestPtr keep = load->second;
       loads_.erase(load);
@@ -78,10 +83,16 @@ void SimEngine::rank_done(std::uint64_t number, const StepReport& report) {
   }
 }
 
+void SimEngine::count_load(std::size_t good, std::size_t blocks) {
+  world_.totals().loads_ok += good == blocks;
+  world_.totals().loads_in_part += good > 0 && good < blocks;
+}
+
 void SimEngine::finish_load(Request& request) {
-  loop_.note("engine: load done", id_, request.id, request.load, request.load_ok);
+  loop_.note("engine: load done", id_, request.id, request.load, request.load_good);
   const RequestPtr self = requests_.at(request.id);
-  world_.totals().loads_ok += request.load_ok;
+  const std::size_t good = request.local_blocks + request.load_good;
+  count_load(request.load_good, request.blocks.size() - request.local_blocks);
   if (request.state == Request::State::kEnded) {
     free_blocks(request);
     requests_.erase(request.id);
@@ -89,7 +100,6 @@ void SimEngine::finish_load(Request& request) {
   }
   SIM_CHECK(request.state == Request::State::kLoading);
   request.state = Request::State::kWaiting;
-  const std::size_t good = request.load_ok ? request.blocks.size() : request.local_blocks;
   while (request.blocks.size() > good) {
     blocks_.drop_reference(request.blocks.back());
     request.blocks.pop_back();
@@ -103,14 +113,15 @@ void SimEngine::finish_load(Request& request) {
 }
 
 void SimEngine::finish_step(Step& step) {
+  if (plan_.prefill.known()) client_->observe_step(step.tokens, step.pairs, loop_.now() - step.begun);
   if (step.load_failed || !step.bad_blocks.empty()) {
     for (auto& [id, request] : requests_) request->offered = 0;
   }
   for (const auto& order : step.orders->loads) {
     if (!order->sync) continue;
-    const bool ok = std::none_of(order->blocks.begin(), order->blocks.end(),
-                                 [&](std::uint32_t block) { return step.bad_blocks.contains(block); });
-    world_.totals().loads_ok += ok;
+    const auto bad =
+        std::ranges::find_if(order->blocks, [&](std::uint32_t block) { return step.bad_blocks.contains(block); });
+    count_load(static_cast<std::size_t>(bad - order->blocks.begin()), order->blocks.size());
   }
   for (Scheduled& work : step.work) {
     if (work.version == work.request->version) accept(work, step);
@@ -131,6 +142,9 @@ void SimEngine::accept(Scheduled& work, const Step& step) {
   const std::uint32_t after = work.computed + work.count;
   for (std::uint32_t at = 0; at < after / kBlockTokens; ++at) blocks_.remember(work.blocks[at], work.tags[at]);
   if (after < request.tokens) return;
+  if (const auto first = first_tokens_.find(request.id); first != first_tokens_.end() && first->second == 0) {
+    first->second = loop_.now();
+  }
   if (request.tokens < request.tokens_end) {
     ++request.tokens;
   } else {

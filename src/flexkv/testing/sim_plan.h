@@ -1,5 +1,5 @@
-// What a seed's world looks like and which faults strike it. Swarm testing: each fault is off in about half of the
-// worlds, so that the others are not always drowned by it. Plain values.
+// What a world looks like and which faults strike it. Drawn from a seed (swarm testing: each fault is off in about half
+// of the worlds, so that the others are not always drowned by it), or written down by a test. Plain values.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 namespace flexkv::testing {
 
 struct SimPlan {
+  SimPlan() = default;
   explicit SimPlan(SimLoop& loop);
 
   // Engines of the same kind share blocks; so do those of kinds that differ only in which ranks hold which shard.
@@ -49,12 +50,17 @@ struct SimPlan {
   bool embedded_port = false;
   Nanos reuse_time = 0;
   Nanos forward_time = 0;
+  plan::PrefillTime prefill;      // known: forwards take that, and the node is told of them
+  bool loads = true;              // false: all prompts are computed
+  bool prefetch_at_once = false;  // when a request comes
+  unsigned arrivals = 400;        // of requests that nobody submits, per mille of the ticks
 
   // drives: none in half of the worlds
   std::uint32_t drives = 0;
   std::uint32_t drive_slots = 0;
   std::uint32_t disk_depth = 0;
   Nanos disk_time = 0;
+  std::vector<Nanos> block_times;  // of each drive: blocks one after the other, by urgency; empty: disk_time, by chance
   double disk_pressure = 0;
   Nanos open_time = 0;
   unsigned prefetch = 0;  // per mille of the requests

@@ -207,24 +207,15 @@ void SimRank::lane_done(device::Direction direction) {
   const auto status = lane.broken     ? proto::JobStatus::kFailed
                       : lane.canceled ? proto::JobStatus::kCanceled
                                       : proto::JobStatus::kDone;
-  loop_.note("rank: copied", rank_, job, static_cast<std::uint64_t>(status));
-  if (direction == device::Direction::kToDevice && status == proto::JobStatus::kDone) {
-    const auto order = loading_.find(job);
-    SIM_CHECK(order != loading_.end());
-    for (const auto& copied : lane.blocks) {
-      const auto& blocks = order->second->blocks;
-      const auto at = std::find(blocks.begin(), blocks.end(), copied.device_block);
-      SIM_CHECK(at != blocks.end());
-      const std::uint64_t tag = order->second->tags[static_cast<std::size_t>(at - blocks.begin())];
-      SIM_CHECK(holds_kv(device_block(copied.device_block), tag, shard_));  // NEVER WRONG
-      SIM_CHECK(copied_[job].insert(copied.device_block).second);
-    }
-    world_.totals().blocks_loaded += lane.blocks.size();
-    if (shard_is_shared_) world_.totals().blocks_loaded_alike += lane.blocks.size();
+  const std::size_t copied = lane.broken ? 0 : lane.piece / kPiecesPerBlock;
+  loop_.note("rank: copied", rank_, job, static_cast<std::uint64_t>(status), copied);
+  if (direction == device::Direction::kToDevice) {
+    world_.totals().blocks_loaded += copied;
+    if (shard_is_shared_) world_.totals().blocks_loaded_alike += copied;
   }
-  lane.work.reset();
+  const auto work = *std::exchange(lane.work, std::nullopt);
   lane.link.reset();
-  jobs_.finished(job, status);
+  jobs_.finished(work, status, copied);
   after_change();
 }
 
@@ -265,22 +256,26 @@ void SimRank::start_loads() {
     const auto failed = jobs_.take_failed(sync);
     for (const proto::JobId job : sync) {
       const auto order = loading_.extract(job).mapped();
-      end_load(*order, std::find(failed.begin(), failed.end(), job) == failed.end());
+      const auto bad = std::ranges::find(failed, job, &agent::LoadResult::job);
+      const auto all = static_cast<std::uint32_t>(order->blocks.size());
+      end_load(*order, bad == failed.end() ? agent::LoadResult{job, true, all} : *bad);
     }
     callbacks_.ready_for_forward(steps_.front()->number);
   });
 }
 
-void SimRank::end_load(const LoadOrder& order, bool ok) {
-  loop_.note("rank: load ended", rank_, order.job, ok, order.sync);
+void SimRank::end_load(const LoadOrder& order, const agent::LoadResult& result) {
+  loop_.note("rank: load ended", rank_, order.job, result.good_blocks, order.sync);
   SIM_CHECK(!jobs_.pending(order.job));
-  SIM_CHECK(copied_[order.job].size() == order.blocks.size() || !ok);
-  copied_.erase(order.job);
-  if (!ok) distrust_until_ = steps_.front()->number + kDistrustSteps;
+  SIM_CHECK(result.ok == (result.good_blocks == order.blocks.size()));
+  for (std::uint32_t at = 0; at < result.good_blocks; ++at) {
+    SIM_CHECK(holds_kv(device_block(order.blocks[at]), order.tags[at], shard_));  // NEVER WRONG
+  }
   if (!order.sync) {
-    report_.ended_loads.emplace_back(order.job, ok);
-  } else if (!ok) {
-    report_.bad_blocks.insert(order.blocks.begin(), order.blocks.end());
+    report_.ended_loads.push_back(result);
+  } else if (!result.ok) {
+    distrust_until_ = steps_.front()->number + kDistrustSteps;
+    report_.bad_blocks.insert(order.blocks.begin() + result.good_blocks, order.blocks.end());
   }
 }
 
@@ -300,7 +295,7 @@ void SimRank::forward_done() {
   for (const auto& load : jobs_.take_loads()) {
     const auto order = loading_.extract(load.job);
     SIM_CHECK(!order.empty());  // each load ends once
-    end_load(*order.mapped(), load.ok);
+    end_load(*order.mapped(), load);
   }
   steps_.pop_front();
   callbacks_.step_done(orders->number, std::exchange(report_, {}));

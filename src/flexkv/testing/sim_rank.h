@@ -37,8 +37,8 @@ struct StepOrders {
 
 // What a worker says at the end of a step.
 struct StepReport {
-  std::vector<std::pair<proto::JobId, bool>> ended_loads;  // the asynchronous ones
-  std::set<std::uint32_t> bad_blocks;                      // of synchronous ones that failed
+  std::vector<agent::LoadResult> ended_loads;  // the asynchronous ones
+  std::set<std::uint32_t> bad_blocks;          // of synchronous ones that are not complete
 };
 
 class SimRank : public std::enable_shared_from_this<SimRank> {
@@ -86,7 +86,7 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   void start_loads();
   void wait_for(std::vector<proto::JobId> jobs, std::function<void()> then);
   void check_waiters();
-  void end_load(const LoadOrder& order, bool ok);
+  void end_load(const LoadOrder& order, const agent::LoadResult& result);
   // Runs later, unless the process is stopped by then.
   void later(Nanos delay, std::function<void(SimRank&)> action);
 
@@ -116,7 +116,6 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   std::function<void()> then_;
   std::map<proto::JobId, std::shared_ptr<const LoadOrder>> loading_;
   std::map<proto::JobId, Nanos> armed_at_;
-  std::map<proto::JobId, std::set<std::uint32_t>> copied_;  // blocks of loads that are not told to the engine yet
   StepReport report_;
   std::uint64_t distrust_until_ = 0;
 };

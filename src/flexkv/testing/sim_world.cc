@@ -15,6 +15,7 @@ void SimTotals::add(const SimTotals& other) {
   requests += other.requests;
   loads += other.loads;
   loads_ok += other.loads_ok;
+  loads_in_part += other.loads_in_part;
   blocks_hit += other.blocks_hit;
   blocks_loaded += other.blocks_loaded;
   blocks_loaded_alike += other.blocks_loaded_alike;
@@ -33,7 +34,11 @@ void SimTotals::add(const SimTotals& other) {
   add_all(unwritten_blocks, other.unwritten_blocks);
 }
 
-SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) {
+SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) { start_engines(); }
+
+SimWorld::SimWorld(SimPlan plan) : loop_(1, false), plan_(std::move(plan)) { start_engines(); }
+
+void SimWorld::start_engines() {
   start_node();
   engines_.resize(plan_.engine_kinds.size());
   for (std::size_t i = 0; i < engines_.size(); ++i) start_engine(i);
@@ -122,6 +127,25 @@ std::uint64_t SimWorld::run() {
   return loop_.hash();
 }
 
+bool SimWorld::quiet() const {
+  const auto disk = node_->core().disk_queues();
+  return !node_->paused() && node_->core().jobs_in_flight() == 0 && disk.fetches == 0 && disk.writes == 0 &&
+         std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
+}
+
+void SimWorld::settle(Nanos patience) {
+  const Nanos end = loop_.now() + patience;
+  do {
+    SIM_CHECK(loop_.now() < end);
+    pass(kFaultTick);
+  } while (!quiet());
+}
+
+void SimWorld::restart_node() {
+  stop_node();
+  start_node();
+}
+
 // No more faults of the large kind and no new requests: everything comes to its end, in bounded time.
 void SimWorld::drain() {
   loop_.note("world: drains");
@@ -130,13 +154,7 @@ void SimWorld::drain() {
     if (engines_[i]->dead()) start_engine(i);
     engines_[i]->drain();
   }
-  const Nanos patience = 20 * kSecond;
-  const Nanos end = loop_.now() + patience;
-  const auto quiet = [&] {
-    const auto disk = node_->core().disk_queues();
-    return !node_->paused() && node_->core().jobs_in_flight() == 0 && disk.fetches == 0 && disk.writes == 0 &&
-           std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
-  };
+  const Nanos end = loop_.now() + 20 * kSecond;
   while (!quiet()) {
     SIM_CHECK(loop_.now() < end);  // NEVER HANGING
     pass(kFaultTick);

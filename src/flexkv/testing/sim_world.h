@@ -16,6 +16,7 @@ struct SimTotals {
   std::uint64_t requests = 0;
   std::uint64_t loads = 0;
   std::uint64_t loads_ok = 0;
+  std::uint64_t loads_in_part = 0;  // of which a beginning was good
   std::uint64_t blocks_hit = 0;
   std::uint64_t blocks_loaded = 0;        // per rank
   std::uint64_t blocks_loaded_alike = 0;  // of them, by ranks whose shard others hold, too
@@ -38,9 +39,20 @@ struct SimTotals {
 class SimWorld {
  public:
   SimWorld(std::uint64_t seed, bool verbose);
+  // Nothing happens in this one but what the caller does.
+  explicit SimWorld(SimPlan plan);
   ~SimWorld();
   // Runs the world to its end; the hash of all that happened.
   std::uint64_t run();
+
+  // ---- by script
+  void pass(Nanos time);
+  // Lets pass what it takes until nothing is under way.
+  void settle(Nanos patience);
+  // What is on drives stays.
+  void restart_node();
+  SimEngine& engine(std::size_t index) { return *engines_[index]; }
+  SimPlan& script() { return plan_; }
 
   SimLoop& loop() { return loop_; }
   const SimPlan& plan() const { return plan_; }
@@ -54,8 +66,9 @@ class SimWorld {
  private:
   void start_node();
   void stop_node();
+  void start_engines();
+  bool quiet() const;
   void start_engine(std::size_t index);
-  void pass(Nanos time);
   void strike();
   void drain();
   void check_nothing_left();

@@ -45,7 +45,7 @@ def complete(
         cp_size=1,
         attn_cp_size=getattr(server_args, "attn_cp_size", 1) or 1,
         use_mla=getattr(sglang_config.attention_arch, "name", "") == "MLA",
-        identity=_identity(sglang_config, server_args),
+        identity=identity(sglang_config, server_args),
     )
     if page_size < _SMALL_PAGE:
         logger.warning(
@@ -68,7 +68,7 @@ def complete(
         pp_end_layer=end,
         local_rank=pp_rank * server_args.tp_size + tp_rank,
     )
-    config.server_recv_port = _port(server_args)
+    config.server_recv_port = engine_port(server_args)
     # SGLang does not tell the client its rank.
     config.gpu_register_port = ranked_port(
         gpu_register_port(config.server_recv_port), rank.intra_client_id, model.rank_count
@@ -117,14 +117,14 @@ def _layers_of(pp_rank: int, model: ModelConfig) -> tuple[int, int]:
     return start, end
 
 
-def _port(server_args: Any) -> str:
+def engine_port(server_args: Any) -> str:
     """Equal for the processes of one engine, whose launcher is their parent; different for any two engines that run. In
     containers all launchers may be process 1 with the same port: a daemon would take ranks of one for another's."""
     namespace = os.stat("/proc/self/ns/pid").st_ino
     return f"ipc:///sglang-{namespace}-{os.getppid()}-{getattr(server_args, 'port', 0)}"
 
 
-def _identity(sglang_config: Any, server_args: Any) -> str:
+def identity(sglang_config: Any, server_args: Any) -> str:
     """Differs whenever equal tokens could have different KV."""
     path = str(server_args.model_path)
     revision = getattr(server_args, "revision", None)

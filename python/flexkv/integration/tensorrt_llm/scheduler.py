@@ -16,11 +16,11 @@ from typing import Any
 
 from flexkv import _core
 from flexkv.config import Settings
+from flexkv.integration.common.saves import Offers, RunningSaves, Save
 from flexkv.integration.common.setup import open_node
 from flexkv.integration.tensorrt_llm import identity
 from flexkv.integration.tensorrt_llm.engine import Engine
 from flexkv.integration.tensorrt_llm.metadata import Load, Place, StepMeta
-from flexkv.integration.vllm.saves import Offers, RunningSaves, Save
 
 logger = logging.getLogger("flexkv.tensorrt_llm")
 

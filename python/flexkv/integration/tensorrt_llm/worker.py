@@ -134,7 +134,7 @@ class WorkerSide:
         self._awaited.update(loading)
         self._held.update(finished)
         self._awaited -= self._held
-        for job, ok in self._agent.take_loads() if self._agent is not None else ():
+        for job, ok, _ in self._agent.take_loads() if self._agent is not None else ():
             if (request_id := self._running.pop(job, None)) is not None:
                 self._outcomes[request_id] = ok
         loaded = []

@@ -19,6 +19,8 @@ logger = logging.getLogger("flexkv.vllm")
 def open_clients(config: VllmConfig, settings: Settings, groups: list[Group]) -> tuple[list[Any], Any, Any]:
     """(a client for each group, the node if it is this process's own, its metrics if it shows any). Waits a moment for the
     node to know the engine's ranks."""
+    if (why := identity.only_here(config)) is not None:
+        logger.warning("FlexKV: what this engine keeps is found by this process alone: %s", why)
     digest = identity.fingerprint(config, settings.namespace)
     engine_id, model = identity.engine_id(config), identity.model_name(config)
     ranks = identity.rank_count(config)

@@ -6,12 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
+from vllm.v1.core import kv_cache_utils
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
 
 # How loads ended, by request. None: vLLM asks for finished requests and for failed blocks apart, and takes failed blocks
 # only of models with one KV cache group.
@@ -40,3 +42,20 @@ def may_sleep(config: VllmConfig) -> bool:
 def sleep_follows_reset(config: VllmConfig) -> bool:
     """The engine may sleep, and its workers' connectors are not told: but the scheduler's is, to reset, right before."""
     return may_sleep(config) and not hasattr(base.KVConnectorBase_V1, "unregister_kv_caches")
+
+
+def event_extra_keys(request: Request, block_tokens: int, first: int, end: int) -> list[Any]:
+    """What vLLM's events say beside the tokens of what went into the hashes of blocks [first, end), of each; one None for
+    all where nothing did."""
+    has_embeds = getattr(request, "prompt_embeds", None) is not None
+    if not (request.lora_request or request.cache_salt or getattr(request, "mm_features", None) or has_embeds):
+        return [None]
+    keys = []
+    item = 0
+    for block in range(first, end):
+        key, item = kv_cache_utils.generate_block_hash_extra_keys(
+            request, block * block_tokens, (block + 1) * block_tokens, item
+        )
+        keys.append(key)
+    untag = getattr(kv_cache_utils, "to_event_extra_keys", None)
+    return (untag(keys) or keys) if untag is not None else keys

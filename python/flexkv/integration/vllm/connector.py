@@ -60,9 +60,15 @@ class FlexKVConnector(FlexKVConnectorV1, SupportsHMA):
         if worker is None:
             return compat.TransferResults()
         ended = worker.take_ended_loads(ours(self._connector_metadata).step)
+        failed = set()
+        for order, good_blocks in ended:
+            # By request, the engine would keep nothing.
+            if good_blocks == 0:
+                failed.add(order.request_id)
+            else:
+                self._flexkv_connector.name_failed_blocks(order, good_blocks)
         return compat.TransferResults(
-            finished_recving={order.request_id for order, _ in ended},
-            failed_recving={order.request_id for order, ok in ended if not ok},
+            finished_recving={order.request_id for order, _ in ended}, failed_recving=failed
         )
 
     def on_new_request(self, request: Request) -> None:

@@ -83,6 +83,9 @@ class Group:
 
 def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list[Group]:
     """`kv_cache_config`: None where the engine does not tell; then there is one group. Raises UnsupportedGroups."""
+    # Attention to later tokens, or a result made of all tokens (mean pooling): vLLM reuses no prefixes then, and nor may we.
+    if not getattr(config.model_config, "is_prefix_caching_supported", True):
+        raise UnsupportedGroups("its prompts have to be computed whole (vLLM supports no prefix caching for it)")
     if getattr(config.model_config, "rswa_window", None):
         raise UnsupportedGroups("windows that begin behind the prompt (R-SWA) are not supported")
     described = kv_cache_config.kv_cache_groups if kv_cache_config is not None else []

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
-# Each KV cache group numbers its jobs for itself.
-Job = tuple[int, int]  # group, id
+from flexkv.integration.common.saves import Job
 
 
 @dataclass(slots=True)
@@ -15,9 +14,8 @@ class LoadOrder:
     request_id: str
     # The step's forward needs it (the request runs in this step); otherwise the request is parked until it is reported.
     sync: bool
-    # Device blocks to be filled, to name those that were not when the load fails.
+    # Device blocks to be filled, in the order of the jobs, to name those that were not when the load fails.
     block_ids: list[int]
-    # All of them have to succeed.
     jobs: list[Job] = field(default_factory=list)
     # False: something went wrong before all jobs were ordered. The load fails, but not before those that were have ended.
     complete: bool = False

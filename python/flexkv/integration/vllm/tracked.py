@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from flexkv.integration.common.saves import Offers
 from flexkv.integration.vllm import identity
-from flexkv.integration.vllm.saves import Offers
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -35,6 +35,7 @@ class Tracked:
         "loaded_in_life",
         "local_tokens",
         "outdated",
+        "parked",
         "request",
         "save",
         "tainted",
@@ -47,6 +48,7 @@ class Tracked:
         self.loaded_in_life = -1  # number of preemptions when a load was last ordered
         self.outdated = False  # its blocks were computed before a reset
         self.load_async = False  # what the engine was told at the last lookup
+        self.parked = False  # waits for its load: nobody else has the blocks that are filled
         self.save = save
         self.tainted = False  # computes from blocks that a failed load left
         self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))

@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from flexkv.integration.vllm import compat
 from flexkv.integration.vllm.groups import UnsupportedGroups, groups_of
 from flexkv.integration.vllm.guard import never_raises
-from flexkv.integration.vllm.metadata import FlexKVMetadata
+from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
 from flexkv.integration.vllm.scheduler import SchedulerSide
 from flexkv.integration.vllm.setup import load_settings
 from flexkv.integration.vllm.stats import FlexKVStats
@@ -133,8 +133,13 @@ class FlexKVConnectorV1Impl:
             return None, None
         ended = self.worker.take_ended_loads(self._metadata(None).step)
         # Only blocks can be named as failed through this connector.
-        self._failed_blocks.update(*(order.block_ids for order, ok in ended if not ok))
+        for order, good_blocks in ended:
+            self.name_failed_blocks(order, good_blocks)
         return None, {order.request_id for order, _ in ended} or None
+
+    def name_failed_blocks(self, order: LoadOrder, good_blocks: int) -> None:
+        """In this step's answer: the engine keeps those before the first one, and computes the rest."""
+        self._failed_blocks.update(order.block_ids[good_blocks:])
 
     @never_raises(set)
     def get_block_ids_with_load_errors(self) -> set[int]:
@@ -188,7 +193,7 @@ class FlexKVConnectorV1Impl:
 
     @never_raises(tuple)
     def take_events(self) -> Iterable[KVCacheEvent]:
-        return ()
+        return self.scheduler.take_events() if self.scheduler is not None else ()
 
     @never_raises(lambda: False)
     def reset_cache(self) -> bool:

@@ -23,20 +23,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flexkv.vllm")
 
-# After a failed load nothing is saved until every step that was scheduled without knowing of it has passed: what they
-# compute may rest on blocks that were never filled. vLLM has at most pipeline stages + 1 steps in flight.
+# After a failed load within a step nothing is saved until every step that was scheduled without knowing of it has passed:
+# what they compute may rest on blocks that were never filled. vLLM has at most pipeline stages + 1 steps in flight. A
+# request that is parked computes nothing before the scheduler knows.
 _DISTRUST_STEPS = 16
 
 
 class _Load:
     """An order on its way: ends when all its jobs have, as they write to the same request's blocks."""
 
-    __slots__ = ("ok", "order", "running")
+    __slots__ = ("good_blocks", "keeps_beginning", "order", "running")
 
-    def __init__(self, order: LoadOrder) -> None:
+    def __init__(self, order: LoadOrder, keeps_beginning: bool) -> None:
+        """`keeps_beginning`: what was loaded before the first block that was not may be used. Else it is all or nothing."""
         self.order = order
-        self.ok = order.complete
+        self.keeps_beginning = keeps_beginning and len(order.jobs) == 1
+        self.good_blocks = len(order.block_ids) if order.complete else 0
         self.running = len(order.jobs)
+
+    def job_ended(self, ok: bool, good_blocks: int) -> None:
+        if not ok:
+            self.good_blocks = min(self.good_blocks, good_blocks) if self.keeps_beginning else 0
+        self.running -= 1
 
 
 class _FollowedLoads:
@@ -80,7 +88,7 @@ class WorkerSide:
         self._distrust_until = -1
         self._distrust_steps = _DISTRUST_STEPS + config.parallel_config.pipeline_parallel_size
         self._loading: dict[Job, _Load] = {}
-        self._ended: list[tuple[LoadOrder, bool]] = []
+        self._ended: list[tuple[LoadOrder, int]] = []
         self._bad_blocks: set[int] = set()
         self._reported: dict[str, Any] = {}
         self._step = -1
@@ -131,7 +139,7 @@ class WorkerSide:
         loads = set(self._loading.values())
         self._loading.clear()
         for load in loads:
-            self._end(load.order, False, self._step)
+            self._end(load.order, 0, self._step)
 
     def restore_kv_caches(self) -> None:
         """The same tensors have memory again, maybe elsewhere."""
@@ -143,15 +151,17 @@ class WorkerSide:
     def start_loads(self, meta: FlexKVMetadata, layers_will_ask: bool) -> None:
         """`layers_will_ask`: each layer of this step's forward is going to call before_layer()."""
         self._step = meta.step
-        loads = [_Load(order) for order in meta.loads]
+        # With several groups vLLM takes a load as a whole. What windows need of a shorter prompt lies before what was loaded.
+        keeps_beginning = len(self._groups) == 1 and self._groups[0].window is None
+        loads = [_Load(order, keeps_beginning) for order in meta.loads]
         if not self._agents:
             for load in loads:
-                self._end(load.order, False, meta.step)
+                self._end(load.order, 0, meta.step)
             return
         for load in loads:
             self._loading.update(dict.fromkeys(load.order.jobs, load))
             if load.running == 0:  # nothing could be ordered
-                self._end(load.order, False, meta.step)
+                self._end(load.order, 0, meta.step)
         # What the forward needs has failed if anything goes wrong before it is begun.
         within = [job for load in loads if load.order.sync for _, job in load.order.jobs]
         if within:
@@ -176,14 +186,14 @@ class WorkerSide:
         if not followed.jobs:
             return
         jobs, followed.jobs = followed.jobs, []
-        failed = set(self._agents[0].wait_loads(jobs))
+        failed = dict(self._agents[0].wait_loads(jobs))
         if followed.reached < followed.all_parts:
-            failed = set(jobs)
+            failed = dict.fromkeys(jobs, 0)
             if followed.reached >= 0:
                 self._layers_can_follow = False
                 logger.warning("FlexKV: not all layers of this model wait for their loads: the forward will wait for them")
         for job in jobs:
-            self._job_ended((0, job), job not in failed, followed.step)
+            self._job_ended((0, job), job not in failed, failed.get(job, 0), followed.step)
 
     def start_saves(self, meta: FlexKVMetadata) -> None:
         self._end_followed()  # what a failed one leaves must not be saved
@@ -195,23 +205,23 @@ class WorkerSide:
             else:
                 self._agents[group].arm_saves(jobs, _engine_stream())
 
-    def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, bool]]:
-        """Loads of parked requests that have ended on this rank since the last call, and whether they succeeded."""
+    def take_ended_loads(self, step: int) -> list[tuple[LoadOrder, int]]:
+        """Loads of parked requests that have ended on this rank since the last call, and how many of their blocks, from the
+        first one on, are there."""
         self._end_followed()
         for group, agent in enumerate(self._agents):
-            for job, ok in agent.take_loads():
-                self._job_ended((group, job), ok, step)
+            for job, ok, good_blocks in agent.take_loads():
+                self._job_ended((group, job), ok, good_blocks, step)
         ended, self._ended = self._ended, []
         return ended
 
-    def _job_ended(self, job: Job, ok: bool, step: int) -> None:
+    def _job_ended(self, job: Job, ok: bool, good_blocks: int, step: int) -> None:
         load = self._loading.pop(job, None)
         if load is None:
             return
-        load.ok &= ok
-        load.running -= 1
+        load.job_ended(ok, good_blocks)
         if load.running == 0:
-            self._end(load.order, load.ok, step)
+            self._end(load.order, load.good_blocks, step)
 
     def take_bad_blocks(self) -> set[int]:
         """Device blocks that a load of this step should have filled and did not."""
@@ -228,14 +238,18 @@ class WorkerSide:
         self._reported = counters
         return None if stats.is_empty() else stats
 
-    def _end(self, order: LoadOrder, ok: bool, step: int) -> None:
-        if not ok:
-            logger.warning("FlexKV: loading %d blocks of request %s failed", len(order.block_ids), order.request_id)
-            self._distrust_until = step + self._distrust_steps
+    def _end(self, order: LoadOrder, good_blocks: int, step: int) -> None:
+        bad_blocks = order.block_ids[good_blocks:]
+        if bad_blocks or not order.complete:
+            logger.warning(
+                "FlexKV: %d of %d blocks of request %s could not be loaded, and are computed",
+                *(len(bad_blocks), len(order.block_ids), order.request_id),
+            )
         if not order.sync:
-            self._ended.append((order, ok))
-        elif not ok:
-            self._bad_blocks.update(order.block_ids)
+            self._ended.append((order, good_blocks))
+        elif bad_blocks:
+            self._distrust_until = step + self._distrust_steps
+            self._bad_blocks.update(bad_blocks)
 
     def shutdown(self) -> None:
         self.unregister_kv_caches()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # other engines' adapters use this without vLLM
-    from flexkv.integration.vllm.metadata import Job
+# Each KV cache group numbers its jobs for itself.
+Job = tuple[int, int]  # group, id
 
 # From so many blocks on, a save is looked at by itself: the first step of a long prompt must not enter them one by one.
 _LARGE_SAVE_BLOCKS = 256

@@ -1,0 +1,134 @@
+#include "flexkv/net/frame_stream.h"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+namespace flexkv::net {
+namespace {
+
+static_assert(std::endian::native == std::endian::little && sizeof(FrameHead) == 16,
+              "a head travels as it lies in memory");
+
+// What has been sent is moved out of the queue when it is this much, not with each write.
+constexpr std::size_t kCompactBytes = 256U << 10;
+
+}  // namespace
+
+bool FrameStream::send(std::uint32_t kind, std::uint64_t id, std::initializer_list<std::span<const std::byte>> body) {
+  if (!has_room()) return false;
+  std::size_t bytes = 0;
+  for (const auto part : body) bytes += part.size();
+  FLEXKV_ASSERT(bytes <= kFrameBytesMax);
+  const FrameHead head{static_cast<std::uint32_t>(bytes), kind, id};
+  const auto raw = std::as_bytes(std::span(&head, 1));
+  queue_.insert(queue_.end(), raw.begin(), raw.end());
+  for (const auto part : body) queue_.insert(queue_.end(), part.begin(), part.end());
+  return true;
+}
+
+FrameStream::State FrameStream::fail(std::string why) {
+  why_ = std::move(why);
+  return state_ = State::kFailed;
+}
+
+bool FrameStream::settled(TlsStream::Step step) {
+  if (step == TlsStream::Step::kFailed) fail(stream_.peer() + ": " + stream_.why());
+  if (step == TlsStream::Step::kClosed) {
+    const bool between = head_size_ == 0 && !head_;
+    state_ = between ? State::kClosed : fail(stream_.peer() + ": the connection ended within a frame");
+  }
+  return step == TlsStream::Step::kDone;
+}
+
+FrameStream::State FrameStream::pump(FrameSink& sink, std::size_t budget) {
+  more_ = false;
+  if (state_ == State::kConnecting) {
+    const TlsStream::Step step = stream_.handshake();
+    handshake_wants_write_ = step == TlsStream::Step::kWantWrite;
+    if (settled(step)) state_ = State::kOpen;
+  }
+  if (state_ == State::kOpen) flush();
+  if (state_ == State::kOpen) receive(sink, budget);
+  if (state_ == State::kOpen) flush();
+  return state_;
+}
+
+void FrameStream::flush() {
+  write_waits_for_read_ = false;
+  while (!idle()) {
+    const auto [step, bytes] = stream_.write(std::span(queue_).subspan(sent_));
+    write_waits_for_read_ = step == TlsStream::Step::kWantRead;
+    if (!settled(step)) break;
+    sent_ += bytes;
+  }
+  if (idle() || sent_ >= kCompactBytes) {
+    queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(sent_));
+    sent_ = 0;
+  }
+}
+
+bool FrameStream::begin_body(FrameSink& sink) {
+  FrameHead head;
+  std::memcpy(&head, head_bytes_.data(), sizeof head);
+  head_size_ = 0;
+  if (head.bytes > kFrameBytesMax) {
+    fail(stream_.peer() + ": a frame of " + std::to_string(head.bytes) + " bytes, more than the protocol has");
+    return false;
+  }
+  auto room = sink.on_head(head);
+  if (!room.ok()) {
+    fail(stream_.peer() + ": " + room.error().message);
+    return false;
+  }
+  FLEXKV_ASSERT(room.value().size() == head.bytes);
+  head_ = head;
+  body_ = room.value();
+  return true;
+}
+
+void FrameStream::divert(std::span<std::byte> scratch) {
+  FLEXKV_ASSERT(head_ && scratch.size() >= body_.size());
+  body_ = scratch.first(body_.size());
+}
+
+void FrameStream::receive(FrameSink& sink, std::size_t budget) {
+  read_waits_for_write_ = false;
+  std::size_t received = 0;
+  while (true) {
+    if (head_ && body_.empty()) {
+      const FrameHead head = *std::exchange(head_, std::nullopt);
+      const Status taken = sink.on_frame(head);
+      if (!taken.ok()) {
+        fail(stream_.peer() + ": " + taken.error().message);
+        return;
+      }
+      continue;
+    }
+    if (received >= budget) {
+      more_ = true;
+      return;
+    }
+    const std::span<std::byte> into = head_ ? body_ : std::span(head_bytes_).subspan(head_size_);
+    const auto [step, bytes] = stream_.read(into);
+    read_waits_for_write_ = step == TlsStream::Step::kWantWrite;
+    if (!settled(step)) return;
+    received += bytes;
+    if (head_) {
+      body_ = body_.subspan(bytes);
+    } else if ((head_size_ += bytes) == head_bytes_.size() && !begin_body(sink)) {
+      return;
+    }
+  }
+}
+
+std::uint32_t FrameStream::events() const {
+  if (state_ == State::kConnecting) return handshake_wants_write_ ? EPOLLOUT : EPOLLIN;
+  const bool to_write = !idle() && !write_waits_for_read_;
+  return EPOLLIN | (to_write || read_waits_for_write_ ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
+}
+
+}  // namespace flexkv::net

@@ -1,0 +1,222 @@
+// What a request is to load of what is kept, and what its engine computes anew (docs/decisions/0016).
+
+#include <algorithm>
+
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+// Of the pool: what a prompt may take. A load holds its whole prompt.
+constexpr std::uint64_t kPromptShare = 75;
+// A drive that is not worth it, and that nothing was read from for kUntried, gives so many blocks that nobody waits for:
+// their speed tells whether it is worth it now.
+constexpr Nanos kUntried = kSecond;
+constexpr std::uint32_t kTriedBlocks = 16;
+
+}  // namespace
+
+void Node::set_prefill(EngineHandle handle, const plan::PrefillTime& time) {
+  if (Engine* engine = find_engine(handle)) engine->prefill = time;
+}
+
+double Node::disk_bytes_per_second() const {
+  double sum = 0;
+  if (disk_ == nullptr) return sum;
+  for (const plan::FlowRate& reads : disk_->reads) sum += reads.bytes_per_second();
+  return sum;
+}
+
+std::vector<Choice> Node::choices() const {
+  std::vector<Choice> latest;
+  if (disk_ == nullptr) return latest;
+  const std::uint64_t count = disk_->choice_count;
+  for (std::uint64_t i = count - std::min<std::uint64_t>(count, kChoicesKept); i < count; ++i) {
+    latest.push_back(disk_->choices[i % kChoicesKept]);
+  }
+  return latest;
+}
+
+// What of a match can and should be loaded: as far as drives serve, as host memory can hold it, and as it is faster
+// than computing. Leaves the match's slots in the scratch vectors.
+Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpose purpose) {
+  const Space& space = *engine.space;
+  Served result{{sequence.matched, Reason::kNone, 0, sequence.matched}, std::nullopt, now_};
+  Lookup& found = result.lookup;
+  if (disk_ == nullptr || space.index.block_count(kDiskTier) == 0) return result;
+  auto& host = disk_->host_slots;
+  auto& disk = disk_->disk_slots;
+  host.resize(sequence.matched);
+  space.index.collect(sequence.pin, kHostTier, 0, host);
+  auto at = std::ranges::find(host, index::kNoSlot);
+  if (at == host.end()) return result;
+  const auto in_host = static_cast<std::uint32_t>(at - host.begin());
+  disk.resize(sequence.matched);
+  space.index.collect(sequence.pin, kDiskTier, 0, disk);
+  const std::uint64_t reach = slots_in_reach(space);
+  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
+  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
+    const auto block = static_cast<std::uint32_t>(at - host.begin());
+    const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
+    if (!off && block < room) continue;
+    found = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
+    break;
+  }
+  if (found.matched_blocks > in_host) {
+    result.choice = choose(engine, sequence, found.matched_blocks, purpose);
+    std::uint32_t blocks = 0;
+    for (const plan::Stretch& stretch : disk_->stretches) {
+      if ((blocks += stretch.blocks) <= result.choice->chosen_blocks) result.arrives = now_ + static_cast<Nanos>(stretch.arrives);
+    }
+    if (result.choice->chosen_blocks < found.matched_blocks) {
+      found = {result.choice->chosen_blocks, Reason::kNotWorthLoading, 0, 0};
+    }
+  }
+  found.host_blocks = std::min(in_host, found.matched_blocks);
+  found.disk_blocks =
+      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + found.matched_blocks, index::kNoSlot));
+  return result;
+}
+
+// What the space has of host memory and could get. Other models keep what they have as long as they have engines.
+std::uint64_t Node::slots_in_reach(const Space& space) const {
+  std::uint64_t bytes = ranges_.free_bytes();
+  for (const auto& other : spaces_) {
+    if (other.get() != &space && idle(*other)) bytes += other->slots.slot_count() * other->slots.slot_bytes();
+  }
+  return space.slots.slot_count() + bytes / space.slots.slot_bytes();
+}
+
+// Of the first `blocks`, whose slots are in the scratch vectors.
+Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose) {
+  Choice choice;
+  choice.at = now_;
+  choice.engine = engine.handle;
+  choice.sequence = sequence.id;
+  choice.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
+  choice.chosen_blocks = blocks;
+  choice.read_bytes_per_second = look_at_drives(*engine.space, purpose);
+  for (const auto& drive : disk_->reading) choice.read_wait = std::max(choice.read_wait, drive.free);
+  look_at_blocks(*engine.space, sequence, choice, blocks, purpose);
+  const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
+  choice.engine_wait = from_now(engine.computes_until);
+  choice.basis = options_.always_load                                      ? Choice::Basis::kAlways
+                 : choice.read_bytes_per_second <= 0                       ? Choice::Basis::kReadsUnknown
+                 : !engine.prefill.known() || engine.block_tokens == 0     ? Choice::Basis::kPrefillUnknown
+                                                                           : Choice::Basis::kCost;
+  if (choice.read_bytes_per_second <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return choice;
+  disk_->others.clear();
+  for (const auto& [job, arrives] : engine.arrivals) disk_->others.push_back(from_now(arrives));
+  plan::LoadQuestion question;
+  question.stretches = disk_->stretches;
+  question.block_tokens = engine.block_tokens;
+  question.prompt_blocks = choice.prompt_blocks;
+  question.prefill = engine.prefill;
+  question.engine_free = choice.engine_wait;
+  question.others = disk_->others;
+  const plan::LoadChoice best = plan::choose_load(question);
+  choice.expected_if_all = best.nanos_if_all;
+  choice.expected_if_none = best.nanos_if_none;
+  choice.expected = choice.basis == Choice::Basis::kCost ? best.nanos : best.nanos_if_all;
+  if (choice.basis == Choice::Basis::kCost) choice.chosen_blocks = best.blocks;
+  return choice;
+}
+
+// How fast each drive reads, and when it has read what it has to and what waits for it here: scratch vector. Loads do
+// not wait for prefetches that no drive has yet. Returns the speed of all; 0: not known.
+double Node::look_at_drives(const Space& space, Purpose purpose) {
+  double sum = 0;
+  double known = 0;
+  for (const plan::FlowRate& reads : disk_->reads) {
+    sum += reads.bytes_per_second();
+    known += reads.bytes_per_second() > 0;
+  }
+  if (known == 0) return 0;
+  const auto drives = static_cast<double>(disk_->reads.size());
+  const std::size_t queued = disk_->loads.size() + (purpose == Purpose::kPrefetch ? disk_->prefetches.size() : 0);
+  const double queued_bytes = static_cast<double>(queued * space.slots.slot_bytes()) / drives;
+  for (std::size_t i = 0; i < disk_->reads.size(); ++i) {
+    const plan::FlowRate& reads = disk_->reads[i];
+    const double rate = reads.bytes_per_second() > 0 ? reads.bytes_per_second() : sum / known;
+    const double waiting = static_cast<double>(reads.waiting_bytes()) + queued_bytes;
+    disk_->reading[i] = {rate, waiting / rate * static_cast<double>(kSecond)};
+  }
+  return sum / known * drives;
+}
+
+// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has is
+// taken to cost nothing: links to devices are far faster than any engine computes.
+void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
+                          Purpose purpose) {
+  enum class Where { kHost, kComing, kDrive };
+  auto& stretches = disk_->stretches;
+  stretches.clear();
+  const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
+  Where last = Where::kHost;
+  double arrives = 0;
+  for (std::uint32_t i = 0; i < blocks; ++i) {
+    Where here = Where::kHost;
+    if (disk_->host_slots[i] == index::kNoSlot) {
+      const unsigned number = space.disk_slots->drive_of(disk_->disk_slots[i]);
+      Disk::Reading& drive = disk_->reading[number];
+      const auto fetch = space.fetches.find(sequence.keys[i]);
+      const bool begun = fetch != space.fetches.end() && fetch->second.host != index::kNoSlot;
+      const bool queued =
+          fetch != space.fetches.end() && !begun && (!fetch->second.prefetch || purpose == Purpose::kPrefetch);
+      here = begun || queued ? Where::kComing : Where::kDrive;
+      double when = drive.free;
+      if (drive.bytes_per_second > 0) {
+        const auto read_time = [&](double bytes) { return bytes / drive.bytes_per_second * static_cast<double>(kSecond); };
+        if (here == Where::kDrive) when = drive.free += read_time(slot_bytes);
+        if (begun) {
+          when = read_time(static_cast<double>(disk_->reads[number].waiting_bytes_until(fetch->second.position)));
+        }
+      }
+      arrives = std::max(arrives, when);
+    }
+    if (i == 0 || here != last) stretches.push_back({});
+    last = here;
+    ++stretches.back().blocks;
+    stretches.back().arrives = arrives;
+    ++(here == Where::kHost ? choice.host_blocks : here == Where::kComing ? choice.coming_blocks : choice.drive_blocks);
+  }
+}
+
+// Remembers what was chosen for a lookup, and what it gives the engine to do.
+void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first) {
+  sequence.arrives = served.arrives;
+  if (engine.prefill.known() && engine.block_tokens > 0) {
+    const double loaded = double{1} * served.lookup.matched_blocks * engine.block_tokens;
+    const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - loaded;
+    const Nanos before = std::max(engine.computes_until - sequence.computes, now_);
+    sequence.computes = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), loaded));
+    engine.computes_until = before + sequence.computes;
+  }
+  if (!served.choice) return;
+  const Choice& choice = *served.choice;
+  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  // Asked again, it replaces what was chosen before.
+  const bool kept = sequence.choice != 0 && sequence.choice + kChoicesKept > disk_->choice_count;
+  if (!kept) sequence.choice = ++disk_->choice_count;
+  disk_->choices[(sequence.choice - 1) % kChoicesKept] = choice;
+  if (first) {
+    ++(choice.chosen_blocks == found ? stats_.choices_all
+       : choice.chosen_blocks > 0    ? stats_.choices_part
+                                     : stats_.choices_none);
+    stats_.recomputed_blocks += found - choice.chosen_blocks;
+  }
+  if (choice.chosen_blocks < found) try_slow_drives(*engine.space, sequence, choice);
+}
+
+void Node::try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice) {
+  const bool tried = std::ranges::any_of(disk_->reads, [&](const auto& reads) { return reads.idle(now_) < kUntried; });
+  if (tried || !disk_->prefetches.empty()) return;
+  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  std::uint32_t end = choice.chosen_blocks;
+  for (std::uint32_t on_drives = 0; end < found && on_drives < kTriedBlocks; ++end) {
+    on_drives += disk_->host_slots[end] == index::kNoSlot;
+  }
+  fetch_ahead(space, sequence, end);
+}
+
+}  // namespace flexkv::node

@@ -1,0 +1,321 @@
+// Both sides of a connection in one thread, in random steps and with faults.
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <csignal>
+#include <map>
+#include <optional>
+
+#include "flexkv/peer/reading.h"
+#include "flexkv/peer/serving.h"
+#include "flexkv/peer/test_source.h"
+
+namespace flexkv::peer {
+namespace {
+
+using testing::bytes_of;
+using testing::TestSource;
+
+constexpr std::size_t kPlenty = 64U << 20;
+
+net::TlsContext context() {
+  return net::TlsContext::create(net::Secret::from_text(std::string(net::Secret::kMinBytes, 's')).value(), "test")
+      .value();
+}
+
+std::pair<Fd, Fd> sockets() {
+  int fds[2];
+  FLEXKV_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
+  return {Fd(fds[0]), Fd(fds[1])};
+}
+
+struct Sink : ReadSink {
+  struct Read {
+    std::vector<key::BlockKey> keys;
+    std::uint64_t slot_bytes = 0;
+    std::vector<std::vector<std::byte>> buffers;
+    std::uint32_t blocks = 0;
+    std::optional<Outcome> outcome;
+  };
+  void on_block(RequestId id, std::uint32_t index) override {
+    Read& read = reads.at(id);
+    ASSERT_FALSE(read.outcome);
+    ASSERT_EQ(index, read.blocks++);
+    ASSERT_EQ(read.buffers[index], bytes_of(read.keys[index], read.slot_bytes));
+  }
+  void on_end(RequestId id, Outcome outcome) override {
+    Read& read = reads.at(id);
+    ASSERT_FALSE(read.outcome);
+    read.outcome = outcome;
+    ASSERT_TRUE(outcome != Outcome::kDone || read.blocks == read.keys.size());
+    // They are ours again: whatever comes later must not go there.
+    for (auto& buffer : read.buffers) buffer.assign(buffer.size(), std::byte{0xEE});
+  }
+  void check_untouched() const {
+    for (const auto& [id, read] : reads) {
+      if (!read.outcome) continue;
+      for (const auto& buffer : read.buffers) {
+        ASSERT_EQ(buffer, std::vector<std::byte>(buffer.size(), std::byte{0xEE})) << "request " << id;
+      }
+    }
+  }
+  std::map<RequestId, Read> reads;
+};
+
+class Exchange : public ::testing::Test {
+ protected:
+  static constexpr std::uint64_t kHas = 50;  // blocks that the owner has
+
+  void SetUp() override {
+    ::signal(SIGPIPE, SIG_IGN);
+    auto [a, b] = sockets();
+    using Role = net::TlsStream::Role;
+    reader_stream.emplace(net::TlsStream::create(context(), std::move(a), Role::kClient, "owner").value());
+    owner_stream.emplace(net::TlsStream::create(context(), std::move(b), Role::kServer, "reader").value());
+    reading.emplace(*reader_stream, sink, "r", "o");
+    serving.emplace(*owner_stream, source, "o", pinned_bytes_max, [this](auto command) { posted.push_back(command); });
+  }
+  void step(std::size_t budget = kPlenty) {
+    for (auto& command : std::exchange(posted, {})) command();
+    reading->on_time(now);
+    reader_stream->pump(*reading, budget);
+    reading->fill(now);
+    if (!serving) return;
+    serving->on_time(now);
+    owner_stream->pump(*serving, budget);
+    serving->fill(now);
+  }
+  void run() {
+    for (int i = 0; i < 50; ++i) step();
+  }
+  RequestId read(std::vector<std::uint64_t> blocks, std::uint64_t slot_bytes, Nanos timeout = 10 * kSecond) {
+    ReadRequest request;
+    request.id = ++last;
+    request.slot_bytes = slot_bytes;
+    Sink::Read& read = sink.reads[request.id];
+    for (const std::uint64_t block : blocks) request.keys.push_back({9, block});
+    read.keys = request.keys;
+    read.slot_bytes = slot_bytes;
+    read.buffers.assign(blocks.size(), std::vector<std::byte>(slot_bytes));
+    for (auto& buffer : read.buffers) request.buffers.emplace_back(buffer);
+    request.deadline = now + timeout;
+    reading->start(std::move(request));
+    return last;
+  }
+  std::optional<Outcome> outcome(RequestId id) const { return sink.reads.at(id).outcome; }
+  std::uint32_t got(RequestId id) const { return sink.reads.at(id).blocks; }
+
+  std::uint64_t pinned_bytes_max = 8U << 20;
+  Nanos now = 1000 * kSecond;
+  TestSource source{kHas};
+  Sink sink;
+  std::vector<std::function<void()>> posted;
+  std::optional<net::FrameStream> reader_stream;
+  std::optional<net::FrameStream> owner_stream;
+  std::optional<Reading> reading;
+  std::optional<Serving> serving;
+  RequestId last = 0;
+};
+
+TEST_F(Exchange, BringsBlocksAndSaysWhereTheyEnd) {
+  const auto all = read({1, 2, 3}, 1'000'003);
+  const auto some = read({4, kHas, 5}, 100);
+  const auto none = read({kHas}, 100);
+  run();
+  EXPECT_EQ(outcome(all), Outcome::kDone);
+  EXPECT_EQ(outcome(some), Outcome::kMissing);
+  EXPECT_EQ(got(some), 1U);
+  EXPECT_EQ(outcome(none), Outcome::kMissing);
+  EXPECT_EQ(source.pins(), 0U);
+}
+
+TEST_F(Exchange, LendsNoMoreThanItMay) {
+  source.set_late(true);
+  const auto large = read({1, 2, 3}, pinned_bytes_max / 2);  // two fit
+  const auto refused = read({1}, 100);
+  run();
+  EXPECT_EQ(outcome(refused), Outcome::kBusy);
+  source.answer_all();
+  run();
+  EXPECT_EQ(outcome(large), Outcome::kBusy);
+  EXPECT_EQ(got(large), 2U);
+  source.set_late(false);
+  const auto again = read({1}, 100);
+  run();
+  EXPECT_EQ(outcome(again), Outcome::kDone);
+}
+
+TEST_F(Exchange, EndsLeasesWithoutTheReader) {
+  read({1, 2}, 1U << 20, 5 * kSecond);
+  // The reader asks and is then never heard of again.
+  for (int i = 0; i < 10; ++i) step();
+  read({3, 4, 5, 6}, 2U << 20, 5 * kSecond);
+  step();
+  step();
+  for (auto& command : std::exchange(posted, {})) command();
+  ASSERT_EQ(source.pins(), 1U);
+  ASSERT_EQ(serving->next_deadline(), now + 5 * kSecond);
+  serving->on_time(now + 5 * kSecond);
+  EXPECT_EQ(source.pins(), 0U);
+  EXPECT_FALSE(serving->next_deadline());
+}
+
+TEST_F(Exchange, EndsReadsWithoutTheOwner) {
+  source.set_late(true);
+  const auto late = read({1}, 100, kSecond);
+  run();
+  EXPECT_FALSE(outcome(late));
+  EXPECT_EQ(reading->next_deadline(), now + kSecond);
+  now += kSecond;
+  run();
+  EXPECT_EQ(outcome(late), Outcome::kDeadline);
+  source.answer_all();
+  run();
+  EXPECT_EQ(source.pins(), 0U);
+  sink.check_untouched();
+}
+
+TEST_F(Exchange, GivesPinsBackWhenTheConnectionEnds) {
+  source.set_late(true);
+  read({1}, 100);
+  run();
+  source.set_late(false);
+  read({1, 2, 3, 4, 5, 6, 7}, 1U << 20);
+  step(100'000);
+  step(100'000);
+  EXPECT_GT(source.pins() + source.waiting(), 0U);
+  serving.reset();
+  source.answer_all();
+  for (auto& command : std::exchange(posted, {})) command();
+  EXPECT_EQ(source.pins(), 0U);
+  reading->end_all(Outcome::kUnreachable);
+  EXPECT_EQ(outcome(1), Outcome::kUnreachable);
+  EXPECT_EQ(outcome(2), Outcome::kUnreachable);
+}
+
+TEST_F(Exchange, SurvivesRandomCancelsAndExpiries) {
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    Prng random(seed);
+    for (int i = 0; i < 60; ++i) {
+      std::vector<std::uint64_t> blocks(1 + random.below(6));
+      for (auto& block : blocks) block = random.below(kHas + 5);
+      const std::uint64_t slot_bytes = random.chance(30) ? 1 + random.below(1'000'000) : 1 + random.below(3000);
+      const RequestId id = read(blocks, slot_bytes, Nanos(random.below(40)) * kMillisecond);
+      source.set_late(random.chance(20));
+      const auto steps = random.below(5);
+      for (std::uint64_t j = 0; j < steps; ++j) step(1 + random.below(300'000));
+      if (random.chance(30)) reading->end(1 + random.below(id), Outcome::kCanceled);
+      if (random.chance(30)) source.answer_all();
+      now += Nanos(random.below(10)) * kMillisecond;
+      sink.check_untouched();
+      if (HasFatalFailure()) FAIL() << "seed " << seed;
+      std::erase_if(sink.reads, [](const auto& one) { return one.second.outcome.has_value(); });
+    }
+    source.set_late(false);
+    source.answer_all();
+    run();
+    now += 60 * kMillisecond;
+    run();
+    ASSERT_EQ(reader_stream->state(), net::FrameStream::State::kOpen) << reader_stream->why() << " seed " << seed;
+    ASSERT_EQ(owner_stream->state(), net::FrameStream::State::kOpen) << owner_stream->why() << " seed " << seed;
+    ASSERT_EQ(source.pins(), 0U) << "seed " << seed;
+    for (const auto& [id, one] : sink.reads) ASSERT_TRUE(one.outcome) << "seed " << seed;
+    sink.reads.clear();
+  }
+}
+
+// An owner of a test's own: frames as it likes.
+class LyingOwner : public Exchange {
+ protected:
+  struct Ignore : net::FrameSink {
+    Result<std::span<std::byte>> on_head(const net::FrameHead& head) override {
+      body.resize(head.bytes);
+      return std::span(body);
+    }
+    Status on_frame(const net::FrameHead&) override { return {}; }
+    std::vector<std::byte> body;
+  };
+  void SetUp() override {
+    Exchange::SetUp();
+    serving.reset();
+    greet("o");
+  }
+  void greet(const std::string& name) {
+    Hello hello;
+    hello.node = name;
+    say(Kind::kHello, 0, encode(hello));
+    exchange();
+  }
+  void say(Kind kind, RequestId id, std::span<const std::byte> body) {
+    ASSERT_TRUE(owner_stream->send(static_cast<std::uint32_t>(kind), id, {body}));
+  }
+  void exchange() {
+    for (int i = 0; i < 20 && reader_stream->state() < net::FrameStream::State::kClosed; ++i) {
+      reader_stream->pump(*reading, kPlenty);
+      reading->fill(now);
+      owner_stream->pump(ignore, kPlenty);
+    }
+  }
+  bool broken() const { return reader_stream->state() == net::FrameStream::State::kFailed; }
+  Ignore ignore;
+};
+
+TEST_F(LyingOwner, CannotPassOffAnotherBlock) {
+  const auto id = read({1}, 100);
+  exchange();
+  const auto other = bytes_of({9, 2}, 100);
+  BlockChecksum checksum(SpaceName{}, 100, {9, 2});
+  checksum.add(other);
+  say(Kind::kData, id, other);
+  say(Kind::kBlock, id, encode(Block{checksum.value()}));
+  say(Kind::kEnd, id, encode(End{Outcome::kDone}));
+  exchange();
+  EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  EXPECT_EQ(got(id), 0U);
+  EXPECT_FALSE(broken());
+}
+
+TEST_F(LyingOwner, IsNotBelievedToBeDone) {
+  const auto id = read({1}, 100);
+  exchange();
+  say(Kind::kEnd, id, encode(End{Outcome::kDone}));
+  exchange();
+  EXPECT_EQ(outcome(id), Outcome::kMissing);
+}
+
+TEST_F(LyingOwner, IsLeftWhenItSendsWhatHasNoPlace) {
+  const std::vector<std::byte> bytes(101);
+  const std::vector<std::function<void(RequestId)>> lies{
+      [&](RequestId id) { say(Kind::kData, id, bytes); },                           // too much
+      [&](RequestId id) { say(Kind::kData, id + 1, std::span(bytes).first(10)); },  // for nobody
+      [&](RequestId id) { say(Kind::kData, id, {}); },
+      [&](RequestId id) { say(Kind::kBlock, id, encode(Block{})); },  // without bytes
+      [&](RequestId id) { say(Kind::kBlock, id + 1, encode(Block{})); },
+      [&](RequestId id) { say(Kind::kEnd, id + 1, encode(End{})); },
+      [&](RequestId id) { say(Kind::kEnd, id, bytes); },
+      [&](RequestId id) { say(Kind::kRead, id, bytes); },
+      [&](RequestId id) { say(static_cast<Kind>(99), id, bytes); },
+      [&](RequestId) { greet("o"); },
+  };
+  for (std::size_t i = 0; i < lies.size(); ++i) {
+    Exchange::SetUp();
+    serving.reset();
+    greet("o");
+    const auto id = read({1}, 100);
+    exchange();
+    lies[i](id);
+    exchange();
+    EXPECT_TRUE(broken()) << "lie " << i;
+  }
+}
+
+TEST_F(LyingOwner, IsLeftWhenItIsAnotherNode) {
+  Exchange::SetUp();
+  serving.reset();
+  greet("other");
+  EXPECT_TRUE(broken());
+  EXPECT_NE(reader_stream->why().find("node other is there now, not o"), std::string::npos) << reader_stream->why();
+}
+
+}  // namespace
+}  // namespace flexkv::peer

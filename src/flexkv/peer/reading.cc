@@ -1,0 +1,193 @@
+#include "flexkv/peer/reading.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace flexkv::peer {
+namespace {
+
+using net::FrameHead;
+
+Error unexpected(const FrameHead& head) {
+  return {ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " and " + std::to_string(head.bytes) +
+                                " bytes that has no place there"};
+}
+
+}  // namespace
+
+std::string problem_of(const ReadRequest& request) {
+  if (request.keys.empty() || request.keys.size() > kKeysMax) return "no keys, or too many";
+  if (request.keys.size() != request.buffers.size()) return "not one buffer for each key";
+  if (request.slot_bytes == 0 || request.slot_bytes > kSlotBytesMax) return "no such block size";
+  const bool fit =
+      std::ranges::all_of(request.buffers, [&](const auto buffer) { return buffer.size() == request.slot_bytes; });
+  return fit ? "" : "a buffer is not of a block's size";
+}
+
+Reading::Reading(net::FrameStream& stream, ReadSink& sink, const std::string& own_name, std::string owner)
+    : stream_(stream), sink_(sink), owner_(std::move(owner)) {
+  Hello hello;
+  hello.node = own_name;
+  const auto body = encode(hello);
+  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kHello), 0, {body}));
+}
+
+Result<std::span<std::byte>> Reading::on_head(const FrameHead& head) {
+  const auto kind = static_cast<Kind>(head.kind);
+  if (greeted_ == (kind == Kind::kHello)) return unexpected(head);
+  if (kind == Kind::kData) return room_for_data(head);
+  const bool known = kind == Kind::kHello || kind == Kind::kBlock || kind == Kind::kEnd;
+  if (!known || head.bytes > kMessageBytesMax) return unexpected(head);
+  body_.resize(head.bytes);
+  return std::span(body_);
+}
+
+Result<std::span<std::byte>> Reading::room_for_data(const FrameHead& head) {
+  if (head.bytes == 0 || head.bytes > kDataBytesMax) return unexpected(head);
+  const auto found = requests_.find(head.id);
+  if (found == requests_.end()) {
+    if (!ghosts_.contains(head.id)) return unexpected(head);
+    body_.resize(head.bytes);
+    return std::span(body_);
+  }
+  Request& request = found->second;
+  const std::uint64_t left = request.asked.slot_bytes - request.offset;
+  if (!request.sent || request.block == request.asked.keys.size() || head.bytes > left) return unexpected(head);
+  receiving_ = head.id;
+  return request.asked.buffers[request.block].subspan(request.offset, head.bytes);
+}
+
+Status Reading::on_frame(const FrameHead& head) {
+  switch (static_cast<Kind>(head.kind)) {
+    case Kind::kHello: {
+      const auto hello = decode_hello(body_);
+      if (!hello.ok()) return hello.error();
+      if (hello.value().node != owner_) {
+        return Error{ErrorCode::kPeer, "node " + hello.value().node + " is there now, not " + owner_};
+      }
+      greeted_ = true;
+      return {};
+    }
+    case Kind::kData: {
+      receiving_.reset();
+      const auto found = requests_.find(head.id);
+      if (found == requests_.end()) return {};
+      Request& request = found->second;
+      const auto& asked = request.asked;
+      if (!request.checksum) request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[request.block]);
+      request.checksum->add(asked.buffers[request.block].subspan(request.offset, head.bytes));
+      request.offset += head.bytes;
+      stats_.bytes += head.bytes;
+      return {};
+    }
+    case Kind::kBlock:
+      return take_block(head.id);
+    default:  // kEnd, by on_head
+      return take_end(head.id);
+  }
+}
+
+Status Reading::take_block(RequestId id) {
+  const auto message = decode_block(body_);
+  if (!message.ok()) return message.error();
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) {
+    if (ghosts_.contains(id)) return {};
+    return Error{ErrorCode::kPeer, "a block that was not asked for"};
+  }
+  Request& request = found->second;
+  if (request.offset != request.asked.slot_bytes) return Error{ErrorCode::kPeer, "a block without all its bytes"};
+  const bool right = request.checksum->value() == message.value().checksum;
+  request.checksum.reset();
+  request.offset = 0;
+  if (!right) {
+    end(id, Outcome::kChecksum);
+    return {};
+  }
+  ++stats_.blocks;
+  sink_.on_block(id, request.block++);
+  return {};
+}
+
+Status Reading::take_end(RequestId id) {
+  const auto message = decode_end(body_);
+  if (!message.ok()) return message.error();
+  if (ghosts_.erase(id) > 0) return {};
+  const auto node = requests_.extract(id);
+  if (node.empty() || !node.mapped().sent) return Error{ErrorCode::kPeer, "the end of what was not asked for"};
+  const Request& request = node.mapped();
+  const bool all = request.block == request.asked.keys.size();
+  Outcome outcome = message.value().outcome;
+  // An owner that says it is done and is not would be believed to have sent all.
+  if (outcome == Outcome::kDone && !all) outcome = Outcome::kMissing;
+  if (all) outcome = Outcome::kDone;
+  ++stats_.ended[static_cast<std::size_t>(outcome)];
+  sink_.on_end(id, outcome);
+  return {};
+}
+
+void Reading::start(ReadRequest request) {
+  FLEXKV_ASSERT(problem_of(request).empty() && !requests_.contains(request.id) && !ghosts_.contains(request.id));
+  ++stats_.requests;
+  to_send_.push_back(request.id);
+  requests_[request.id].asked = std::move(request);
+}
+
+void Reading::end(RequestId id, Outcome outcome) {
+  const auto node = requests_.extract(id);
+  if (node.empty()) return;
+  if (node.mapped().sent) {
+    ghosts_.insert(id);
+    to_cancel_.push_back(id);
+  }
+  if (receiving_ == id) {
+    receiving_.reset();
+    body_.resize(kDataBytesMax);
+    stream_.divert(body_);
+  }
+  ++stats_.ended[static_cast<std::size_t>(outcome)];
+  sink_.on_end(id, outcome);
+}
+
+void Reading::end_all(Outcome outcome) {
+  while (!requests_.empty()) end(requests_.begin()->first, outcome);
+}
+
+void Reading::fill(Nanos now) {
+  if (!greeted_) return;
+  while (!to_cancel_.empty() && stream_.send(static_cast<std::uint32_t>(Kind::kCancel), to_cancel_.front(), {})) {
+    to_cancel_.pop_front();
+  }
+  for (; !to_send_.empty() && stream_.has_room(); to_send_.pop_front()) {
+    const auto found = requests_.find(to_send_.front());
+    if (found == requests_.end()) continue;
+    Request& request = found->second;
+    const Nanos left = std::clamp<Nanos>(request.asked.deadline - now, 0, Nanos{0xFFFFFFFF} * kMillisecond);
+    Read message;
+    message.space = request.asked.space;
+    message.slot_bytes = request.asked.slot_bytes;
+    message.milliseconds = static_cast<std::uint32_t>(left / kMillisecond);
+    message.keys = request.asked.keys;
+    const auto body = encode(message);
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));
+    request.sent = true;
+  }
+}
+
+void Reading::on_time(Nanos now) {
+  std::vector<RequestId> over;
+  for (const auto& [id, request] : requests_) {
+    if (request.asked.deadline <= now) over.push_back(id);
+  }
+  for (const RequestId id : over) end(id, Outcome::kDeadline);
+}
+
+std::optional<Nanos> Reading::next_deadline() const {
+  std::optional<Nanos> next;
+  for (const auto& [id, request] : requests_) {
+    next = std::min(next.value_or(request.asked.deadline), request.asked.deadline);
+  }
+  return next;
+}
+
+}  // namespace flexkv::peer

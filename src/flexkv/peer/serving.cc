@@ -1,0 +1,175 @@
+#include "flexkv/peer/serving.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace flexkv::peer {
+
+using net::FrameHead;
+
+Serving::Serving(net::FrameStream& stream, BlockSource& source, std::string own_name, std::uint64_t pinned_bytes_max,
+                 std::function<void(std::function<void()>)> post)
+    : stream_(stream),
+      source_(source),
+      own_name_(std::move(own_name)),
+      pinned_bytes_max_(pinned_bytes_max),
+      post_(std::move(post)) {}
+
+Serving::~Serving() {
+  for (const auto& [id, lease] : leases_) {
+    if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
+  }
+}
+
+Result<std::span<std::byte>> Serving::on_head(const FrameHead& head) {
+  const auto kind = static_cast<Kind>(head.kind);
+  const bool greeted = !peer_name_.empty();
+  if (greeted == (kind == Kind::kHello) || (kind != Kind::kHello && kind != Kind::kRead && kind != Kind::kCancel)) {
+    return Error{ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " that has no place there"};
+  }
+  if (head.bytes > kMessageBytesMax || (kind == Kind::kCancel && head.bytes != 0)) {
+    return Error{ErrorCode::kPeer, "a message of " + std::to_string(head.bytes) + " bytes, which is too long"};
+  }
+  body_.resize(head.bytes);
+  return std::span(body_);
+}
+
+Status Serving::on_frame(const FrameHead& head) {
+  switch (static_cast<Kind>(head.kind)) {
+    case Kind::kHello: {
+      auto hello = decode_hello(body_);
+      if (!hello.ok()) return hello.error();
+      peer_name_ = std::move(hello.value().node);
+      Hello answer;
+      answer.node = own_name_;
+      const auto body = encode(answer);
+      FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kHello), 0, {body}));
+      return {};
+    }
+    case Kind::kRead: {
+      auto read = decode_read(body_);
+      if (!read.ok()) return read.error();
+      return begin(head.id, std::move(read.value()));
+    }
+    default:  // kCancel, by on_head. Of one that has ended: the two crossed.
+      if (leases_.contains(head.id)) end(head.id, Outcome::kCanceled);
+      return {};
+  }
+}
+
+Status Serving::begin(RequestId id, Read message) {
+  if (leases_.contains(id)) return Error{ErrorCode::kPeer, "two requests with one number"};
+  ++stats_.requests;
+  const std::uint64_t room = (pinned_bytes_max_ - promised_bytes_) / message.slot_bytes;
+  if (room == 0 || leases_.size() >= kRequestsMax) {
+    endings_.emplace_back(id, Outcome::kBusy);
+    return {};
+  }
+  const bool trimmed = message.keys.size() > room;
+  if (trimmed) message.keys.resize(room);
+  Lease& lease = leases_[id];
+  lease.space = message.space;
+  lease.slot_bytes = message.slot_bytes;
+  lease.keys = std::move(message.keys);
+  lease.until = now_ + std::min(Nanos{message.milliseconds} * kMillisecond, kLeaseTimeMax);
+  promised_bytes_ += lease.keys.size() * lease.slot_bytes;
+  source_.pin(lease.space, lease.slot_bytes, lease.keys, lease.until,
+              [this, &source = source_, post = post_, alive = std::weak_ptr(alive_), id, trimmed](Pinned pinned) {
+                if (trimmed && pinned.outcome == Outcome::kDone) pinned.outcome = Outcome::kBusy;
+                post([this, &source, alive, id, pinned = std::move(pinned)]() mutable {
+                  if (alive.lock() != nullptr) {
+                    answered(id, std::move(pinned));
+                  } else if (!pinned.blocks.empty()) {
+                    source.unpin(pinned.pin);
+                  }
+                });
+              });
+  return {};
+}
+
+void Serving::answered(RequestId id, Pinned pinned) {
+  const auto found = leases_.find(id);
+  if (found == leases_.end()) {  // it ended meanwhile
+    if (!pinned.blocks.empty()) source_.unpin(pinned.pin);
+    return;
+  }
+  Lease& lease = found->second;
+  FLEXKV_ASSERT(!lease.answered && pinned.blocks.size() <= lease.keys.size());
+  lease.answered = true;
+  lease.pinned = std::move(pinned);
+  if (lease.pinned.blocks.empty()) {
+    end(id, lease.pinned.outcome);
+  } else {
+    turns_.push_back(id);
+  }
+}
+
+void Serving::fill(Nanos now) {
+  now_ = now;
+  send_endings();
+  while (!turns_.empty() && endings_.empty()) {
+    const RequestId id = turns_.front();
+    const auto found = leases_.find(id);
+    if (found != leases_.end() && !send_next(id, found->second)) return;
+    turns_.pop_front();
+    if (leases_.contains(id)) turns_.push_back(id);
+    send_endings();
+  }
+}
+
+// One frame of the block that is its turn.
+bool Serving::send_next(RequestId id, Lease& lease) {
+  if (!stream_.has_room()) return false;
+  const std::span<const std::byte> bytes = lease.pinned.blocks[lease.block];
+  FLEXKV_ASSERT(bytes.size() == lease.slot_bytes);
+  if (lease.offset == bytes.size()) {
+    const auto body = encode(Block{lease.checksum->value()});
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kBlock), id, {body}));
+    ++stats_.blocks;
+    lease.checksum.reset();
+    lease.offset = 0;
+    if (++lease.block == lease.pinned.blocks.size()) end(id, lease.pinned.outcome);
+    return true;
+  }
+  if (!lease.checksum) lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.block]);
+  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
+  lease.checksum->add(part);
+  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
+  lease.offset += part.size();
+  stats_.bytes += part.size();
+  return true;
+}
+
+void Serving::end(RequestId id, Outcome outcome) {
+  const auto node = leases_.extract(id);
+  const Lease& lease = node.mapped();
+  promised_bytes_ -= lease.keys.size() * lease.slot_bytes;
+  if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
+  endings_.emplace_back(id, outcome);
+}
+
+void Serving::send_endings() {
+  while (!endings_.empty()) {
+    const auto [id, outcome] = endings_.front();
+    const auto body = encode(End{outcome});
+    if (!stream_.send(static_cast<std::uint32_t>(Kind::kEnd), id, {body})) return;
+    endings_.pop_front();
+  }
+}
+
+void Serving::on_time(Nanos now) {
+  now_ = now;
+  std::vector<RequestId> over;
+  for (const auto& [id, lease] : leases_) {
+    if (lease.until <= now) over.push_back(id);
+  }
+  for (const RequestId id : over) end(id, Outcome::kExpired);
+}
+
+std::optional<Nanos> Serving::next_deadline() const {
+  std::optional<Nanos> next;
+  for (const auto& [id, lease] : leases_) next = std::min(next.value_or(lease.until), lease.until);
+  return next;
+}
+
+}  // namespace flexkv::peer

@@ -1,0 +1,87 @@
+// The owner's side of one connection: answers a peer's reads with blocks that the source pins meanwhile. Pure logic
+// over a FrameStream; one thread (the lane's).
+// Bounds: kRequestsMax requests at a time; a lease lasts as long as its reader waits, kLeaseTimeMax at most, and what
+// all leases of a connection pin is at most `pinned_bytes_max`.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "flexkv/net/frame_stream.h"
+#include "flexkv/peer/messages.h"
+
+namespace flexkv::peer {
+
+constexpr std::size_t kRequestsMax = 256;
+constexpr Nanos kLeaseTimeMax = 60 * kSecond;
+
+struct ServingStats {
+  std::uint64_t requests = 0;
+  std::uint64_t blocks = 0;  // sent whole
+  std::uint64_t bytes = 0;
+};
+
+class Serving final : public net::FrameSink {
+ public:
+  // A pin's answer may come on any thread; `post` brings it, and then the call of what it is given, to the lane.
+  // `source` and `post` outlive this object's answers, which may come after it is gone.
+  Serving(net::FrameStream& stream, BlockSource& source, std::string own_name, std::uint64_t pinned_bytes_max,
+          std::function<void(std::function<void()>)> post);
+  ~Serving() override;  // gives all pins back
+
+  Result<std::span<std::byte>> on_head(const net::FrameHead& head) override;
+  Status on_frame(const net::FrameHead& head) override;
+
+  // Queues bytes as far as the stream has room, the requests in turns.
+  void fill(Nanos now);
+  bool pending() const { return !turns_.empty() || !endings_.empty(); }
+  // Ends leases that are over.
+  void on_time(Nanos now);
+  std::optional<Nanos> next_deadline() const;
+
+  const std::string& peer_name() const { return peer_name_; }
+  const ServingStats& stats() const { return stats_; }
+
+ private:
+  struct Lease {
+    SpaceName space{};
+    std::uint64_t slot_bytes = 0;
+    std::vector<key::BlockKey> keys;
+    Nanos until = 0;
+    Pinned pinned;
+    bool answered = false;  // by the source
+    std::uint32_t block = 0;
+    std::uint64_t offset = 0;  // sent of the block
+    std::optional<BlockChecksum> checksum;
+  };
+  struct Alive {};
+
+  Status begin(RequestId id, Read message);
+  void answered(RequestId id, Pinned pinned);
+  bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
+  void end(RequestId id, Outcome outcome);
+  void send_endings();
+
+  net::FrameStream& stream_;
+  BlockSource& source_;
+  const std::string own_name_;
+  const std::uint64_t pinned_bytes_max_;
+  const std::function<void(std::function<void()>)> post_;
+  std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();
+  Nanos now_ = 0;
+  std::string peer_name_;  // empty: it has not said hello
+  std::vector<std::byte> body_;
+  std::unordered_map<RequestId, Lease> leases_;
+  std::deque<RequestId> turns_;  // those with something to send
+  std::deque<std::pair<RequestId, Outcome>> endings_;
+  std::uint64_t promised_bytes_ = 0;  // by leases
+  ServingStats stats_;
+};
+
+}  // namespace flexkv::peer

@@ -1,0 +1,86 @@
+// For tests: an owner whose blocks' bytes follow from their keys, and which counts what is pinned.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "flexkv/base/mutex.h"
+#include "flexkv/base/prng.h"
+#include "flexkv/peer/types.h"
+
+namespace flexkv::peer::testing {
+
+inline std::vector<std::byte> bytes_of(const key::BlockKey& key, std::uint64_t slot_bytes) {
+  std::vector<std::byte> bytes(slot_bytes);
+  Prng random(key.high * 31 + key.low);
+  for (std::size_t i = 0; i < bytes.size(); i += 8) {
+    const std::uint64_t word = random.next();
+    std::memcpy(bytes.data() + i, &word, std::min<std::size_t>(8, bytes.size() - i));
+  }
+  return bytes;
+}
+
+class TestSource final : public BlockSource {
+ public:
+  // Has blocks whose `low` is below this.
+  explicit TestSource(std::uint64_t end) : end_(end) {}
+
+  void pin(const SpaceName&, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys, Nanos,
+           std::function<void(Pinned)> done) override {
+    Pinned pinned;
+    {
+      const MutexLock lock(mutex_);
+      auto& blocks = pins_[++last_];
+      for (const key::BlockKey& key : keys) {
+        if (key.low >= end_) break;
+        blocks.push_back(bytes_of(key, slot_bytes));
+      }
+      if (blocks.size() < keys.size()) pinned.outcome = Outcome::kMissing;
+      for (const auto& block : blocks) pinned.blocks.emplace_back(block);
+      pinned.pin = last_;
+      if (blocks.empty()) pins_.erase(last_);
+      if (late_) {
+        waiting_.push_back([done = std::move(done), pinned] { done(pinned); });
+        return;
+      }
+    }
+    done(std::move(pinned));
+  }
+  void unpin(std::uint64_t pin) override {
+    const MutexLock lock(mutex_);
+    FLEXKV_ASSERT(pins_.erase(pin) == 1);
+  }
+
+  std::size_t pins() const {
+    const MutexLock lock(mutex_);
+    return pins_.size();
+  }
+  // From now on answers wait for answer_all().
+  void set_late(bool late) {
+    const MutexLock lock(mutex_);
+    late_ = late;
+  }
+  std::size_t waiting() const {
+    const MutexLock lock(mutex_);
+    return waiting_.size();
+  }
+  void answer_all() {
+    std::vector<std::function<void()>> answers;
+    {
+      const MutexLock lock(mutex_);
+      answers.swap(waiting_);
+    }
+    for (const auto& answer : answers) answer();
+  }
+
+ private:
+  const std::uint64_t end_;
+  mutable Mutex mutex_;
+  std::uint64_t last_ FLEXKV_GUARDED_BY(mutex_) = 0;
+  std::map<std::uint64_t, std::vector<std::vector<std::byte>>> pins_ FLEXKV_GUARDED_BY(mutex_);
+  bool late_ FLEXKV_GUARDED_BY(mutex_) = false;
+  std::vector<std::function<void()>> waiting_ FLEXKV_GUARDED_BY(mutex_);
+};
+
+}  // namespace flexkv::peer::testing

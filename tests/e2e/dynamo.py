@@ -1,0 +1,250 @@
+"""A real NVIDIA Dynamo on this machine: `flexkv serve`, the frontend with its KV router, and vLLM workers on CPUs that share
+the node. Workers are found through files, events go through ZeroMQ: there is no service beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine import BLOCK, MAX_TOKENS, POOL_BLOCKS, marked_processes
+
+# Dynamo needs another vLLM than the other tests: scripts/setup --tests lays one over the environment.
+PYTHON = os.environ.get("DYNAMO_PYTHON") or str(Path(sys.prefix) / "dynamo/bin/python")
+MODEL = "tiny"
+_NODE = "default"
+_MARK = "E2E_RUN_ID"
+_HANG_SECONDS = 600.0
+_OWN_HITS = "vllm:prefix_cache_hits_total"
+_FLEXKV_HITS = "vllm:external_prefix_cache_hits_total"
+FLEXKV = {"kv_connector": "FlexKVConnectorV1", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Of one request. `cached`: prompt tokens that were not computed. `foreseen`: the share of the prompt that the router
+    expected `worker` to have."""
+
+    worker: int
+    tokens: list[int]
+    cached: int
+    foreseen: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """Prompt tokens that one worker found in its own prefix cache and in FlexKV since its start."""
+
+    own: int
+    flexkv: int
+
+    def __sub__(self, before: Hits) -> Hits:
+        return Hits(self.own - before.own, self.flexkv - before.flexkv)
+
+
+class Refused(Exception):
+    """A request was not answered with 200."""
+
+
+class Worker:
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self._port = port
+
+    @property
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError, Refused):
+            return bool(_get(f"http://127.0.0.1:{self._port}/health")["status"] == "ready")
+        return False
+
+    @property
+    def id(self) -> int:
+        """Dynamo's number for it."""
+        found = re.search(r'worker_id="([0-9a-f]+)"', self._metrics())
+        assert found
+        return int(found[1], 16)
+
+    @property
+    def hits(self) -> Hits:
+        text = self._metrics()
+        return Hits(*(int(_counter(text, name)) for name in (_OWN_HITS, _FLEXKV_HITS)))
+
+    def kill(self) -> None:
+        """All its processes, with SIGKILL."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=60) as answer:
+            return str(answer.read().decode())
+
+
+class Deployment:
+    """A context manager: when it ends, so have all its processes. Logs are in `directory`."""
+
+    def __init__(self, directory: Path, environment: dict[str, str] | None = None) -> None:
+        self._directory = directory
+        self._mark = uuid.uuid4().hex
+        self._runtime = directory / "run"
+        self._runtime.mkdir(mode=0o700)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._port = free_port()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXKV_", "VLLM_", "DYN_"))}
+        self._environment = clean | {
+            _MARK: self._mark,
+            "FLEXKV_RUNTIME_DIR": str(self._runtime),
+            "DYN_DISCOVERY_BACKEND": "file",
+            "DYN_FILE_KV": str(directory / "discovery"),
+            "DYN_EVENT_PLANE": "zmq",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_NO_USAGE_STATS": "1",
+            "OMP_NUM_THREADS": "1",
+            **(environment or {}),
+        }
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+        for pid in marked_processes(self._mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+    def start_node(self, **environment: str) -> None:
+        self._start("node", "flexkv.cli", "serve", "--name", _NODE, FLEXKV_CPU_CACHE_GB="128MB", **environment)
+
+    def start_frontend(self, *arguments: str) -> None:
+        self._start("frontend", "dynamo.frontend", "--http-port", str(self._port), *arguments)
+
+    def start_worker(self, name: str, model: Path, connector: dict[str, Any], *arguments: str, **environment: str) -> Worker:
+        events = {"publisher": "zmq", "enable_kv_cache_events": True, "endpoint": f"tcp://*:{free_port()}"}
+        port = free_port()
+        options = {
+            "--model": str(model),
+            "--served-model-name": MODEL,
+            "--dtype": "float32",
+            "--seed": "0",
+            "--max-model-len": str(MAX_TOKENS),
+            "--max-num-seqs": "16",
+            "--max-num-batched-tokens": "512",
+            "--block-size": str(BLOCK),
+            "--num-gpu-blocks-override": str(POOL_BLOCKS),
+            "--kv-cache-memory-bytes": str(256 << 20),
+            "--kv-transfer-config": json.dumps(connector),
+            "--kv-events-config": json.dumps(events),
+        }
+        given = [part for option in options.items() for part in option]
+        process = self._start(
+            name,
+            "dynamo.vllm",
+            *given,
+            "--enforce-eager",
+            *arguments,
+            FLEXKV_NODE=_NODE,
+            DYN_SYSTEM_PORT=str(port),
+            **environment,
+        )
+        return Worker(process, port)
+
+    def wait_until_ready(self, *workers: Worker) -> None:
+        self.wait_until(lambda: all(worker.ready for worker in workers) and self._serves())
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _HANG_SECONDS
+        while not condition():
+            dead = [process.args for process in self._processes if process.poll() not in (None, -signal.SIGKILL)]
+            assert not dead and time.monotonic() < deadline, f"ended: {dead}\n{self.logs()}"
+            time.sleep(0.1)
+
+    def ask(self, prompt: list[int], max_tokens: int, worker: int | None = None) -> Answer:
+        """`worker`: who has to serve it; else the router decides. Raises Refused."""
+        directions: dict[str, Any] = {"extra_fields": ["worker_id", "timing", "completion_token_ids"]}
+        if worker is not None:
+            directions["backend_instance_id"] = worker
+        body = {
+            **{"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True},
+            **{"nvext": directions},
+        }
+        answer = _get(f"http://127.0.0.1:{self._port}/v1/completions", body)
+        about = answer["nvext"]
+        return Answer(
+            worker=about["worker_id"]["decode_worker_id"],
+            tokens=about["completion_token_ids"],
+            cached=answer["usage"]["prompt_tokens_details"]["cached_tokens"] or 0,
+            foreseen=about["timing"].get("kv_hit_rate") or 0.0,
+        )
+
+    def node_status(self) -> dict[str, Any]:
+        from flexkv import _core
+
+        return dict(json.loads(_core.query_status(str(self._runtime / f"{_NODE}.sock"))))
+
+    def logs(self) -> str:
+        return "\n".join(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self._directory.glob("*.log"))
+
+    def _serves(self) -> bool:
+        with contextlib.suppress(OSError, Refused):
+            return bool(_get(f"http://127.0.0.1:{self._port}/v1/models")["data"])
+        return False
+
+    def _start(self, name: str, module: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self._directory / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [PYTHON, "-P", "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._directory,
+                env=self._environment | environment,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+
+def free_port() -> int:
+    """Below those that the system gives away by itself; Dynamo takes none above 32767 for DYN_SYSTEM_PORT."""
+    while True:
+        port = random.randrange(10000, 32768)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("0.0.0.0", port))
+            return port
+
+
+def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=_HANG_SECONDS) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        raise Refused(f"{error.code} {error.read().decode(errors='replace')}") from None
+
+
+def _counter(text: str, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)}{{[^\n]*}} (\S+)$", text, re.MULTILINE)
+    assert found, name
+    return float(found[1])
