@@ -131,8 +131,8 @@ void bm_follow(benchmark::State& state) {
       (void)replica.apply(1, 0, batch.value().residencies);
     }
   }
-  state.counters["changes/s"] =
-      benchmark::Counter(static_cast<double>(2 * cluster::kBatchMax * state.iterations()), benchmark::Counter::kIsRate);
+  const double changes = 2.0 * cluster::kBatchMax * static_cast<double>(state.iterations());
+  state.counters["changes/s"] = benchmark::Counter(changes, benchmark::Counter::kIsRate);
 }
 
 }  // namespace
