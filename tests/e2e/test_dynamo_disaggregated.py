@@ -3,6 +3,7 @@ each prompt's KV from them through NIXL."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from dynamo import FLEXKV, FLEXKV_FULL, PYTHON, Deployment, Hits, Worker
 from engine import EngineConfig, run_engine
 from scenarios import ANSWER, LONG, WHOLE_POOL, generate, prompt, whole_blocks
 
-pytestmark = pytest.mark.skipif(
-    not Path(PYTHON).is_file(), reason=f"no environment with Dynamo at {PYTHON}: scripts/setup --tests makes it"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not Path(PYTHON).is_file(), reason=f"no environment with Dynamo at {PYTHON}: scripts/setup --tests makes it"
+    ),
+    pytest.mark.skipif(
+        "DYNAMO_DISAGGREGATED" not in os.environ, reason="three workers, 9 GB, minutes: only with DYNAMO_DISAGGREGATED=1"
+    ),
+]
 
 PROMPTS = {name: prompt(f"dynamo {name}", LONG) for name in ("pd", "multi")}
 
