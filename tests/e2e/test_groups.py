@@ -91,6 +91,23 @@ def test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_
         groups_of(config, None)
 
 
+ONLY_WINDOWS: Any = SimpleNamespace(
+    **vars(CONFIG) | {"cache_config": SimpleNamespace(block_size=16, sliding_window=WINDOW.sliding_window)}
+)
+
+
+# Named by block, a failed load would be computed again from that block on, whose window nobody has loaded.
+def test_windows_alone_need_an_engine_that_takes_failures_by_request(monkeypatch: Any) -> None:
+    with pytest.raises(UnsupportedGroups, match="flexkv.integration.vllm.connector"):
+        groups_of(ONLY_WINDOWS, None)
+    (group,) = groups_of(ONLY_WINDOWS, described(WINDOW))
+    assert group.window == WINDOW.sliding_window
+    monkeypatch.setattr("flexkv.integration.vllm.compat.TransferResults", None)
+    with pytest.raises(UnsupportedGroups, match="as a whole"):
+        groups_of(ONLY_WINDOWS, described(WINDOW))
+    assert groups_of(CONFIG, described(FULL))
+
+
 def test_models_whose_prompts_have_to_be_computed_whole_are_refused() -> None:
     config: Any = SimpleNamespace(**vars(CONFIG) | {"model_config": SimpleNamespace(is_prefix_caching_supported=False)})
     for described_or_not in (None, described(FULL)):
@@ -151,9 +168,10 @@ class Client:
 class Scheduling:
     """A request of 200 tokens: blocks of 32 with full attention, and of 16 with a window of 40 tokens."""
 
-    def __init__(self, monkeypatch: Any, kept_full: int, kept_window: int) -> None:
+    def __init__(self, monkeypatch: Any, kept_full: int, kept_window: int, only_windows: bool = False) -> None:
         self.full, self.window = Client(kept_full), Client(kept_window)
-        clients = [self.full, self.window]
+        clients = [self.window] if only_windows else [self.full, self.window]
+        config, specs = (ONLY_WINDOWS, [WINDOW]) if only_windows else (CONFIG, [FULL, WINDOW])
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
         target = SimpleNamespace(mode="embedded")
         settings: Any = SimpleNamespace(
@@ -164,7 +182,7 @@ class Scheduling:
             node_target=target,
             ssd_cache_bytes=0,
         )
-        self.side = SchedulerSide(CONFIG, settings, groups_of(CONFIG, described(FULL, WINDOW)))
+        self.side = SchedulerSide(config, settings, groups_of(config, described(*specs)))
         self.request: Any = SimpleNamespace(
             request_id="r",
             kv_transfer_params=None,
@@ -198,6 +216,11 @@ def test_lookup_counts_what_all_groups_have(
     assert run.side.get_num_new_matched_tokens(run.request, local) == (loaded, loaded > 0)
     assert run.full.hashes == run.request.block_hashes[1::2]
     assert run.window.hashes == run.request.block_hashes
+
+
+def test_windows_alone_are_loaded_beside_the_engines_steps(monkeypatch: Any) -> None:
+    run = Scheduling(monkeypatch, 0, 12, only_windows=True)
+    assert run.side.get_num_new_matched_tokens(run.request, 0) == (192, True)
 
 
 def test_a_request_that_needs_its_whole_prompt_computed_loads_nothing(monkeypatch: Any) -> None:

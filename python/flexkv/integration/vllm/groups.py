@@ -25,6 +25,13 @@ _KEEPS_ALL = (specs.FullAttentionSpec, specs.MLAAttentionSpec)
 _KEEPS_WINDOW = (specs.SlidingWindowSpec, specs.ChunkedLocalAttentionSpec)
 
 
+# Of a load that failed vLLM computes from the first block on that is named, whose window lies in blocks that nobody loaded.
+_ONLY_WINDOWS = "all its attention is windowed, and vLLM cannot be told that a load has failed as a whole"
+_TAKE_OURS = (
+    'Take "kv_connector": "FlexKVConnector", "kv_connector_module_path": "flexkv.integration.vllm.connector".'
+)
+
+
 class UnsupportedGroups(Exception):
     """The model has a KV cache group that cannot be kept; says which and why."""
 
@@ -90,14 +97,19 @@ def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list
         raise UnsupportedGroups("windows that begin behind the prompt (R-SWA) are not supported")
     described = kv_cache_config.kv_cache_groups if kv_cache_config is not None else []
     if kv_cache_config is None or not described:
-        return [Group(0, 1, _block_tokens(config), 1, config.cache_config.sliding_window, None)]
+        if config.cache_config.sliding_window is not None:
+            raise UnsupportedGroups(f"{_ONLY_WINDOWS} through vLLM's own FlexKVConnectorV1. {_TAKE_OURS}")
+        return [Group(0, 1, _block_tokens(config), 1, None, None)]
     # vLLM zeroes what it allocates then, on some runners before we can end the saves that still read it.
     if getattr(kv_cache_config, "needs_kv_cache_zeroing", False):
         raise UnsupportedGroups("a KV cache of states or of several precisions is not supported")
     for index, group in enumerate(described):
         _check(index, group, kv_cache_config)
     if len(described) == 1:
-        return [Group(0, 1, _block_tokens(config), 1, _window(described[0].kv_cache_spec), None)]
+        window = _window(described[0].kv_cache_spec)
+        if window is not None and compat.TransferResults is None:
+            raise UnsupportedGroups(f"{_ONLY_WINDOWS} in this version")
+        return [Group(0, 1, _block_tokens(config), 1, window, None)]
     if len(described) > _GROUPS_MAX:
         raise UnsupportedGroups(f"{len(described)} KV cache groups; at most {_GROUPS_MAX} are supported")
     if compat.TransferResults is None:

@@ -39,9 +39,11 @@ class SchedulerSide:
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._step = 0
-        # With several groups vLLM takes failures only by request, and so only of parked ones.
+        # With several groups vLLM takes failures only by request, and so only of parked ones. With windows only it has to:
+        # what the window of the first block that failed needs was not loaded.
+        by_request = len(groups) > 1 or groups[0].window is not None
         sync_blocks = settings.sync_load_max_bytes // max(_block_bytes_estimate(config, groups[0]), 1)
-        self._sync_tokens_max = sync_blocks * groups[0].block_tokens if len(groups) == 1 else 0
+        self._sync_tokens_max = 0 if by_request else sync_blocks * groups[0].block_tokens
         # When a load within a step fails, vLLM (0.32) takes the request's token count back, but not the tokens that
         # asynchronous scheduling has in flight: a wrong token, or an index error that ends the engine. Parked ones recover.
         if getattr(getattr(config, "scheduler_config", None), "async_scheduling", False):
