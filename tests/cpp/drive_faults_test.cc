@@ -183,7 +183,8 @@ class DriveFaultsTest : public ::testing::Test {
       ASSERT_TRUE(engine_->saves(prompt));
       ASSERT_TRUE(eventually([&] { return queue("disk_writes") == 0; }));
     }
-    for (const auto& one : status().at("disk").at("drives")) ASSERT_EQ(one.at("blocks_written"), kPrompts / 2);
+    const nlohmann::json drives = status().at("disk").at("drives");
+    for (const auto& one : drives) ASSERT_EQ(one.at("blocks_written"), kPrompts / 2);
     stop();
     start();
   }
