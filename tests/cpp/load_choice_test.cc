@@ -96,7 +96,7 @@ class Trial {
 
   // What the node chose, and from what.
   void print_choices() {
-    const auto& [fixed, per_token, per_pair, step_tokens] = world_.node()->core().engines().at(0).prefill;
+    const auto [fixed, per_token, per_pair, step_tokens] = world_.node()->core().engines().at(0).prefill;
     std::printf("       prefill known as %.2f ms + %.2f us a token + %.1f ns a pair, %.0f tokens a step\n",
                 fixed / kMillisecond, per_token / kMicrosecond, per_pair, step_tokens);
     for (const node::Choice& choice : world_.node()->core().choices()) {
