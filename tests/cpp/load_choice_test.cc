@@ -251,6 +251,9 @@ class LoadChoice : public ::testing::Test {
   }
 
   void check(const Cell& cell) {
+    // Where simulations are told to do with fewer seeds, as under sanitizers: one cell in seven.
+    static const bool few = std::getenv("FLEXKV_SEEDS") != nullptr;
+    if (few && asked_++ % 7 != 0) return;
     const Ratio ratio = compare(cell).at(0);
     worst_.mean = std::max(worst_.mean, ratio.mean);
     worst_.last = std::max(worst_.last, ratio.last);
@@ -261,6 +264,7 @@ class LoadChoice : public ::testing::Test {
 
   Ratio worst_;
   double learning_ = 0;
+  int asked_ = 0;
   int cells_ = 0;
   int missed_ = 0;
 };
