@@ -2,16 +2,15 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <limits>
 #include <system_error>
 
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
+#include "flexkv/ipc/ring.h"
 
 namespace flexkv::cluster {
 namespace {
@@ -23,9 +22,9 @@ constexpr Nanos kQuiet = 60 * kSecond;  // between two lines about trouble
 
 Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneOptions& options, ChangeSource& source,
                                                             std::function<void(std::uint64_t epoch)> reset) {
-  Fd wakeup(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wakeup.valid()) return errno_error("cannot make an eventfd for the directory", errno);
-  std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup)));
+  auto wakeup = ipc::make_eventfd();
+  if (!wakeup.ok()) return wakeup.error();
+  std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup).value()));
   try {
     lane->thread_ = start_thread([lane = lane.get()] { lane->run(); });
   } catch (const std::system_error& error) {
@@ -125,8 +124,7 @@ void DirectoryLane::sleep(bool more) const {
   const Nanos wait = more ? 0 : std::max<Nanos>(until - now, 0);
   const timespec time{wait / kSecond, wait % kSecond};
   (void)::ppoll(fds.data(), fds.size(), until == kForever && !more ? nullptr : &time, nullptr);
-  std::uint64_t rings = 0;
-  (void)!::read(wakeup_.get(), &rings, sizeof(rings));
+  ipc::drain_eventfd(wakeup_.get());
 }
 
 void DirectoryLane::report(Nanos now) {
@@ -167,10 +165,7 @@ std::optional<SpaceIndex> DirectoryLane::add_space(const SpaceId& id) {
   return index;
 }
 
-void DirectoryLane::wake() {
-  const std::uint64_t one = 1;
-  (void)!::write(wakeup_.get(), &one, sizeof(one));
-}
+void DirectoryLane::wake() { ipc::ring_eventfd(wakeup_.get()); }
 
 void DirectoryLane::reset_cluster() {
   {

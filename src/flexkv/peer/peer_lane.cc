@@ -1,7 +1,6 @@
 #include "flexkv/peer/peer_lane.h"
 
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <array>
@@ -10,6 +9,7 @@
 
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
+#include "flexkv/ipc/ring.h"
 #include "flexkv/net/tcp.h"
 
 namespace flexkv::peer {
@@ -39,10 +39,9 @@ std::string owner_key(const std::string& node, const std::string& address) { ret
 // Commands for the lane from any thread. Outlives the lane, because a source may answer late.
 class PeerLane::Mailbox {
  public:
-  Mailbox() : wake_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+  explicit Mailbox(Fd wake) : wake_(std::move(wake)) {}
 
   int fd() const { return wake_.get(); }
-  bool valid() const { return wake_.valid(); }
 
   void post(std::function<void()> command) {
     {
@@ -50,7 +49,7 @@ class PeerLane::Mailbox {
       if (!closed_) {
         commands_.push_back(std::move(command));
         command = nullptr;
-        (void)::eventfd_write(wake_.get(), 1);
+        ipc::ring_eventfd(wake_.get());
       }
     }
     // The lane is gone. What such a command does then is right on any thread.
@@ -59,13 +58,12 @@ class PeerLane::Mailbox {
   void ask_to_stop() {
     const MutexLock lock(mutex_);
     stop_ = true;
-    (void)::eventfd_write(wake_.get(), 1);
+    ipc::ring_eventfd(wake_.get());
   }
 
   // The lane's. False: it is to stop.
   bool take(std::vector<std::function<void()>>& out) {
-    eventfd_t count = 0;
-    (void)::eventfd_read(wake_.get(), &count);
+    ipc::drain_eventfd(wake_.get());
     const MutexLock lock(mutex_);
     out.swap(commands_);
     return !stop_;
@@ -106,11 +104,7 @@ struct PeerLane::Link {
 };
 
 PeerLane::PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink)
-    : options_(std::move(options)),
-      tls_(std::move(tls)),
-      source_(source),
-      sink_(sink),
-      mailbox_(std::make_shared<Mailbox>()) {}
+    : options_(std::move(options)), tls_(std::move(tls)), source_(source), sink_(sink) {}
 
 Result<std::unique_ptr<PeerLane>> PeerLane::start(PeerOptions options, net::TlsContext tls, BlockSource& source,
                                                   ReadSink& sink) {
@@ -130,8 +124,11 @@ PeerLane::~PeerLane() {
 }
 
 Status PeerLane::open() {
+  auto wake = ipc::make_eventfd();
+  if (!wake.ok()) return wake.error();
+  mailbox_ = std::make_shared<Mailbox>(std::move(wake).value());
   epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_.valid() || !mailbox_->valid()) return errno_error("make descriptors for peers", errno);
+  if (!epoll_.valid()) return errno_error("epoll_create1", errno);
   const auto watch = [&](int fd) {
     epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
     return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
