@@ -80,6 +80,11 @@ struct World final : disk::TierSink {
     for (const auto& chain : chains) {
       recovered += chain.keys.size();
       slots.insert(slots.end(), chain.slots.begin(), chain.slots.end());
+      for (std::size_t i = 0; i < chain.slots.size(); ++i) {
+        const std::uint32_t slot = chain.slots[i];
+        EXPECT_EQ(tier->read({kAtOnce + slot, SpaceHandle{1}, slot, chain.keys[i], at_once[slot].bytes}),
+                  disk::Admission::kQueued);
+      }
     }
   }
   void on_opened(SpaceHandle, const disk::Opened& what) override { opened = what; }
@@ -95,10 +100,13 @@ struct World final : disk::TierSink {
     return done.at(id);
   }
 
+  static constexpr disk::OpId kAtOnce = 1000;
+
   Jobs jobs;
   SimDrive* drive = nullptr;
   std::map<disk::OpId, disk::Outcome> done;
   std::size_t recovered = 0;
+  std::map<std::uint32_t, Page> at_once;  // found blocks as read before the space was open, by slot
   std::vector<std::uint32_t> slots;  // of those
   disk::Opened opened;
   disk::Health health;
@@ -124,6 +132,10 @@ TEST(DiskTier, FindsBlocksAfterAKillAndNoneAfterAReset) {
   {
     World world(medium);
     EXPECT_EQ(world.recovered, 3U);
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      ASSERT_EQ(world.done.at(World::kAtOnce + i), disk::Outcome::kDone);
+      EXPECT_EQ(std::memcmp(world.at_once[i].bytes, out[i].bytes, sizeof out[i].bytes), 0);
+    }
     ASSERT_EQ(world.read(10, 2, {1, 3}, in), disk::Outcome::kDone);
     EXPECT_EQ(std::memcmp(in.bytes, out[2].bytes, sizeof in.bytes), 0);
     EXPECT_EQ(world.read(11, 1, {1, 3}, in), disk::Outcome::kChecksum);

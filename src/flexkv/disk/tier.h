@@ -53,6 +53,7 @@ class DiskTier {
 
   // Before on_opened() and after close_space(): kUnavailable. REQUIRES: the slot is below Opened::slots of its drive.
   Admission write(const WriteOp& op);
+  // After close_space(): kUnavailable. REQUIRES: the same; before on_opened(), that on_recovered() told of the slot.
   Admission read(const ReadOp& op);
   // Asks. The completion comes in any case.
   void cancel(OpId id);

@@ -105,7 +105,7 @@ class TierSink {
   virtual void on_completions(std::span<const Completion> completions) = 0;
   // A read's deadline passed while the drive has its buffer: whoever waits should give up. Its completion follows.
   virtual void on_overdue(OpId id) = 0;
-  // Blocks found, parents before children. Valid during the call.
+  // Blocks found, parents before children: they can be read from now on. Valid during the call.
   virtual void on_recovered(SpaceHandle space, std::span<const Chain> chains) = 0;
   // The last word on open_space(): from now on the space's slots can be written and read.
   virtual void on_opened(SpaceHandle space, const Opened& opened) = 0;

@@ -140,6 +140,8 @@ Admission Volume::read(const ReadOp& op, std::uint32_t index) {
   {
     std::lock_guard lock(mutex_);
     SpaceFiles* files = find(op.space, State::kOpen);
+    // What was found can be read while the rest is still being told.
+    if (files == nullptr) files = find(op.space, State::kOpening);
     if (closing_ || files == nullptr || !available_) return Admission::kUnavailable;
     FLEXKV_ASSERT(op.id < kOpIdEnd && op.bytes.size() == files->codec.slot_bytes() && index < files->slots_max);
     auto created = std::make_unique<Transfer>();

@@ -61,8 +61,12 @@ void SimDisk::scan(node::SpaceNumber number) {
   std::vector<std::uint32_t> slots(plan_.drives);
   for (auto& count : slots) count = plan_.drive_slots;
   if (loop_.chance(plan_.disk_fails)) slots[loop_.below(slots.size())] = 0;
-  space.opened = true;
-  callbacks_.opened(number, slots);
+  // Between the two, blocks are looked up and read.
+  loop_.after(loop_.delay(plan_.disk_time), [this, number, slots, alive = alive_] {
+    if (!*alive) return;
+    spaces_.at(number).opened = true;
+    callbacks_.opened(number, slots);
+  });
 }
 
 void SimDisk::close_space(node::SpaceNumber number) {
@@ -107,7 +111,7 @@ node::DiskAdmission SimDisk::read(const node::DiskTransfer& transfer) { return b
 
 node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool write) {
   const Space& space = spaces_.at(transfer.space);
-  SIM_CHECK(space.opened);
+  SIM_CHECK(space.opened || !write);
   SIM_CHECK(transfer.slot / plan_.drives < plan_.drive_slots);
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskAdmission::kUnavailable;
   if (flights_.size() >= plan_.disk_depth) return node::DiskAdmission::kBusy;
