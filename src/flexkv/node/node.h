@@ -35,6 +35,7 @@
 #include "flexkv/events/feed.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
+#include "flexkv/node/remote_port.h"
 #include "flexkv/node/slot_space.h"
 #include "flexkv/plan/flow_rate.h"
 #include "flexkv/plan/load_choice.h"
@@ -75,6 +76,8 @@ class Outbox {
   virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
   // For who asked with want_changes(): there are some to read.
   virtual void changed() {}
+  // The answer to lend().
+  virtual void lent(Loan) {}
 };
 
 struct DirectionStats {
@@ -213,6 +216,17 @@ class Node {
   void on_disk_done(std::span<const DiskResult> results, Nanos now);
   // A write that was told kLater may be tried again.
   void on_disk_ready(Nanos now);
+
+  // From beyond the machine; see RemotePort. `index`: which of the blocks that were wanted, in order.
+  void on_remote_block(RemoteOp op, std::uint32_t index, Nanos now);
+  void on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now);
+  // For another node: as many of the blocks keys[first, ...) as there are, those on drives as well once they have been
+  // read and as far as loans may take host memory. Outbox::lent says which, once, by the deadline, maybe before this
+  // returns; then end_loan() has to be called, also for a loan of no blocks. `keys`: the chain from its first block on.
+  void lend(LoanId id, const SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
+            std::uint32_t first, Nanos deadline, Nanos now);
+  // Before lent() as well: then it does not come.
+  void end_loan(LoanId id, Nanos now);
 
   // The time at which on_time must be called next; nullopt when nothing waits.
   std::optional<Nanos> next_deadline() const;
