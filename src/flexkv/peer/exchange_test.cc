@@ -31,7 +31,7 @@ std::pair<Fd, Fd> sockets() {
 
 struct Sink : ReadSink {
   struct Read {
-    std::vector<key::BlockKey> keys;
+    std::vector<key::BlockKey> keys;  // of the blocks that are wanted
     std::uint64_t slot_bytes = 0;
     std::vector<std::vector<std::byte>> buffers;
     std::uint32_t blocks = 0;
@@ -88,15 +88,17 @@ class Exchange : public ::testing::Test {
   void run() {
     for (int i = 0; i < 50; ++i) step();
   }
-  RequestId read(std::vector<std::uint64_t> blocks, std::uint64_t slot_bytes, Nanos timeout = 10 * kSecond) {
+  RequestId read(std::vector<std::uint64_t> blocks, std::uint64_t slot_bytes, Nanos timeout = 10 * kSecond,
+                 std::uint32_t first = 0) {
     ReadRequest request;
     request.id = ++last;
     request.slot_bytes = slot_bytes;
     Sink::Read& read = sink.reads[request.id];
     for (const std::uint64_t block : blocks) request.keys.push_back({9, block});
-    read.keys = request.keys;
+    request.first = first;
+    read.keys.assign(request.keys.begin() + first, request.keys.end());
     read.slot_bytes = slot_bytes;
-    read.buffers.assign(blocks.size(), std::vector<std::byte>(slot_bytes));
+    read.buffers.assign(blocks.size() - first, std::vector<std::byte>(slot_bytes));
     for (auto& buffer : read.buffers) request.buffers.emplace_back(buffer);
     request.deadline = now + timeout;
     reading->start(std::move(request));
@@ -126,6 +128,24 @@ TEST_F(Exchange, BringsBlocksAndSaysWhereTheyEnd) {
   EXPECT_EQ(outcome(some), Outcome::kMissing);
   EXPECT_EQ(got(some), 1U);
   EXPECT_EQ(outcome(none), Outcome::kMissing);
+  EXPECT_EQ(source.pins(), 0U);
+}
+
+TEST_F(Exchange, BringsTheEndOfAChain) {
+  const auto end = read({1, 2, 3, 4, 5}, 1000, 10 * kSecond, 3);
+  const auto some = read({1, 2, 3, kHas}, 1000, 10 * kSecond, 2);
+  const auto lost = read({1, kHas, 3, 4}, 1000, 10 * kSecond, 2);  // what they follow is not there
+  run();
+  const auto large = read({1, 2, 3, 4, 5}, pinned_bytes_max / 2, 10 * kSecond, 2);
+  run();
+  EXPECT_EQ(outcome(end), Outcome::kDone);
+  EXPECT_EQ(got(end), 2U);
+  EXPECT_EQ(outcome(some), Outcome::kMissing);
+  EXPECT_EQ(got(some), 1U);
+  EXPECT_EQ(outcome(lost), Outcome::kMissing);
+  EXPECT_EQ(got(lost), 0U);
+  EXPECT_EQ(outcome(large), Outcome::kBusy);
+  EXPECT_EQ(got(large), 2U);
   EXPECT_EQ(source.pins(), 0U);
 }
 
@@ -200,7 +220,8 @@ TEST_F(Exchange, SurvivesRandomCancelsAndExpiries) {
       std::vector<std::uint64_t> blocks(1 + random.below(6));
       for (auto& block : blocks) block = random.below(kHas + 5);
       const std::uint64_t slot_bytes = random.chance(30) ? 1 + random.below(1'000'000) : 1 + random.below(3000);
-      const RequestId id = read(blocks, slot_bytes, Nanos(random.below(40)) * kMillisecond);
+      const auto first = static_cast<std::uint32_t>(random.below(blocks.size()));
+      const RequestId id = read(blocks, slot_bytes, Nanos(random.below(40)) * kMillisecond, first);
       source.set_late(random.chance(20));
       const auto steps = random.below(5);
       for (std::uint64_t j = 0; j < steps; ++j) step(1 + random.below(300'000));

@@ -50,6 +50,7 @@ std::vector<std::byte> encode(const Read& message) {
   writer.pod(message.space);
   writer.pod(message.slot_bytes);
   writer.pod(message.milliseconds);
+  writer.pod(message.first);
   writer.array(std::span(message.keys));
   return writer.take();
 }
@@ -87,9 +88,10 @@ Result<Read> decode_read(std::span<const std::byte> body) {
   message.space = reader.pod<SpaceName>();
   message.slot_bytes = reader.pod<std::uint64_t>();
   message.milliseconds = reader.pod<std::uint32_t>();
+  message.first = reader.pod<std::uint32_t>();
   message.keys = reader.array<key::BlockKey>(kKeysMax);
   if (!reader.done()) return broken("a request", "wrong length");
-  if (message.keys.empty()) return broken("a request", "no keys");
+  if (message.first >= message.keys.size()) return broken("a request", "no block is wanted");
   if (message.slot_bytes == 0 || message.slot_bytes > kSlotBytesMax) return broken("a request", "no such block size");
   return message;
 }

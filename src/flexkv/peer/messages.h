@@ -1,7 +1,7 @@
 // What travels between two nodes, in frames (net/frame_stream.h). A frame's id is the request's; 0 for kHello.
 //
 //   reader -> owner   kHello, then kRead and kCancel
-//   owner -> reader   kHello, then for each kRead: kData ... kBlock for each block in the order asked for, kEnd
+//   owner -> reader   kHello, then for each kRead: kData ... kBlock for each block that is wanted, in order, kEnd
 //
 // kData bodies are a block's bytes, one after another, so the reader knows from the order where they belong.
 // Pure functions; decoding checks every length and value and never trusts a count.
@@ -20,9 +20,9 @@ struct XXH3_state_s;
 
 namespace flexkv::peer {
 
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kNodeNameMax = 256;
-constexpr std::size_t kKeysMax = 32768;  // of one request
+constexpr std::size_t kKeysMax = 32768;  // of one request's chain
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
 constexpr std::uint32_t kDataBytesMax = 256U << 10;  // of one frame
 constexpr std::size_t kMessageBytesMax = 64 + kKeysMax * sizeof(key::BlockKey);
@@ -36,8 +36,9 @@ struct Hello {
 struct Read {
   SpaceName space{};
   std::uint64_t slot_bytes = 0;
-  std::uint32_t milliseconds = 0;  // for which the reader waits
-  std::vector<key::BlockKey> keys;
+  std::uint32_t milliseconds = 0;   // for which the reader waits
+  std::uint32_t first = 0;          // of the keys whose blocks are wanted; those before only say where these belong
+  std::vector<key::BlockKey> keys;  // from the first of the chain on
 };
 struct Block {
   std::uint64_t checksum = 0;

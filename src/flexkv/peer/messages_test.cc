@@ -14,7 +14,7 @@ SpaceName space(std::uint8_t first) {
 }
 
 Read read_of(std::size_t keys) {
-  Read message{space(7), 4096, 1234, {}};
+  Read message{space(7), 4096, 1234, 0, {}};
   for (std::size_t i = 0; i < keys; ++i) message.keys.push_back({i, ~i});
   return message;
 }
@@ -24,13 +24,15 @@ TEST(Messages, ComeBackAsTheyWere) {
   hello.node = "node-1";
   EXPECT_EQ(decode_hello(encode(hello)).value().node, "node-1");
   for (const std::size_t keys : {std::size_t{1}, kKeysMax}) {
-    const Read message = read_of(keys);
+    Read message = read_of(keys);
+    message.first = static_cast<std::uint32_t>(keys - 1);
     const auto bytes = encode(message);
     EXPECT_LE(bytes.size(), kMessageBytesMax);
     const Read back = decode_read(bytes).value();
     EXPECT_EQ(back.space, message.space);
     EXPECT_EQ(back.slot_bytes, message.slot_bytes);
     EXPECT_EQ(back.milliseconds, message.milliseconds);
+    EXPECT_EQ(back.first, message.first);
     EXPECT_EQ(back.keys, message.keys);
   }
   EXPECT_EQ(decode_block(encode(Block{42})).value().checksum, 42U);
@@ -43,6 +45,9 @@ TEST(Messages, ComeBackAsTheyWere) {
 TEST(Messages, AreRefusedWhenTheyCannotBe) {
   EXPECT_FALSE(decode_read(encode(read_of(0))).ok());
   EXPECT_FALSE(decode_read(encode(read_of(kKeysMax + 1))).ok());
+  Read nothing = read_of(3);
+  nothing.first = 3;
+  EXPECT_FALSE(decode_read(encode(nothing)).ok());
   for (const std::uint64_t bytes : {std::uint64_t{0}, kSlotBytesMax + 1}) {
     Read message = read_of(1);
     message.slot_bytes = bytes;

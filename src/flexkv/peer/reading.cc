@@ -16,8 +16,9 @@ Error unexpected(const FrameHead& head) {
 }  // namespace
 
 std::string problem_of(const ReadRequest& request) {
-  if (request.keys.empty() || request.keys.size() > kKeysMax) return "no keys, or too many";
-  if (request.keys.size() != request.buffers.size()) return "not one buffer for each key";
+  if (request.keys.size() > kKeysMax) return "too many keys";
+  if (request.first >= request.keys.size()) return "no block is wanted";
+  if (request.keys.size() - request.first != request.buffers.size()) return "not one buffer for each block";
   if (request.slot_bytes == 0 || request.slot_bytes > kSlotBytesMax) return "no such block size";
   const bool fit =
       std::ranges::all_of(request.buffers, [&](const auto buffer) { return buffer.size() == request.slot_bytes; });
@@ -52,7 +53,7 @@ Result<std::span<std::byte>> Reading::room_for_data(const FrameHead& head) {
   }
   Request& request = found->second;
   const std::uint64_t left = request.asked.slot_bytes - request.offset;
-  if (!request.sent || request.block == request.asked.keys.size() || head.bytes > left) return unexpected(head);
+  if (!request.sent || request.block == request.asked.buffers.size() || head.bytes > left) return unexpected(head);
   receiving_ = head.id;
   return request.asked.buffers[request.block].subspan(request.offset, head.bytes);
 }
@@ -74,7 +75,8 @@ Status Reading::on_frame(const FrameHead& head) {
       if (found == requests_.end()) return {};
       Request& request = found->second;
       const auto& asked = request.asked;
-      if (!request.checksum) request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[request.block]);
+      if (!request.checksum)
+        request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[asked.first + request.block]);
       request.checksum->add(asked.buffers[request.block].subspan(request.offset, head.bytes));
       request.offset += head.bytes;
       stats_.bytes += head.bytes;
@@ -116,7 +118,7 @@ Status Reading::take_end(RequestId id) {
   const auto node = requests_.extract(id);
   if (node.empty() || !node.mapped().sent) return Error{ErrorCode::kPeer, "the end of what was not asked for"};
   const Request& request = node.mapped();
-  const bool all = request.block == request.asked.keys.size();
+  const bool all = request.block == request.asked.buffers.size();
   Outcome outcome = message.value().outcome;
   // An owner that says it is done and is not would be believed to have sent all.
   if (outcome == Outcome::kDone && !all) outcome = Outcome::kMissing;
@@ -167,6 +169,7 @@ void Reading::fill(Nanos now) {
     message.space = request.asked.space;
     message.slot_bytes = request.asked.slot_bytes;
     message.milliseconds = static_cast<std::uint32_t>(left / kMillisecond);
+    message.first = request.asked.first;
     message.keys = request.asked.keys;
     const auto body = encode(message);
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));

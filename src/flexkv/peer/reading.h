@@ -48,7 +48,7 @@ class Reading final : public net::FrameSink {
   struct Request {
     ReadRequest asked;
     bool sent = false;
-    std::uint32_t block = 0;
+    std::uint32_t block = 0;   // of those wanted
     std::uint64_t offset = 0;  // received of the block
     std::optional<BlockChecksum> checksum;
   };

@@ -65,15 +65,16 @@ Status Serving::begin(RequestId id, Read message) {
     endings_.emplace_back(id, Outcome::kBusy);
     return {};
   }
-  const bool trimmed = message.keys.size() > room;
-  if (trimmed) message.keys.resize(room);
+  const bool trimmed = message.keys.size() - message.first > room;
+  if (trimmed) message.keys.resize(message.first + room);
   Lease& lease = leases_[id];
   lease.space = message.space;
   lease.slot_bytes = message.slot_bytes;
   lease.keys = std::move(message.keys);
+  lease.first = message.first;
   lease.until = now_ + std::min(Nanos{message.milliseconds} * kMillisecond, kLeaseTimeMax);
-  promised_bytes_ += lease.keys.size() * lease.slot_bytes;
-  source_.pin(lease.space, lease.slot_bytes, lease.keys, lease.until,
+  promised_bytes_ += lease.wanted() * lease.slot_bytes;
+  source_.pin(lease.space, lease.slot_bytes, lease.keys, lease.first, lease.until,
               [this, &source = source_, post = post_, alive = std::weak_ptr(alive_), id, trimmed](Pinned pinned) {
                 if (trimmed && pinned.outcome == Outcome::kDone) pinned.outcome = Outcome::kBusy;
                 post([this, &source, alive, id, pinned = std::move(pinned)]() mutable {
@@ -94,7 +95,7 @@ void Serving::answered(RequestId id, Pinned pinned) {
     return;
   }
   Lease& lease = found->second;
-  FLEXKV_ASSERT(!lease.answered && pinned.blocks.size() <= lease.keys.size());
+  FLEXKV_ASSERT(!lease.answered && pinned.blocks.size() <= lease.wanted());
   lease.answered = true;
   lease.pinned = std::move(pinned);
   if (lease.pinned.blocks.empty()) {
@@ -131,7 +132,7 @@ bool Serving::send_next(RequestId id, Lease& lease) {
     if (++lease.block == lease.pinned.blocks.size()) end(id, lease.pinned.outcome);
     return true;
   }
-  if (!lease.checksum) lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.block]);
+  if (!lease.checksum) lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
   const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
   lease.checksum->add(part);
   FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
@@ -143,7 +144,7 @@ bool Serving::send_next(RequestId id, Lease& lease) {
 void Serving::end(RequestId id, Outcome outcome) {
   const auto node = leases_.extract(id);
   const Lease& lease = node.mapped();
-  promised_bytes_ -= lease.keys.size() * lease.slot_bytes;
+  promised_bytes_ -= lease.wanted() * lease.slot_bytes;
   if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
   endings_.emplace_back(id, outcome);
 }

@@ -52,13 +52,16 @@ class Serving final : public net::FrameSink {
   struct Lease {
     SpaceName space{};
     std::uint64_t slot_bytes = 0;
-    std::vector<key::BlockKey> keys;
+    std::vector<key::BlockKey> keys;  // of the chain
+    std::uint32_t first = 0;          // wanted
     Nanos until = 0;
     Pinned pinned;
-    bool answered = false;  // by the source
-    std::uint32_t block = 0;
+    bool answered = false;     // by the source
+    std::uint32_t block = 0;   // of those wanted
     std::uint64_t offset = 0;  // sent of the block
     std::optional<BlockChecksum> checksum;
+
+    std::size_t wanted() const { return keys.size() - first; }
   };
   struct Alive {};
 

@@ -1,6 +1,7 @@
 // For tests: an owner whose blocks' bytes follow from their keys, and which counts what is pinned.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <set>
@@ -23,20 +24,18 @@ inline std::vector<std::byte> bytes_of(const key::BlockKey& key, std::uint64_t s
 
 class TestSource final : public BlockSource {
  public:
-  // Has blocks whose `low` is below this.
+  // Has blocks whose `low` is below this, and in a chain those before the first one that it has not.
   explicit TestSource(std::uint64_t end) : end_(end) {}
 
-  void pin(const SpaceName&, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys, Nanos,
+  void pin(const SpaceName&, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos,
            std::function<void(Pinned)> done) override {
     Pinned pinned;
     {
       const MutexLock lock(mutex_);
       auto& blocks = pins_[++last_];
-      for (const key::BlockKey& key : keys) {
-        if (key.low >= end_) break;
-        blocks.push_back(bytes_of(key, slot_bytes));
-      }
-      if (blocks.size() < keys.size()) pinned.outcome = Outcome::kMissing;
+      const auto here = std::ranges::find_if(keys, [&](const key::BlockKey& key) { return key.low >= end_; });
+      for (auto key = keys.begin() + first; key < here; ++key) blocks.push_back(bytes_of(*key, slot_bytes));
+      if (blocks.size() < keys.size() - first) pinned.outcome = Outcome::kMissing;
       for (const auto& block : blocks) pinned.blocks.emplace_back(block);
       pinned.pin = last_;
       if (blocks.empty()) pins_.erase(last_);

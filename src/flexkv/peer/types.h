@@ -30,7 +30,7 @@ enum class Outcome : std::uint8_t {
 constexpr std::uint8_t kOutcomeCount = 8;
 const char* outcome_name(Outcome outcome);
 
-// Leading blocks of what was asked for, which do not change or go until they are given back.
+// Leading ones of the blocks that were wanted, which do not change or go until they are given back.
 struct Pinned {
   std::uint64_t pin = 0;
   std::vector<std::span<const std::byte>> blocks;  // each of the slot bytes asked for
@@ -41,9 +41,10 @@ struct Pinned {
 class BlockSource {
  public:
   virtual ~BlockSource() = default;
-  // Calls `done` once, on any thread, also from inside, at the latest at `deadline`; with no blocks there is no pin.
+  // Of the chain `keys` those from `first` on are wanted. Calls `done` once, on any thread, also from inside, at the
+  // latest at `deadline`; with no blocks there is no pin.
   virtual void pin(const SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
-                   Nanos deadline, std::function<void(Pinned)> done) = 0;
+                   std::uint32_t first, Nanos deadline, std::function<void(Pinned)> done) = 0;
   virtual void unpin(std::uint64_t pin) = 0;
 };
 
@@ -53,8 +54,9 @@ struct ReadRequest {
   std::string address;  // where: numeric, with a port
   SpaceName space{};
   std::uint64_t slot_bytes = 0;
-  std::vector<key::BlockKey> keys;            // in the order of the prompt
-  std::vector<std::span<std::byte>> buffers;  // for each key slot_bytes, the lane's until on_end
+  std::vector<key::BlockKey> keys;  // the chain from its first block on: an owner finds blocks by those before
+  std::uint32_t first = 0;          // of the blocks that are wanted: the last ones
+  std::vector<std::span<std::byte>> buffers;  // for each of these slot_bytes, the lane's until on_end
   Nanos deadline = 0;                         // of the monotonic clock
 };
 
@@ -62,7 +64,7 @@ struct ReadRequest {
 class ReadSink {
  public:
   virtual ~ReadSink() = default;
-  // Block `index` is in its buffer, whole and right. In order.
+  // Block `index` of those wanted is in its buffer, whole and right. In order.
   virtual void on_block(RequestId id, std::uint32_t index) = 0;
   // The last word; the buffers are the caller's again. kDone: all blocks came.
   virtual void on_end(RequestId id, Outcome outcome) = 0;
