@@ -721,7 +721,7 @@ void Node::reset(EngineHandle handle, Nanos now) {
     if (space->fingerprint == engine->fingerprint) clear(*space, now);
   }
   if (disk_ != nullptr) disk_->port.reset_closed_spaces(model_name(engine->fingerprint));
-  if (remote_ != nullptr) remote_->port.reset();
+  // What is beyond the machine stays: the engine has other keys from now on (docs/decisions/0013).
 }
 
 void Node::reset_all(Nanos now) {
