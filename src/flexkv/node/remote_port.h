@@ -51,6 +51,9 @@ class RemotePort {
   virtual RemoteFound find(SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos now) = 0;
   // Node::on_remote_block for each block that came, in order, each whole and checked; then Node::on_remote_end once.
   virtual void read(RemoteRead read) = 0;
+  // Nothing that anybody has by now is found from here on, in no space. It reaches everybody who shares what is beyond
+  // the machine.
+  virtual void reset() = 0;
   // Asks, of a read that nobody waits for any more. Node::on_remote_end follows all the same.
   virtual void cancel(RemoteOp op) = 0;
 };
