@@ -69,6 +69,7 @@ void Directory::apply(const Change& change, Nanos now) {
 void Directory::begin_epoch(std::uint64_t epoch, Nanos now) {
   epoch_ = epoch;
   epoch_known_ = true;
+  resets_done_ = resets_sent_;  // also of a request whose answer did not come
   names_.set_epoch(epoch);
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
@@ -84,7 +85,7 @@ void Directory::enter_epoch(Nanos now) {
 }
 
 void Directory::reset_cluster(Nanos now) {
-  reset_wanted_ = true;
+  ++resets_asked_;
   want_round(now);
 }
 
@@ -236,7 +237,7 @@ meta::Request Directory::beat_request(Nanos now) {
   const std::string epoch = std::to_string(epoch_);
   if (!store_epoch_) request.push_back(meta::put_if_absent(names_.epoch(), epoch, 0));
   if (store_epoch_ && *store_epoch_ < epoch_) request.push_back(meta::put(names_.epoch(), epoch, 0));
-  if (reset_wanted_) request.push_back(meta::increment(names_.epoch()));
+  if (reset_wanted()) request.push_back(meta::increment(names_.epoch()));
   const Incarnation self = options_.incarnation;
   request.push_back(meta::put(names_.beat(self), own_beat(false), options_.time_to_live));
   request.push_back(meta::add(names_.nodes(), hex(self)));
@@ -253,15 +254,17 @@ meta::Request Directory::beat_request(Nanos now) {
           meta::put(names_.ask(spaces_[space].id, node), std::to_string(follower.generation()), options_.time_to_live));
     }
   }
-  if (ring_ || reset_wanted_) request.push_back(meta::ring(names_.bell()));
+  if (ring_ || reset_wanted()) request.push_back(meta::ring(names_.bell()));
   ring_ = false;
-  if (std::exchange(reset_wanted_, false)) want_round(now);
+  if (reset_wanted()) want_round(now);
+  resets_sent_ = resets_asked_;
   request.push_back(meta::touch(names_.bell(), options_.time_to_live));
   return request;
 }
 
 void Directory::beat_done(const meta::Answers& answers, Nanos now) {
   looked_ = false;
+  resets_done_ = resets_sent_;
   joined_ = true;
   for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
 }
@@ -331,6 +334,12 @@ DirectoryStats Directory::stats() const {
   }
   stats.followed = followed_;
   return stats;
+}
+
+std::vector<PeerInfo> Directory::peers(Nanos now) const {
+  std::vector<PeerInfo> all;
+  for (const auto& [node, peer] : peers_) all.push_back({node, peer.beat.name, peer.beat.address, now - peer.heard});
+  return all;
 }
 
 }  // namespace flexkv::cluster

@@ -47,6 +47,14 @@ struct DirectoryStats {
   FollowerStats followed;
 };
 
+// Another node whose heartbeat was heard lately.
+struct PeerInfo {
+  Incarnation node = 0;
+  std::string name;
+  std::string address;
+  Nanos silent = 0;  // since the heartbeat was last seen to change
+};
+
 class Directory {
  public:
   static constexpr std::size_t kNodesMax = 1024;  // more are left out
@@ -80,6 +88,7 @@ class Directory {
   bool left() const { return left_; }
 
   DirectoryStats stats() const;
+  std::vector<PeerInfo> peers(Nanos now) const;
 
  private:
   enum class Order : std::uint8_t { kNone, kLook, kBeat, kPublish, kSnapshot, kLeave };
@@ -103,6 +112,7 @@ class Directory {
 
   Nanos beat_gap() const { return options_.time_to_live / 3; }
   void want_round(Nanos now);
+  bool reset_wanted() const { return resets_asked_ > resets_done_; }
   bool round_is_near(Nanos now) const;
   void begin_epoch(std::uint64_t epoch, Nanos now);
   Publisher::Places places(const SpaceId& id) const;
@@ -131,7 +141,10 @@ class Directory {
   bool joined_ = false;
   bool leaving_ = false;
   bool left_ = false;
-  bool reset_wanted_ = false;
+  // Resets of the cluster that were asked for, ever; of them, those that the store was told of, and that are done.
+  std::uint64_t resets_asked_ = 0;
+  std::uint64_t resets_sent_ = 0;
+  std::uint64_t resets_done_ = 0;
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;

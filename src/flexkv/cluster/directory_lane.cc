@@ -180,6 +180,7 @@ DirectoryLaneStatus DirectoryLane::status() const {
   status.replica = replica_.stats();
   MutexLock lock(mutex_);
   status.directory = directory_.stats();
+  status.peers = directory_.peers(monotonic_now());
   status.trouble = trouble_;
   return status;
 }

@@ -35,6 +35,7 @@ struct DirectoryLaneOptions {
 struct DirectoryLaneStatus {
   DirectoryStats directory;
   Replica::Stats replica;
+  std::vector<PeerInfo> peers;
   std::string trouble;  // with Redis; empty: there is none
 };
 

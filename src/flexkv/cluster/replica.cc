@@ -179,6 +179,12 @@ Replica::Stats Replica::stats() const {
   return stats;
 }
 
+std::uint64_t Replica::blocks(Incarnation id) const {
+  MutexLock lock(mutex_);
+  const Node* node = find(id);
+  return node == nullptr ? 0 : blocks_of(*node);
+}
+
 std::vector<Residency> Replica::content(Incarnation id, SpaceIndex space) const {
   MutexLock lock(mutex_);
   std::vector<Residency> all;

@@ -58,6 +58,7 @@ class Replica {
     std::uint64_t left_out = 0;  // residencies for which there was no room, since the start
   };
   Stats stats() const;
+  std::uint64_t blocks(Incarnation node) const;  // in all spaces
   // For tests: all that is known of a node.
   std::vector<Residency> content(Incarnation node, SpaceIndex space) const;
 

@@ -1,0 +1,67 @@
+// What the simulation (tests/cpp/directory_sim_test.cc) does not single out.
+#include "flexkv/cluster/directory.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+namespace flexkv::cluster {
+namespace {
+
+class DirectoryTest : public ::testing::Test {
+ protected:
+  static DirectoryOptions options() {
+    DirectoryOptions options;
+    options.incarnation = 7;
+    return options;
+  }
+
+  // Two rounds, in which the store says that the cluster is in `epoch`. Whether they ask for a reset; the request that
+  // does ends them, and is answered or `lost`.
+  bool asks_for_reset(std::uint64_t epoch, bool lost = false) {
+    for (int i = 0; i < 4; ++i) {
+      now += 20 * kSecond;  // a round is due
+      const auto request = directory.next_order(now);
+      if (!request) continue;
+      const bool resets =
+          std::ranges::any_of(*request, [](const meta::Op& op) { return op.kind == meta::Op::Kind::kIncrement; });
+      meta::Answers answers(request->size());
+      answers[0].found = true;
+      answers[0].value = std::to_string(epoch);
+      if (resets && lost) {
+        directory.order_done(Error{ErrorCode::kPeer, "lost"}, now);
+      } else {
+        directory.order_done(answers, now);
+      }
+      if (resets) return true;
+    }
+    return false;
+  }
+  void enter(std::uint64_t epoch) {
+    EXPECT_FALSE(asks_for_reset(epoch));
+    ASSERT_EQ(directory.epoch_to_enter(), epoch);
+    directory.enter_epoch(now);
+  }
+
+  Nanos now = 100 * kSecond;
+  Replica replica{1000};
+  Directory directory{options(), replica};
+};
+
+TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
+  EXPECT_FALSE(asks_for_reset(3));
+  directory.reset_cluster(now);
+  EXPECT_TRUE(asks_for_reset(3, true));
+  EXPECT_TRUE(asks_for_reset(3)) << "nobody heard the first";
+  enter(4);
+  EXPECT_FALSE(asks_for_reset(4));
+
+  directory.reset_cluster(now);
+  EXPECT_TRUE(asks_for_reset(4, true));
+  enter(5);  // so the store had heard it
+  EXPECT_FALSE(asks_for_reset(5));
+}
+
+}  // namespace
+}  // namespace flexkv::cluster
