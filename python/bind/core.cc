@@ -92,6 +92,19 @@ server::NodeServerOptions server_options(const nb::dict& options) {
   out.disk.endurance.capacity_bytes = option<std::uint64_t>(options, "ssd_capacity_bytes", 0);
   out.disk.endurance.tbw = option<double>(options, "ssd_tbw", 0.0);
   out.disk.endurance.years = option<double>(options, "ssd_years", 5.0);
+  if (options.contains("cluster")) {
+    auto& cluster = out.cluster.emplace();
+    cluster.cluster = option<std::string>(options, "cluster", cluster.cluster);
+    cluster.node = option<std::string>(options, "cluster_node", "");
+    cluster.secret_file = option<std::string>(options, "cluster_secret_file", "");
+    cluster.listen = option<std::string>(options, "cluster_listen", "");
+    cluster.share_host = option<bool>(options, "cluster_share_host", true);
+    cluster.share_drives = option<bool>(options, "cluster_share_drives", false);
+    cluster.redis.host = option<std::string>(options, "redis_host", cluster.redis.host);
+    cluster.redis.port = option<int>(options, "redis_port", cluster.redis.port);
+    cluster.redis.password = option<std::string>(options, "redis_password", "");
+    cluster.time_to_live = option<std::int64_t>(options, "node_ttl_seconds", 30) * kSecond;
+  }
   return out;
 }
 
@@ -377,7 +390,7 @@ NB_MODULE(_core, m) {
       "The status of the node that listens at this path, as JSON. RuntimeError when none answers.");
   m.def(
       "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
-      "Makes the node that listens at this path forget all blocks. Returns its status, as JSON.");
+      "Makes the node that listens at this path, and its cluster, forget all blocks. Returns its status, as JSON.");
 
   m.def(
       "disk_check",

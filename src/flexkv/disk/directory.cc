@@ -258,9 +258,9 @@ Status Directory::write_secret(const Secret& secret) const {
   return replace(kSecretName, std::as_bytes(std::span(secret)));
 }
 
-Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents) {
+Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents, std::optional<Secret> wanted) {
   Home home;
-  std::optional<Secret> secret;
+  std::optional<Secret> secret = wanted;
   for (const std::string& path : paths) {
     Place& place = home.places.emplace_back();
     place.path = path;
@@ -295,7 +295,9 @@ Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents
     if (place.directory == nullptr) continue;
     const auto stored = place.directory->read_secret();
     if (stored.ok() && stored.value() == home.secret) continue;
-    if (stored.ok()) log_warning("SSD cache: " + place.path + " belonged to another node: its blocks are of no use");
+    if (stored.ok()) {
+      log_warning("SSD cache: " + place.path + " belonged to another node or cluster: its blocks are of no use");
+    }
     if (auto written = place.directory->write_secret(home.secret); !written) {
       place.why_not = written.error().message;
       place.directory = nullptr;

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -91,8 +92,10 @@ struct Home {
   std::vector<Place> places;
   Secret secret;  // the same in every place; random, and gone with the process, if there is no usable place
 
-  // An error only when another process has one of the directories.
-  static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false);
+  // An error only when another process has one of the directories. `wanted`: the secret that all places get; none: that
+  // of the first that has one.
+  static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false,
+                           std::optional<Secret> wanted = std::nullopt);
 };
 
 // What these open, they lock: a node that uses the directory makes them fail (kPeer). A directory that is none of the

@@ -52,6 +52,8 @@ class PeerLane {
   // REQUIRES: problem_of(request) is empty
   void read(ReadRequest request);
   void cancel(RequestId id);
+  // Runs it on the lane; here and now, once the lane has ended.
+  void post(std::function<void()> command) const;
   PeerStats stats() const;
 
  private:
@@ -65,7 +67,6 @@ class PeerLane {
   PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink);
   Status open();
   void run();
-  void post(std::function<void()> command) const;
   void accept_peers();
   void begin_read(ReadRequest request);
   Result<Link*> link_to(const std::string& node, const std::string& address);

@@ -61,7 +61,7 @@ DiskBridge::DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply)
 
 Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options, std::span<std::byte> pool,
                                                      Apply apply) {
-  auto home = disk::Home::open(options.directories, options.make_parents);
+  auto home = disk::Home::open(options.directories, options.make_parents, options.secret);
   if (!home) return home.error();
   std::unique_ptr<DiskBridge> bridge(new DiskBridge(std::move(home).value(), pool, std::move(apply)));
   bridge->open_budgets(options);

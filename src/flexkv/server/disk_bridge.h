@@ -26,6 +26,7 @@ struct DiskOptions {
   std::vector<std::string> directories;  // one per drive; empty: no SSD tier
   bool make_parents = false;             // those that are missing above a directory, too
   std::uint64_t bytes = 0;               // over all directories, never exceeded
+  std::optional<disk::Secret> secret;    // of keys; none: that of the directories, or a new one
   bool strict = false;                   // a block counts as written when it is on stable storage
   bool direct = true;                    // false: through the page cache
   // Of each drive; several directories on one share it. Without a capacity it is the file system's size.

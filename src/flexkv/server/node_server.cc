@@ -27,6 +27,8 @@ constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
 // At the end, for what waits to be written to drives, and then for drives that hang.
 constexpr Nanos kWritePatience = 3 * kSecond;
 constexpr Nanos kDrivePatience = 2 * kSecond;
+// For the farewell to the cluster, should Redis not answer.
+constexpr Nanos kLeavePatience = 1 * kSecond;
 
 // epoll tokens: what the event is about, and which one.
 enum Kind : std::uint64_t { kListener = 0, kWake = 1, kPending = 2, kPeerRing = 3, kPeerSocket = 4, kPeerProcess = 5 };
@@ -51,11 +53,14 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
     : options_(std::move(options)),
       pool_(std::move(pool)),
       started_at_(monotonic_now()),
+      cluster_(open_cluster()),
       disk_(open_disk()),
       listener_(std::move(listener)),
       pending_(kPendingMax, kPatience),
-      node_(options_.node, *this, disk_.get()) {
-  if (disk_ != nullptr) {
+      node_(options_.node, *this, disk_.get(), cluster_.get()) {
+  if (cluster_ != nullptr) {
+    key_secret_ = cluster_->key_secret();
+  } else if (disk_ != nullptr) {
     key_secret_ = disk_->secret();
   } else {
     fill_random(key_secret_.data(), key_secret_.size());
@@ -63,14 +68,36 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
   fill_random(&epoch_, sizeof epoch_);
 }
 
+void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
+  MutexLock lock(mutex_);
+  call(node_);
+  if (stopping_ && node_.disk_queues().writes == 0) written_.notify_all();
+  wake_if_earlier();
+}
+
+std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
+  if (!options_.cluster) return nullptr;
+  auto opened = ClusterBridge::create(*options_.cluster, {pool_.data(), pool_.bytes()},
+                                      [this](const auto& call) { call_node(call); });
+  if (opened) return std::move(opened).value();
+  cluster_off_why_ = "the cluster is off: " + opened.error().message;
+  log_warning(cluster_off_why_);
+  return nullptr;
+}
+
+void NodeServer::join_cluster() {
+  if (cluster_ == nullptr) return;
+  if (const Status started = cluster_->start(); !started) {
+    cluster_off_why_ = "the cluster is off: " + started.error().message;
+    log_warning(cluster_off_why_);
+  }
+}
+
 std::unique_ptr<DiskBridge> NodeServer::open_disk() {
   if (options_.disk.directories.empty() || options_.disk.bytes == 0) return nullptr;
-  auto opened = DiskBridge::open(options_.disk, {pool_.data(), pool_.bytes()}, [this](const auto& call) {
-    MutexLock lock(mutex_);
-    call(node_);
-    if (stopping_ && node_.disk_queues().writes == 0) written_.notify_all();
-    wake_if_earlier();
-  });
+  DiskOptions disk = options_.disk;
+  if (cluster_ != nullptr) disk.secret = cluster_->key_secret();
+  auto opened = DiskBridge::open(disk, {pool_.data(), pool_.bytes()}, [this](const auto& call) { call_node(call); });
   if (opened) return std::move(opened).value();
   disk_off_why_ = "SSD cache is off: " + opened.error().message;
   log_warning(disk_off_why_);
@@ -97,6 +124,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   if (!server->epoll_.valid()) return errno_error("epoll_create1", errno);
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
+  server->join_cluster();
   NodeServer* self = server.get();
   server->lane_ = start_thread([self] { self->lane(); });
   server->toucher_ = start_thread([self] {
@@ -107,6 +135,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
 }
 
 NodeServer::~NodeServer() {
+  if (cluster_ != nullptr) cluster_->leave(kLeavePatience);
   {
     MutexLock lock(mutex_);
     stopping_ = true;
@@ -114,6 +143,7 @@ NodeServer::~NodeServer() {
   ipc::ring_eventfd(wake_.get());
   if (lane_.joinable()) lane_.join();
   if (toucher_.joinable()) toucher_.join();
+  if (cluster_ != nullptr) cluster_->close();
   if (disk_ == nullptr) return;
   finish_writes();
   if (disk_->close(kDrivePatience)) return;
@@ -284,10 +314,13 @@ std::string NodeServer::status_json() const {
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
+  if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);
   if (!disk_off_why_.empty()) identity.messages.push_back(disk_off_why_);
   std::optional<DiskBridge::Status> disk;
   if (disk_ != nullptr) disk = disk_->status();
-  return render_status(identity, node_, disk ? &*disk : nullptr);
+  std::optional<ClusterBridge::Status> cluster;
+  if (cluster_ != nullptr) cluster = cluster_->status();
+  return render_status(identity, node_, disk ? &*disk : nullptr, cluster ? &*cluster : nullptr);
 }
 
 // ---- outbox (the mutex is held: the node is only called with it) ---------------------------------------------------
@@ -317,7 +350,10 @@ void NodeServer::changed() {
   if (changes_fd_.valid()) ipc::ring_eventfd(changes_fd_.get());
   changed_ = true;
   ipc::ring_eventfd(wake_.get());
+  if (cluster_ != nullptr) cluster_->changed();
 }
+
+void NodeServer::lent(node::Loan loan) { cluster_->lent(loan); }
 
 void NodeServer::tell_changes(Peer& peer) {
   proto::ChangesReply reply;

@@ -18,6 +18,7 @@
 #include "flexkv/ipc/pending.h"
 #include "flexkv/memory/host_region.h"
 #include "flexkv/node/node.h"
+#include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
 
 namespace flexkv::server {
@@ -25,6 +26,7 @@ namespace flexkv::server {
 struct NodeServerOptions {
   node::NodeOptions node;
   DiskOptions disk;
+  std::optional<ClusterOptions> cluster;  // none: this node is alone
   bool huge_pages = true;
   unsigned touch_threads = 4;
   std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
@@ -35,7 +37,7 @@ struct NodeServerOptions {
 class NodeServer final : private node::Outbox {
  public:
   static Result<std::unique_ptr<NodeServer>> start(NodeServerOptions options);
-  // Ends the lane and closes every connection; agents and clients see the node go.
+  // Leaves the cluster, ends the lane and closes every connection; agents and clients see the node go.
   ~NodeServer();
 
   // For the engine this node is embedded in; see Node.
@@ -49,7 +51,7 @@ class NodeServer final : private node::Outbox {
   void close_sequence(node::EngineHandle engine, proto::SequenceId sequence);
   void cancel(node::EngineHandle engine, proto::JobId job);
   void reset(node::EngineHandle engine);
-  void reset_all();
+  void reset_all();  // of the cluster's other nodes, too
   bool ready(node::EngineHandle engine) const;
   // See Node; the first call of read_changes(), or of a client's ChangesRequest, begins to follow.
   void describe(node::EngineHandle engine, const proto::DescribeRequest& request);
@@ -84,12 +86,16 @@ class NodeServer final : private node::Outbox {
   };
 
   NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
+  std::unique_ptr<ClusterBridge> open_cluster();
   std::unique_ptr<DiskBridge> open_disk();
+  void join_cluster();
+  void call_node(const std::function<void(node::Node&)>& call);
   void finish_writes();
 
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
   void send(node::EngineHandle engine, const proto::JobResult& result) override FLEXKV_REQUIRES(mutex_);
   void changed() override FLEXKV_REQUIRES(mutex_);
+  void lent(node::Loan loan) override FLEXKV_REQUIRES(mutex_);
   void tell_changes(Peer& peer) FLEXKV_REQUIRES(mutex_);
 
   void lane();
@@ -111,8 +117,10 @@ class NodeServer final : private node::Outbox {
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t epoch_ = 0;
   Nanos started_at_ = 0;
-  std::string disk_off_why_;                // not empty: the SSD tier that was asked for could not be opened
-  const std::unique_ptr<DiskBridge> disk_;  // null: no SSD tier
+  std::string cluster_off_why_;                   // not empty: the cluster that was asked for could not be joined
+  const std::unique_ptr<ClusterBridge> cluster_;  // null: no cluster, or no secret
+  std::string disk_off_why_;                      // not empty: the SSD tier that was asked for could not be opened
+  const std::unique_ptr<DiskBridge> disk_;        // null: no SSD tier
 
   // Owned by the lane.
   ipc::Listener listener_;

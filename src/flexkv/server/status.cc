@@ -7,6 +7,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "flexkv/cluster/names.h"
+
 namespace flexkv::server {
 namespace {
 
@@ -193,6 +195,60 @@ json render_choices(const node::Node& node) {
           {"latest", latest}};
 }
 
+json render(const ClusterBridge::PeerStatus& peer) {
+  return {{"name", peer.info.name},
+          {"incarnation", cluster::hex(peer.info.node)},
+          {"address", peer.info.address},
+          {"silent_s", static_cast<double>(peer.info.silent) / kSecond},
+          {"blocks", peer.blocks},
+          {"waiting_bytes", peer.flow.waiting_bytes},
+          {"read_bytes_per_s", peer.flow.bytes_per_second},
+          {"resting", peer.flow.resting}};
+}
+
+json render(const ClusterBridge::Status& status, const node::NodeStats& stats, json& messages) {
+  const cluster::DirectoryStats& directory = status.directory.directory;
+  const std::string& trouble = status.directory.trouble;
+  if (!trouble.empty()) messages.push_back("cluster: no other node's blocks until this is over: " + trouble);
+  if (directory.same_name > 0) messages.push_back("cluster: another node has this one's name, " + status.node);
+  json peers = json::array();
+  for (const auto& peer : status.nodes) peers.push_back(render(peer));
+  json ended = json::object();
+  for (std::size_t i = 0; i < peer::kOutcomeCount; ++i) {
+    const auto count = status.peers.read.ended[i];
+    if (count != 0) ended[peer::outcome_name(static_cast<peer::Outcome>(i))] = count;
+  }
+  return {{"name", status.cluster},
+          {"node", status.node},
+          {"address", status.address},
+          {"peers", peers},
+          {"directory",
+           {{"joined", directory.joined},
+            {"epoch", directory.epoch},
+            {"trouble", trouble},
+            {"blocks", status.directory.replica.blocks},
+            {"memory_bytes", status.directory.replica.memory_bytes},
+            {"left_out_blocks", status.directory.replica.left_out},
+            {"spaces_loading", directory.loading},
+            {"spaces_stuck", directory.stuck},
+            {"told_blocks", directory.blocks_told},
+            {"stream_bytes", directory.stream_bytes},
+            {"snapshot_bytes", directory.snapshot_bytes}}},
+          {"read",
+           {{"connections", status.peers.owners},
+            {"under_way", status.reading},
+            {"requests", status.peers.read.requests},
+            {"blocks", status.peers.read.blocks},
+            {"bytes", status.peers.read.bytes},
+            {"ended", ended}}},
+          {"lent",
+           {{"connections", status.peers.readers},
+            {"under_way", status.lending},
+            {"requests", stats.loans},
+            {"blocks", status.peers.served.blocks},
+            {"bytes", status.peers.served.bytes}}}};
+}
+
 // What became of blocks that were offered to the tier, over all spaces.
 json sum_of_admission(const json& spaces) {
   json sum = {{"admitted", 0}, {"refused_unlikely", 0}};
@@ -207,7 +263,8 @@ json sum_of_admission(const json& spaces) {
 
 }  // namespace
 
-std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk) {
+std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk,
+                          const ClusterBridge::Status* cluster) {
   const auto& stats = node.stats();
   json spaces = json::array();
   std::uint64_t used_bytes = 0;
@@ -261,6 +318,11 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
     on_drives["choices"] = render_choices(node);
   }
+  json in_cluster;
+  if (cluster != nullptr) {
+    transfers["from_remote"] = render(stats.from_remote, stats.unimported_blocks);
+    in_cluster = render(*cluster, stats, messages);
+  }
   const auto queues = node.disk_queues();
   const json out = {{"node",
                      {{"name", identity.name},
@@ -276,6 +338,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"metadata_bytes", metadata_bytes},
                       {"page_kind", identity.page_kind}}},
                     {"disk", on_drives},
+                    {"cluster", in_cluster},
                     {"spaces", spaces},
                     {"engines", engines},
                     {"lookups",
@@ -283,6 +346,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"blocks_queried", stats.blocks_queried},
                       {"blocks_hit", stats.blocks_hit},
                       {"disk_blocks_hit", stats.disk_blocks_hit},
+                      {"remote_blocks_hit", stats.remote_blocks_hit},
                       {"miss_blocks", render(stats.missed_blocks)}}},
                     {"saves", {{"blocks", stats.blocks_saved}, {"unsaved_blocks", render(stats.unsaved_blocks)}}},
                     {"loads", {{"failed", render(stats.failed_loads)}, {"kept_blocks", stats.blocks_of_failed_loads}}},

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "flexkv/node/node.h"
+#include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
 
 namespace flexkv::server {
@@ -19,7 +20,8 @@ struct NodeIdentity {
   std::vector<std::string> messages;  // what is not as it was asked for
 };
 
-// `disk`: null without an SSD tier.
-std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk);
+// `disk`: null without an SSD tier. `cluster`: null for a node that is alone.
+std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk,
+                          const ClusterBridge::Status* cluster);
 
 }  // namespace flexkv::server

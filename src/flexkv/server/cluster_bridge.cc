@@ -1,0 +1,270 @@
+#include "flexkv/server/cluster_bridge.h"
+
+#include <sys/random.h>
+
+#include <utility>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
+#include "flexkv/cluster/names.h"
+
+namespace flexkv::server {
+namespace {
+
+constexpr std::size_t kChangesAtOnce = 4096;
+constexpr std::uint8_t kHostTier = 0;  // as events number them
+
+cluster::Incarnation random_incarnation() {
+  cluster::Incarnation number = 0;
+  // So few bytes after boot cannot fail or come short.
+  while (number == 0) FLEXKV_ASSERT(::getrandom(&number, sizeof number, 0) == sizeof number);
+  return number;
+}
+
+peer::Outcome to_peer(node::Loan::Limit limit) {
+  switch (limit) {
+    case node::Loan::Limit::kNone:
+      return peer::Outcome::kDone;
+    case node::Loan::Limit::kMissing:
+      return peer::Outcome::kMissing;
+    case node::Loan::Limit::kBusy:
+      return peer::Outcome::kBusy;
+    case node::Loan::Limit::kDeadline:
+      break;
+  }
+  return peer::Outcome::kExpired;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,
+                                                             Apply apply) {
+  auto secret = net::Secret::from_file(options.secret_file);
+  if (!secret) return secret.error();
+  auto tls = net::TlsContext::create(secret.value(), options.cluster);
+  if (!tls) return tls.error();
+  return std::unique_ptr<ClusterBridge>(new ClusterBridge(options, std::move(tls).value(),
+                                                          secret.value().derive("block keys of " + options.cluster),
+                                                          pool, std::move(apply)));
+}
+
+ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
+                             std::span<std::byte> pool, Apply apply)
+    : options_(options),
+      tls_(std::move(tls)),
+      key_secret_(key_secret),
+      incarnation_(random_incarnation()),
+      pool_(pool),
+      apply_(std::move(apply)) {}
+
+ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
+
+Result<> ClusterBridge::start() {
+  peer::PeerOptions peers;
+  peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
+  peers.listen = options_.listen;
+  peers.pinned_bytes_max = pool_.size();  // the node has a limit of its own, over all peers
+  auto lane = peer::PeerLane::start(std::move(peers), tls_, *this, *this);
+  if (!lane) return lane.error();
+  cluster::DirectoryLaneOptions directory;
+  directory.directory.cluster = options_.cluster;
+  directory.directory.name = options_.node;
+  directory.directory.address = lane.value()->address();
+  directory.directory.incarnation = incarnation_;
+  directory.directory.time_to_live = options_.time_to_live;
+  directory.redis = options_.redis;
+  auto started = cluster::DirectoryLane::start(directory, *this, [this](std::uint64_t) { enter_epoch(); });
+  if (!started) return started.error();
+  // The lanes may call the node already.
+  apply_([&](node::Node&) {
+    peers_ = std::move(lane).value();
+    directory_ = std::move(started).value();
+    reads_.emplace(directory_->replica(), pool_, incarnation_,
+                   RemoteReads::Peers{[this](peer::ReadRequest request) { peers_->read(std::move(request)); },
+                                      [this](peer::RequestId id) { peers_->cancel(id); }});
+  });
+  return {};
+}
+
+void ClusterBridge::leave(Nanos patience) {
+  if (directory_ != nullptr) directory_->stop(patience);
+}
+
+void ClusterBridge::close() {
+  leave(0);
+  apply_([&](node::Node&) { closing_ = true; });
+  peers_.reset();
+  apply_([&](node::Node& node) {
+    for (const auto& [id, lending] : std::exchange(lending_, {})) node.end_loan(id, monotonic_now());
+  });
+}
+
+ClusterBridge::Status ClusterBridge::status() const {
+  Status status;
+  status.cluster = options_.cluster;
+  status.node = options_.node;
+  if (!reads_ || closing_) return status;
+  status.address = peers_->address();
+  status.directory = directory_->status();
+  const Nanos now = monotonic_now();
+  for (const auto& info : status.directory.peers) {
+    status.nodes.push_back({info, directory_->replica().blocks(info.node), reads_->flow(info.node, now)});
+  }
+  status.peers = peers_->stats();
+  status.reading = reads_->reading();
+  status.lending = lending_.size();
+  return status;
+}
+
+void ClusterBridge::reset() {
+  if (!reads_ || closing_ || entering_epoch_) return;
+  resetting_ = true;
+  directory_->reset_cluster();
+}
+
+void ClusterBridge::enter_epoch() {
+  apply_([this](node::Node& node) {
+    entering_epoch_ = true;
+    node.reset_all(monotonic_now());
+    entering_epoch_ = resetting_ = false;
+  });
+}
+
+// ---- this node's reads ---------------------------------------------------------------------------------------------
+
+void ClusterBridge::open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) {
+  if (!reads_) return;
+  auto known = indexes_.find(name);
+  if (known == indexes_.end()) {
+    const auto index = directory_->add_space(name);
+    if (!index) {
+      log_warning("cluster: blocks of more than " + std::to_string(cluster::kSpacesMax) +
+                  " kinds (models and their layouts): those of the last one are not shared with other nodes");
+      return;
+    }
+    known = indexes_.emplace(name, *index).first;
+  }
+  told_[space] = {known->second};
+  reads_->open_space(space, known->second, name, slot_bytes);
+}
+
+void ClusterBridge::close_space(node::SpaceNumber space) {
+  const auto told = told_.find(space);
+  if (told == told_.end()) return;
+  told->second.open = false;
+  reads_->close_space(space);
+}
+
+node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                                      Nanos now) {
+  if (!reads_ || closing_ || resetting_) return {};
+  return reads_->find(space, keys, first, now);
+}
+
+void ClusterBridge::read(node::RemoteRead read) {
+  if (closing_) return;
+  const node::RemoteOp op = read.op;
+  if (reads_ && reads_->read(std::move(read), monotonic_now())) return;
+  // The node must not be called from here.
+  peers_->post([this, op] {
+    apply_([&](node::Node& node) { node.on_remote_end(op, node::RemoteOutcome::kMissing, monotonic_now()); });
+  });
+}
+
+void ClusterBridge::cancel(node::RemoteOp op) {
+  if (reads_ && !closing_) reads_->cancel(op);
+}
+
+void ClusterBridge::on_block(peer::RequestId id, std::uint32_t) {
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    if (const auto arrived = reads_->on_block(id, now)) node.on_remote_block(arrived->op, arrived->index, now);
+  });
+}
+
+void ClusterBridge::on_end(peer::RequestId id, peer::Outcome outcome) {
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    if (const auto ended = reads_->on_end(id, outcome, !closing_, now)) {
+      node.on_remote_end(ended->op, ended->outcome, now);
+    }
+  });
+}
+
+// ---- reads of others -----------------------------------------------------------------------------------------------
+
+void ClusterBridge::pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
+                        std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) {
+  apply_([&](node::Node& node) {
+    const node::LoanId id = ++last_loan_;
+    lending_[id] = {std::move(done), slot_bytes};
+    node.lend(id, space, slot_bytes, keys, first, deadline, monotonic_now());
+  });
+}
+
+void ClusterBridge::lent(const node::Loan& loan) {
+  if (closing_) return;  // and ends there
+  Lending& lending = lending_.at(loan.id);
+  peer::Pinned pinned;
+  pinned.pin = loan.id;
+  pinned.outcome = to_peer(loan.limit);
+  for (const std::uint64_t offset : loan.host_offsets) {
+    pinned.blocks.push_back(std::as_bytes(pool_.subspan(offset, lending.slot_bytes)));
+  }
+  // No blocks are no pin for the peers, but a loan for the node, which must not be called from here.
+  if (pinned.blocks.empty()) peers_->post([this, id = loan.id] { unpin(id); });
+  std::exchange(lending.answer, nullptr)(std::move(pinned));
+}
+
+void ClusterBridge::unpin(std::uint64_t pin) {
+  apply_([&](node::Node& node) {
+    if (lending_.erase(pin) > 0) node.end_loan(pin, monotonic_now());
+  });
+}
+
+// ---- what the others are told --------------------------------------------------------------------------------------
+
+void ClusterBridge::changed() {
+  if (directory_ != nullptr) directory_->wake();
+}
+
+bool ClusterBridge::read(std::vector<cluster::Change>& out) {
+  bool more = false;
+  apply_([&](node::Node& node) {
+    changes_.clear();
+    node.follow();
+    more = node.read_changes(subscription_, 0, kChangesAtOnce, changes_);
+    if (!more) node.want_changes();
+    for (const events::Change& change : changes_) tell(change, out);
+  });
+  return more;
+}
+
+void ClusterBridge::tell(const events::Change& change, std::vector<cluster::Change>& out) {
+  using Kind = cluster::Change::Kind;
+  if (change.kind == events::Change::Kind::kRestart) {
+    for (const auto& [name, index] : indexes_) out.push_back({Kind::kRestart, 0, index, {}});
+    return;
+  }
+  const auto told = told_.find(change.space);
+  if (told == told_.end()) return;
+  const cluster::SpaceIndex index = told->second.index;
+  const bool shared = change.tier == kHostTier ? options_.share_host : options_.share_drives;
+  switch (change.kind) {
+    case events::Change::Kind::kAdded:
+      if (shared) out.push_back({Kind::kAdded, change.tier, index, change.key});
+      return;
+    case events::Change::Kind::kRemoved:
+      if (shared) out.push_back({Kind::kRemoved, change.tier, index, change.key});
+      return;
+    case events::Change::Kind::kCleared:
+      out.push_back({Kind::kCleared, 0, index, {}});
+      if (!told->second.open) told_.erase(told);
+      return;
+    case events::Change::Kind::kRestart:
+    case events::Change::Kind::kCurrent:
+      return;
+  }
+}
+
+}  // namespace flexkv::server

@@ -1,0 +1,139 @@
+// A node's part in a cluster: RemotePort over the directory of the others' blocks and the connections to them, and
+// this node's own blocks for them.
+//
+// As a RemotePort it is called under the node's lock. What peers and directory say reaches the node through `Apply`, on
+// their threads. Owns both lanes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "flexkv/base/result.h"
+#include "flexkv/cluster/directory_lane.h"
+#include "flexkv/net/secret.h"
+#include "flexkv/net/tls.h"
+#include "flexkv/node/node.h"
+#include "flexkv/peer/peer_lane.h"
+#include "flexkv/server/remote_reads.h"
+
+namespace flexkv::server {
+
+struct ClusterOptions {
+  std::string cluster = "default";  // clusters of other names are strangers, in the same Redis, too
+  std::string node;                 // for people
+  std::string secret_file;          // of the cluster; see net::Secret
+  std::string listen;               // HOST:PORT, where other nodes reach this one; port 0: any
+  meta::RedisOptions redis;
+  Nanos time_to_live = 30 * kSecond;
+  bool share_host = true;     // tells the others of blocks in host memory
+  bool share_drives = false;  // and of those on drives
+};
+
+class ClusterBridge final : public node::RemotePort,
+                            private peer::BlockSource,
+                            private peer::ReadSink,
+                            private cluster::ChangeSource {
+ public:
+  // Runs a call on the node under its lock.
+  using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
+
+  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close().
+  static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, std::span<std::byte> pool,
+                                                       Apply apply);
+  ~ClusterBridge() override;
+
+  // Of the keys of blocks, the same at all nodes.
+  const net::Secret::Key& key_secret() const { return key_secret_; }
+  // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
+  // it finds nothing, and is not found. REQUIRES: the node knows no space yet
+  Result<> start();
+  // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
+  void leave(Nanos patience);
+  // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
+  void close();
+
+  // From the node's Outbox, under its lock.
+  void changed();
+  void lent(const node::Loan& loan);
+
+  struct PeerStatus {
+    cluster::PeerInfo info;
+    std::uint64_t blocks = 0;
+    RemoteReads::Flow flow;
+  };
+  struct Status {
+    std::string cluster;
+    std::string node;
+    std::string address;  // where it listens; empty: this node could not join
+    cluster::DirectoryLaneStatus directory;
+    std::vector<PeerStatus> nodes;  // the others
+    peer::PeerStats peers;
+    std::size_t reading = 0;  // reads under way
+    std::size_t lending = 0;
+  };
+  // Under the node's lock.
+  Status status() const;
+
+  void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
+  void close_space(node::SpaceNumber space) override;
+  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                         Nanos now) override;
+  void read(node::RemoteRead read) override;
+  // All nodes of the cluster forget their blocks. Until this one has, it finds nothing at others.
+  void reset() override;
+  void cancel(node::RemoteOp op) override;
+
+ private:
+  struct Lending {
+    std::function<void(peer::Pinned)> answer;  // null: it was given
+    std::uint64_t slot_bytes = 0;
+  };
+  struct Told {  // a space of the node's that the others are told of
+    cluster::SpaceIndex index = 0;
+    bool open = true;
+  };
+
+  ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
+                std::span<std::byte> pool, Apply apply);
+
+  void enter_epoch();
+  void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
+           std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
+  void unpin(std::uint64_t pin) override;
+  void on_block(peer::RequestId id, std::uint32_t index) override;
+  void on_end(peer::RequestId id, peer::Outcome outcome) override;
+  bool read(std::vector<cluster::Change>& out) override;
+  void tell(const events::Change& change, std::vector<cluster::Change>& out);
+
+  const ClusterOptions options_;
+  const net::TlsContext tls_;
+  const net::Secret::Key key_secret_;
+  const cluster::Incarnation incarnation_;
+  const std::span<std::byte> pool_;
+  const Apply apply_;
+
+  // Guarded by the node's lock, once started.
+  std::map<node::SpaceName, cluster::SpaceIndex> indexes_;
+  std::map<node::SpaceNumber, Told> told_;
+  std::optional<RemoteReads> reads_;
+  std::map<node::LoanId, Lending> lending_;
+  node::LoanId last_loan_ = 0;
+  bool resetting_ = false;       // by this node's wish
+  bool entering_epoch_ = false;  // the node is reset because the cluster was
+  bool closing_ = false;
+
+  // The directory's thread.
+  events::Subscription subscription_;
+  std::vector<events::Change> changes_;  // scratch
+
+  std::unique_ptr<peer::PeerLane> peers_;
+  std::unique_ptr<cluster::DirectoryLane> directory_;
+};
+
+}  // namespace flexkv::server

@@ -1,0 +1,117 @@
+// Which peer a node reads blocks from, and what becomes of it: chooses by what the replica of the directory knows,
+// spreads reads over peers that have the same, and goes on at another one when a peer does not deliver.
+//
+// Pure logic, guarded by the node's lock.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "flexkv/base/time.h"
+#include "flexkv/cluster/replica.h"
+#include "flexkv/node/remote_port.h"
+#include "flexkv/peer/types.h"
+#include "flexkv/plan/flow_rate.h"
+
+namespace flexkv::server {
+
+// A peer that could not be reached, or that let a read wait in vain, is not asked for so long; doubles each time.
+constexpr Nanos kPeerRestMin = 1 * kSecond;
+constexpr Nanos kPeerRestMax = 30 * kSecond;
+
+class RemoteReads {
+ public:
+  // What the lane of peers does; returns at once.
+  struct Peers {
+    std::function<void(peer::ReadRequest)> read;
+    std::function<void(peer::RequestId)> cancel;
+  };
+
+  // `replica` outlives this. `pool`: where the blocks go. `own`: this node's incarnation, by which nodes that read the
+  // same choose differently.
+  RemoteReads(const cluster::Replica& replica, std::span<std::byte> pool, cluster::Incarnation own, Peers peers)
+      : replica_(replica), pool_(pool), own_(own), peers_(std::move(peers)) {}
+
+  void open_space(node::SpaceNumber number, cluster::SpaceIndex index, const node::SpaceName& name,
+                  std::uint64_t slot_bytes) {
+    spaces_[number] = {index, name, slot_bytes};
+  }
+  void close_space(node::SpaceNumber number) { spaces_.erase(number); }
+
+  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos now);
+  // False: nobody has the first block any more, and nothing was begun.
+  bool read(node::RemoteRead read, Nanos now);
+  void cancel(node::RemoteOp op);
+
+  // What a peer delivered, or said last, and what the node is to be told of it; nullopt: nothing.
+  struct Arrived {
+    node::RemoteOp op = 0;
+    std::uint32_t index = 0;
+  };
+  std::optional<Arrived> on_block(peer::RequestId request, Nanos now);
+  struct Ended {
+    node::RemoteOp op = 0;
+    node::RemoteOutcome outcome = node::RemoteOutcome::kDone;
+  };
+  // `may_go_on`: at another peer.
+  std::optional<Ended> on_end(peer::RequestId request, peer::Outcome outcome, bool may_go_on, Nanos now);
+
+  std::size_t reading() const { return reads_.size(); }
+  // Bytes on their way from the peer, and how fast they came so far (0: not known).
+  struct Flow {
+    std::uint64_t waiting_bytes = 0;
+    double bytes_per_second = 0;
+    bool resting = false;
+  };
+  Flow flow(cluster::Incarnation peer, Nanos now) const;
+
+ private:
+  struct Space {
+    cluster::SpaceIndex index = 0;
+    node::SpaceName name{};
+    std::uint64_t slot_bytes = 0;
+  };
+  struct Peer {
+    plan::FlowRate rate;
+    std::uint32_t reads = 0;
+    Nanos rests_until = 0;
+    Nanos next_rest = kPeerRestMin;
+  };
+  struct Read {
+    node::RemoteRead asked;
+    Space space;
+    cluster::Incarnation from = 0;
+    std::uint32_t done = 0;                   // blocks that came
+    std::uint32_t begun = 0;                  // of them, before the request under way
+    std::uint32_t ordered = 0;                // by it
+    std::vector<cluster::Incarnation> tried;  // not asked again
+    bool canceled = false;
+
+    std::uint32_t wanted() const { return static_cast<std::uint32_t>(asked.host_offsets.size()); }
+  };
+
+  const cluster::Replica::Holding* choose(const Space& space, std::span<const key::BlockKey> keys,
+                                          std::span<const cluster::Incarnation> tried, Nanos now);
+  bool begin(Read&& read, Nanos now);
+  Peer& peer(cluster::Incarnation node, Nanos now);
+  void settle(Read& read, peer::Outcome outcome, Nanos now);
+
+  const cluster::Replica& replica_;
+  const std::span<std::byte> pool_;
+  const cluster::Incarnation own_;
+  const Peers peers_;
+  std::unordered_map<node::SpaceNumber, Space> spaces_;
+  std::unordered_map<peer::RequestId, Read> reads_;
+  std::unordered_map<node::RemoteOp, peer::RequestId> requests_;
+  std::unordered_map<cluster::Incarnation, Peer> known_;  // that were asked
+  plan::FlowRate rate_;                                   // of all together
+  std::vector<cluster::Replica::Holding> holdings_;       // scratch
+  peer::RequestId next_request_ = 1;
+};
+
+}  // namespace flexkv::server

@@ -1,0 +1,223 @@
+#include "flexkv/server/remote_reads.h"
+
+#include <gtest/gtest.h>
+
+#include "flexkv/cluster/names.h"
+#include "flexkv/peer/messages.h"
+#include "flexkv/peer/reading.h"
+
+namespace flexkv::server {
+namespace {
+
+using node::RemoteOutcome;
+using peer::Outcome;
+
+constexpr std::uint64_t kSlotBytes = 4096;
+constexpr node::SpaceNumber kSpace = 5;
+constexpr cluster::Incarnation kA = 0xA;
+constexpr cluster::Incarnation kB = 0xB;
+
+std::vector<key::BlockKey> chain(std::uint32_t blocks) {
+  std::vector<key::BlockKey> keys;
+  for (std::uint32_t i = 0; i < blocks; ++i) keys.push_back({i + 1, ~std::uint64_t{i}});
+  return keys;
+}
+
+// A replica in the test's hands, and peers that only take note of what they are asked for.
+class RemoteReadsTest : public ::testing::Test {
+ protected:
+  RemoteReadsTest() {
+    reads.open_space(kSpace, 0, {7}, kSlotBytes);
+    for (const auto node : {kA, kB}) replica.refresh(node, "address of " + cluster::hex(node), now + 1000 * kSecond);
+  }
+  // Blocks [begin, end) of the chain.
+  void has(cluster::Incarnation node, std::uint32_t begin, std::uint32_t end) {
+    const auto keys = chain(end);
+    for (std::uint32_t i = begin; i < end; ++i) {
+      const cluster::Residency residency{cluster::tag_of(keys[i]), 1};
+      ASSERT_TRUE(replica.apply(node, 0, {&residency, 1}));
+    }
+  }
+  // Of a chain of so many blocks, those from `first` on.
+  bool read(std::uint32_t blocks, std::uint32_t first, node::RemoteOp op = 1) {
+    node::RemoteRead wanted;
+    wanted.op = op;
+    wanted.space = kSpace;
+    wanted.keys = chain(blocks);
+    wanted.first = first;
+    for (std::uint32_t i = first; i < blocks; ++i) wanted.host_offsets.push_back(i * kSlotBytes);
+    wanted.deadline = now + 10 * kSecond;
+    return reads.read(std::move(wanted), now);
+  }
+  std::uint32_t found(std::uint32_t blocks, std::uint32_t first) {
+    return reads.find(kSpace, chain(blocks), first, now).blocks;
+  }
+  // The latest request delivers so many blocks.
+  void deliver(std::uint32_t blocks) {
+    for (std::uint32_t i = 0; i < blocks; ++i) {
+      now += kMillisecond;
+      const auto arrived = reads.on_block(asked.back().id, now);
+      ASSERT_TRUE(arrived);
+      came.push_back(arrived->index);
+    }
+  }
+  std::optional<RemoteReads::Ended> end(Outcome outcome, bool may_go_on = true) {
+    return reads.on_end(asked.back().id, outcome, may_go_on, now);
+  }
+  void expect_asked(cluster::Incarnation node, std::uint32_t first, std::uint32_t blocks) {
+    const peer::ReadRequest& request = asked.back();
+    EXPECT_EQ(request.node, cluster::hex(node));
+    EXPECT_EQ(request.address, "address of " + cluster::hex(node));
+    EXPECT_EQ(request.first, first);
+    EXPECT_EQ(request.keys, chain(first + blocks));
+    ASSERT_EQ(request.buffers.size(), blocks);
+    for (std::uint32_t i = 0; i < blocks; ++i) {
+      EXPECT_EQ(request.buffers[i].data(), pool.data() + (first + i) * kSlotBytes);
+    }
+    EXPECT_EQ(peer::problem_of(request), "");
+  }
+
+  Nanos now = 1000 * kSecond;
+  cluster::Replica replica{1 << 20};
+  std::vector<std::byte> pool = std::vector<std::byte>(64 * kSlotBytes);
+  std::vector<peer::ReadRequest> asked;
+  std::vector<peer::RequestId> canceled;
+  std::vector<std::uint32_t> came;
+  RemoteReads reads{replica,
+                    pool,
+                    77,
+                    {[this](peer::ReadRequest request) { asked.push_back(std::move(request)); },
+                     [this](peer::RequestId id) { canceled.push_back(id); }}};
+};
+
+TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
+  has(kA, 0, 8);
+  has(kB, 0, 6);
+  EXPECT_EQ(found(10, 4), 4U);
+  EXPECT_EQ(found(10, 8), 0U);
+  EXPECT_EQ(reads.find(kSpace + 1, chain(10), 4, now).blocks, 0U);
+  ASSERT_TRUE(read(8, 4));
+  expect_asked(kA, 4, 4);
+  deliver(4);
+  const auto ended = end(Outcome::kDone);
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ended->op, 1U);
+  EXPECT_EQ(ended->outcome, RemoteOutcome::kDone);
+  EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(reads.reading(), 0U);
+  // Four blocks in four milliseconds.
+  EXPECT_NEAR(reads.find(kSpace, chain(8), 4, now).bytes_per_second, 1000.0 * kSlotBytes, 100.0 * kSlotBytes);
+}
+
+TEST_F(RemoteReadsTest, NobodyHasIt) {
+  EXPECT_EQ(found(4, 0), 0U);
+  EXPECT_FALSE(read(4, 0));
+  has(kA, 1, 4);  // but not the first
+  EXPECT_EQ(found(4, 0), 0U);
+  EXPECT_EQ(found(4, 1), 3U);
+  replica.remove(kA);
+  EXPECT_FALSE(read(4, 1));
+  EXPECT_TRUE(asked.empty());
+}
+
+TEST_F(RemoteReadsTest, GoesOnWhereAnotherHasTheRest) {
+  has(kA, 0, 8);
+  has(kB, 0, 7);
+  for (const Outcome outcome : {Outcome::kMissing, Outcome::kChecksum, Outcome::kExpired, Outcome::kUnreachable}) {
+    came.clear();
+    ASSERT_TRUE(read(8, 2));
+    expect_asked(kA, 2, 6);
+    deliver(3);
+    EXPECT_FALSE(end(outcome));
+    expect_asked(kB, 5, 2);
+    deliver(2);
+    // That is all that b has, and a is not asked again.
+    const auto ended = end(Outcome::kDone);
+    ASSERT_TRUE(ended);
+    EXPECT_EQ(ended->outcome, RemoteOutcome::kMissing);
+    EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3, 4}));
+    now += kPeerRestMax;
+  }
+}
+
+TEST_F(RemoteReadsTest, AsksAgainWhoGivesOnlySoMuchAtATime) {
+  has(kA, 0, 8);
+  ASSERT_TRUE(read(8, 0));
+  deliver(5);
+  EXPECT_FALSE(end(Outcome::kBusy));
+  expect_asked(kA, 5, 3);
+  const auto ended = end(Outcome::kBusy);  // and nothing came
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ended->outcome, RemoteOutcome::kBusy);
+}
+
+TEST_F(RemoteReadsTest, EndsWithoutAnotherTry) {
+  has(kA, 0, 8);
+  has(kB, 0, 8);
+  ASSERT_TRUE(read(8, 0, 1));
+  reads.cancel(1);
+  EXPECT_EQ(canceled, std::vector{asked.back().id});
+  EXPECT_EQ(end(Outcome::kCanceled)->outcome, RemoteOutcome::kCanceled);
+  reads.cancel(1);  // it has ended
+  EXPECT_EQ(canceled.size(), 1U);
+  ASSERT_TRUE(read(8, 0, 2));
+  EXPECT_EQ(end(Outcome::kMissing, false)->outcome, RemoteOutcome::kMissing);
+  ASSERT_TRUE(read(8, 0, 3));
+  now += 10 * kSecond;
+  EXPECT_EQ(end(Outcome::kMissing)->outcome, RemoteOutcome::kMissing) << "the deadline has passed";
+  EXPECT_EQ(asked.size(), 3U);
+  EXPECT_FALSE(end(Outcome::kDone)) << "of a request that has ended";
+}
+
+TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
+  has(kA, 0, 8);
+  Nanos rest = kPeerRestMin;
+  for (const Outcome outcome : {Outcome::kUnreachable, Outcome::kDeadline, Outcome::kUnreachable}) {
+    ASSERT_TRUE(read(8, 0));
+    EXPECT_TRUE(end(outcome));
+    EXPECT_EQ(found(8, 0), 0U);
+    EXPECT_FALSE(read(8, 0));
+    now += rest - 1;
+    EXPECT_EQ(found(8, 0), 0U);
+    now += 1;
+    EXPECT_EQ(found(8, 0), 8U);
+    rest *= 2;
+  }
+  // Once it has delivered, the next rest is short again.
+  ASSERT_TRUE(read(8, 0));
+  deliver(8);
+  EXPECT_TRUE(end(Outcome::kDone));
+  ASSERT_TRUE(read(8, 0));
+  EXPECT_TRUE(end(Outcome::kUnreachable));
+  now += kPeerRestMin;
+  EXPECT_EQ(found(8, 0), 8U);
+  // Slow is not silent.
+  ASSERT_TRUE(read(8, 0));
+  deliver(1);
+  EXPECT_TRUE(end(Outcome::kDeadline));
+  EXPECT_EQ(found(8, 0), 8U);
+}
+
+TEST_F(RemoteReadsTest, SpreadsReadsOverThoseWhoHaveTheSame) {
+  has(kA, 0, 8);
+  has(kB, 0, 8);
+  for (node::RemoteOp op = 1; op <= 4; ++op) ASSERT_TRUE(read(8, 0, op));
+  EXPECT_NE(asked[0].node, asked[1].node);
+  EXPECT_NE(asked[2].node, asked[3].node);
+  EXPECT_EQ(reads.flow(kA, now).waiting_bytes, 16 * kSlotBytes);
+  for (const auto& request : std::exchange(asked, {})) {
+    ASSERT_TRUE(reads.on_end(request.id, Outcome::kCanceled, false, now));
+  }
+  EXPECT_EQ(reads.flow(kA, now).waiting_bytes, 0U);
+  EXPECT_EQ(reads.flow(kB, now).waiting_bytes, 0U);
+}
+
+TEST_F(RemoteReadsTest, AChainThatIsTooLongForARequestEndsThere) {
+  const auto keys = static_cast<std::uint32_t>(peer::kKeysMax);
+  has(kA, keys - 2, keys + 10);
+  EXPECT_EQ(found(keys + 10, keys - 2), 2U);
+  EXPECT_EQ(found(keys + 10, keys), 0U);
+}
+
+}  // namespace
+}  // namespace flexkv::server

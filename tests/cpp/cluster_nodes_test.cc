@@ -1,0 +1,251 @@
+// Nodes of one cluster in one process: real nodes, engines, TCP and redis-server. What must come is waited for, as long
+// as it takes; what must not come is asked for once that is settled.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+
+#include "flexkv/server/node_server.h"
+#include "real_engine.h"
+#include "redis_server.h"
+
+namespace flexkv {
+namespace {
+
+using testing::Engine;
+using testing::eventually;
+using testing::kBlockBytes;
+using testing::kBlocks;
+using testing::prompt;
+using testing::RedisServer;
+
+constexpr char kSecret[] = "a secret of the tests' own, long enough";
+
+// A node, and an engine that is attached to it as to a daemon.
+class Machine {
+ public:
+  struct Options {
+    std::string secret = kSecret;
+    std::uint64_t pool_bytes = 1U << 20;
+    std::uint64_t disk_bytes = 0;
+  };
+
+  Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, Options options)
+      : dir_(root + "/" + name) {
+    std::filesystem::create_directory(dir_);
+    std::filesystem::permissions(dir_, std::filesystem::perms::owner_all);
+    const std::string secret_file = dir_ + "/secret";
+    std::ofstream(secret_file) << options.secret << '\n';
+    std::filesystem::permissions(secret_file, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    server::NodeServerOptions node;
+    node.node.pool_bytes = options.pool_bytes;
+    node.node.disk_admission = false;
+    node.huge_pages = false;
+    node.runtime_dir = dir_;
+    node.name = "node";
+    node.mode = "test";
+    if (options.disk_bytes > 0) node.disk.directories = {dir_ + "/ssd"};
+    node.disk.bytes = options.disk_bytes;
+    auto& cluster = node.cluster.emplace();
+    cluster.cluster = "test";
+    cluster.node = name;
+    cluster.secret_file = secret_file;
+    cluster.listen = "127.0.0.1:0";
+    cluster.redis = redis;
+    cluster.time_to_live = 3 * kSecond;
+    cluster.share_drives = true;
+    options_ = node;
+    start();
+    engine_ = std::make_unique<Engine>(dir_, "engine", 2);
+    engine_->connect(dir_);
+  }
+
+  void start() {
+    auto started = server::NodeServer::start(options_);
+    ASSERT_TRUE(started.ok()) << started.error().message;
+    node_ = std::move(started).value();
+  }
+  void stop() { node_.reset(); }
+
+  // Computes the prompt and saves it.
+  void compute(std::uint64_t seed) {
+    const auto hashes = prompt(seed);
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(block, seed * 1000 + block);
+    // Until all ranks are attached the node refuses, and a save that was posted to it is lost.
+    ASSERT_TRUE(eventually([&] { return engine_->save(hashes) && engine_->load(hashes) == kBlocks; }));
+  }
+  // How much of it could be loaded; that is right.
+  std::uint32_t load(std::uint64_t seed) {
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(32 + block, 77);
+    const std::uint32_t loaded = engine_->load(prompt(seed));
+    for (std::uint32_t block = 0; block < loaded; ++block) {
+      EXPECT_TRUE(engine_->holds(32 + block, seed * 1000 + block)) << "block " << block << " of prompt " << seed;
+    }
+    return loaded;
+  }
+  bool loads_all(std::uint64_t seed) {
+    const bool loaded = eventually([&] { return load(seed) == kBlocks; });
+    if (!loaded) ADD_FAILURE() << node_->status_json();  // says why
+    return loaded;
+  }
+
+  server::NodeServer& node() { return *node_; }
+  nlohmann::json status() const { return nlohmann::json::parse(node_->status_json()); }
+  void wait_until_written() {
+    ASSERT_TRUE(eventually([&] { return status().at("queues").at("disk_writes") == 0; }));
+  }
+
+ private:
+  const std::string dir_;
+  server::NodeServerOptions options_;
+  std::unique_ptr<server::NodeServer> node_;
+  std::unique_ptr<Engine> engine_;
+};
+
+class ClusterTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (std::filesystem::temp_directory_path() / "flexkv-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    dir_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+  std::unique_ptr<Machine> machine(const std::string& name, const Machine::Options& options = {}) {
+    return std::make_unique<Machine>(dir_, name, redis_.over_tcp(), options);
+  }
+
+  RedisServer redis_;
+  std::string dir_;
+};
+
+TEST_F(ClusterTest, ANodeReadsWhatAnotherHasComputed) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  EXPECT_TRUE(b->loads_all(1));
+  // And tells of it itself, as it has it now.
+  a->stop();
+  const auto c = machine("c");
+  EXPECT_TRUE(c->loads_all(1));
+  b->compute(2);
+  EXPECT_TRUE(c->loads_all(2));
+}
+
+TEST_F(ClusterTest, WhatIsOnDrivesOfAnotherIsReadFromThere) {
+  const std::uint64_t pool = 64 * 2 * kBlockBytes;  // less than three prompts
+  const auto a = machine("a", {kSecret, pool, 64U << 20});
+  const auto b = machine("b", {kSecret, pool, 0});
+  constexpr std::uint64_t kPrompts = 8;
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) {
+    a->compute(seed);
+    a->wait_until_written();
+  }
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) EXPECT_TRUE(b->loads_all(seed)) << "prompt " << seed;
+}
+
+TEST_F(ClusterTest, WhatIsOnDrivesIsFoundByOthersAfterARestart) {
+  const auto a = machine("a", {kSecret, 1U << 20, 64U << 20});
+  a->compute(1);
+  a->wait_until_written();
+  a->stop();
+  a->start();
+  const auto b = machine("b");
+  // A node opens what it has of a model when an engine of that comes.
+  EXPECT_TRUE(a->loads_all(1));
+  EXPECT_TRUE(b->loads_all(1));
+}
+
+TEST_F(ClusterTest, ANodeThatGoesWhileItIsReadFromCostsMissesOnly) {
+  const std::uint64_t pool = 8U << 20;  // holds all
+  const auto b = machine("b", {kSecret, pool});
+  for (std::uint64_t round = 0; round < 4; ++round) {
+    const auto a = machine("a" + std::to_string(round), {kSecret, pool});
+    constexpr std::uint64_t kPrompts = 6;
+    const std::uint64_t first = round * 100 + 1;
+    for (std::uint64_t seed = first; seed < first + kPrompts; ++seed) a->compute(seed);
+    ASSERT_TRUE(b->loads_all(first));
+    std::atomic<bool> gone = false;
+    std::jthread stopping([&] {
+      a->stop();
+      gone = true;
+    });
+    do {
+      for (std::uint64_t seed = first + 1; seed < first + kPrompts; ++seed) (void)b->load(seed);
+    } while (!gone);
+    EXPECT_EQ(b->load(first), kBlocks) << "what was read is this node's own";
+  }
+}
+
+TEST_F(ClusterTest, WithoutRedisEachServesItsOwnAndFindsTheOthersAgainLater) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  redis_.kill();
+  EXPECT_EQ(b->load(1), kBlocks);
+  a->compute(2);
+  b->compute(3);
+  redis_.start();
+  EXPECT_TRUE(b->loads_all(2));
+  EXPECT_TRUE(a->loads_all(3));
+}
+
+TEST_F(ClusterTest, ANodeStartsAndEndsWithoutRedis) {
+  redis_.kill();
+  const auto a = machine("a");
+  a->compute(1);
+  a->stop();
+}
+
+TEST_F(ClusterTest, WhoHasAnotherSecretFindsNothing) {
+  const auto a = machine("a");
+  const auto stranger = machine("stranger", {"another secret, which is as long as the first"});
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  EXPECT_EQ(stranger->load(1), 0U);
+  stranger->compute(2);
+  b->compute(3);
+  ASSERT_TRUE(a->loads_all(3));
+  EXPECT_EQ(a->load(2), 0U);
+}
+
+// Who has reset the cluster forgets once more when it hears from Redis that it is done.
+void expect_work_goes_on(Machine& a, Machine& b) {
+  EXPECT_TRUE(eventually([&] {
+    a.compute(2);
+    return b.load(2) == kBlocks;
+  }));
+}
+
+TEST_F(ClusterTest, ResetsTheOthersOnceRedisIsBack) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  redis_.kill();
+  a->node().reset_all();
+  EXPECT_EQ(a->load(1), 0U) << "b has it, from before";
+  redis_.start();
+  EXPECT_TRUE(eventually([&] { return b->load(1) == 0; }));
+  expect_work_goes_on(*a, *b);
+}
+
+TEST_F(ClusterTest, ResetsAllNodes) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  a->node().reset_all();
+  EXPECT_TRUE(eventually([&] { return a->load(1) == 0 && b->load(1) == 0; }));
+  expect_work_goes_on(*a, *b);
+}
+
+}  // namespace
+}  // namespace flexkv
