@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from flexkv.metrics_cluster import cluster_families
 from flexkv.metrics_disk import disk_families, disk_sum
 from flexkv.status_fields import buckets, entries, is_number, mapping
 
@@ -133,6 +134,7 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
         CounterMetricFamily, "flexkv_evicted_blocks", "Blocks that left the tier for others", "tier", evicted
     )
     yield from disk_families(status)
+    yield from cluster_families(status)
 
     spaces = GaugeMetricFamily("flexkv_space_blocks", "Blocks of a model's space", labels=["space", "model", "state"])
     for space in entries(status, "spaces"):

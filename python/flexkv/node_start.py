@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from flexkv.config import ConfigError, Settings
+from flexkv.config.cluster import unreachable_for_others
 from flexkv.config.sizes import AutoSize, HostMemory, fitting_cache_size, format_size, read_host_memory
 from flexkv.config.ssd import too_large_for_drives
 
@@ -15,7 +16,7 @@ _log = logging.getLogger("flexkv.node")
 def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
     """A node that listens. RuntimeError: another one has the name, or the core cannot; ConfigError: its pool does not
     fit. A size that nobody asked for gives way to one that fits."""
-    for warning in too_large_for_drives(settings):
+    for warning in (*too_large_for_drives(settings), *unreachable_for_others(settings)):
         _log.warning("%s", warning)
     if settings.enable_gds:
         _log.warning("GPUDirect Storage is not used: %s; blocks go through host memory", _why_no_gds(settings))

@@ -13,6 +13,7 @@ from flexkv.cli import (
     bench_ssd,
     bench_transfer,
     check_machine,
+    cluster_nodes,
     config_show,
     disk_files,
     reset_nodes,
@@ -37,6 +38,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, whe
 app.add_typer(config_app, name="config")
 disk_app = typer.Typer(no_args_is_help=True, help="The files of the SSD tier: check them, remove them.")
 app.add_typer(disk_app, name="disk")
+cluster_app = typer.Typer(no_args_is_help=True, help="Nodes of several machines that read each other's blocks.")
+app.add_typer(cluster_app, name="cluster")
 bench_app = typer.Typer(
     no_args_is_help=True,
     help="Measure this machine, each figure beside its target or what plain copies do in the same run.",
@@ -153,7 +156,7 @@ def reset(
     name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make the nodes of this machine forget all blocks: after the weights of a model changed under its name."""
+    """Make the nodes of this machine, and their clusters, forget all blocks: after the weights of a model changed under its name."""
     reset_nodes.run(name, config)
 
 
@@ -205,6 +208,25 @@ def clear(
 ) -> None:
     """Remove all blocks from the directories. A directory that a node uses is refused."""
     disk_files.clear(directories or [], yes, config)
+
+
+@cluster_app.command(name="status")
+def cluster_status(
+    as_json: Json = False,
+    name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """What the nodes of this machine know of the others: who is there, how many blocks, what is read and lent."""
+    cluster_nodes.show(as_json, name, config)
+
+
+@cluster_app.command(name="reset")
+def cluster_reset(
+    name: Annotated[str | None, typer.Option(help="Only the cluster of the node of this name.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Make all nodes of a cluster forget all blocks, this machine's and the others'."""
+    cluster_nodes.reset(name, config)
 
 
 @config_app.command(

@@ -45,7 +45,7 @@ def _rows(settings: Settings, changed: bool) -> list[dict[str, Any]]:
         rows.append(
             {
                 "key": one.key,
-                "value": value,
+                "value": one.show(value) if one.secret else value,
                 "text": one.show(value) or "(none)",
                 "origin": origin,
                 "status": one.status.value,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flexkv.cli import cells
+from flexkv.cli.cluster_tables import cluster_lines
 from flexkv.cli.drive_tables import drive_lines, drive_table, ssd_row
 from flexkv.status_fields import entries, is_number, mapping, number
 
@@ -32,6 +33,7 @@ _DIRECTIONS = {
     "to_host": "device -> host",
     "from_disk": "SSD -> host",
     "to_disk": "host -> SSD",
+    "from_remote": "other nodes -> host",
 }
 # Where a field's name alone does not say what is counted.
 _NAMES = {"peers": "attached processes (schedulers and ranks of engines)"}
@@ -50,6 +52,8 @@ def node_view(status: Mapping[str, Any], before: Mapping[str, Any] | None, secon
     blocks += [_lookups(status), _transfers(status, before, seconds)]
     lines = [line for line in (_numbers(status, key) for key in ("loads", "saves", "queues")) if line is not None]
     lines += [*_failure_lines(status), *drive_lines(status)]
+    if cluster := mapping(status, "cluster"):
+        lines += cluster_lines(cluster)
     messages = mapping(status, "health").get("messages")
     if isinstance(messages, list):
         lines += (Text(f"! {message}", style="yellow") for message in messages)

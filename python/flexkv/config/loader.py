@@ -81,7 +81,7 @@ def load(
         except ValueError as error:
             why = f"{error}; " if isinstance(error, WrongValue) else ""
             problems.append(
-                f"{setting.key}: wrong value {_written(entry.value)} from {entry.origin}; {why}"
+                f"{setting.key}: wrong value {'***' if setting.secret else _written(entry.value)} from {entry.origin}; {why}"
                 f"allowed: {setting.kind.allowed}"
             )
     origins = {key: entry.origin for key, entry in chosen.items()}

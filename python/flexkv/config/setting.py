@@ -209,6 +209,7 @@ def setting(
     aliases: tuple[str, ...] = (),
     default_text: str = "",
     in_file: bool = True,
+    secret: bool = False,
 ) -> Any:
     """Declares one active setting as a field of the Settings dataclass. A callable default is called at each load."""
     spec = {
@@ -219,7 +220,9 @@ def setting(
         "doc": doc,
         "topic": topic,
         "in_file": in_file,
+        "secret": secret,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata={"spec": spec | {"default": default_text}})
-    return dataclasses.field(default=default, metadata={"spec": spec | {"default": default_text or kind.show(default)}})
+    metadata = {"spec": spec | {"default": default_text or kind.show(default)}}
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flexkv.config import sizes
+from flexkv.config.cluster import ClusterSettings, cluster_options, cluster_problems
 from flexkv.config.setting import (
     IgnoredEntry,
     Setting,
@@ -65,7 +66,7 @@ class NodeTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ClusterSettings):
     """The effective configuration of this process. Immutable; made by `load`. Sizes in bytes, times as named."""
 
     # ---- general
@@ -395,6 +396,7 @@ class Settings:
             "huge_pages": self.use_hugepage_cpu_buffer,
             "huge_page_bytes": self.hugepage_size_bytes,
             **ssd_options(self),
+            **cluster_options(self),
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,
@@ -419,7 +421,7 @@ class Settings:
             )
         if self.kv_events_replay_endpoint and not self.kv_events_endpoint:
             found.append("kv_events_replay_endpoint: there is nothing to repeat; give kv_events_endpoint, too")
-        return found + ssd_problems(self)
+        return found + ssd_problems(self) + cluster_problems(self)
 
 
 def env_name(key: str) -> str:
@@ -428,7 +430,8 @@ def env_name(key: str) -> str:
 
 def _active() -> tuple[Setting, ...]:
     table = []
-    for one in fields(Settings):
+    inherited = {one.name for one in fields(ClusterSettings)}
+    for one in sorted(fields(Settings), key=lambda one: one.name in inherited):
         if "spec" in one.metadata:
             spec = dict(one.metadata["spec"])
             spec["key"] = spec["key"] or one.name

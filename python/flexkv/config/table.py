@@ -61,26 +61,11 @@ _PLANNED = (
         Status.PLANNED,
         "Remote tiers and cluster",
         """
-        enable_p2p_cpu: reads from the host memory of other nodes
-        enable_p2p_ssd: reads from the SSDs of other nodes
         enable_3rd_remote: a shared file system as a tier
         use_mooncake_store_backend: Mooncake Store as a tier
         mooncake_store_config_path: its configuration file
         mooncake_config_path @ MOONCAKE_CONFIG_PATH: configuration file of Mooncake's transfer engine
         mc_redis_password @ MC_REDIS_PASSWORD: password for Mooncake's metadata in Redis
-        redis_host: the metadata service
-        redis_port: its port
-        redis_password: its password
-        local_ip: address of this node for the others
-        local_zmq_ip: address for requests between nodes
-        local_zmq_port: port for requests between nodes
-        node_ttl_seconds: time after which a silent node counts as gone
-        lease_ttl_ms: time to live of a lease on another node's block
-        renew_lease_ms: interval of renewing leases
-        safety_ttl_ms: margin before a lease ends
-        refresh_batch_size: entries per refresh of the directory
-        rebuild_interval_ms: interval of rebuilding the directory
-        reset_barrier_timeout_ms: longest wait for all nodes at a reset
         master_host: host of the first node of an engine that spans several
         master_ports: its ports
         """,
@@ -160,6 +145,20 @@ _NOT_NEEDED = (
         trt_subprocess_host: ranks copy their own blocks, there is no subprocess
         trt_subprocess_ports: as trt_subprocess_host
         sglang_scheduler_shutdown_wait_s @ SGLANG_SCHEDULER_SHUTDOWN_WAIT_S: nothing has to be waited for
+        """,
+    ),
+    *_inactive(
+        Status.NOT_NEEDED,
+        "Cluster",
+        """
+        local_zmq_ip: requests between nodes take the connection that their blocks take, see local_ip
+        local_zmq_port: as local_zmq_ip, see peer_port
+        lease_ttl_ms: a block is lent for as long as its reader waits
+        renew_lease_ms: as lease_ttl_ms
+        safety_ttl_ms: clocks of two machines are never compared
+        refresh_batch_size: only what changes is told, in batches
+        rebuild_interval_ms: nothing is rebuilt
+        reset_barrier_timeout_ms: nobody waits for all nodes at a reset
         """,
     ),
     *_inactive(

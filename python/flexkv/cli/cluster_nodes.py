@@ -1,0 +1,69 @@
+"""`flexkv cluster`: what this machine's nodes know of their clusters, and resetting one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from flexkv.cli import cells
+from flexkv.cli.cluster_tables import cluster_lines, peer_table
+from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
+from flexkv.cli.show_status import ask_all
+from flexkv.node_sockets import CannotRead, node_sockets
+from flexkv.status_fields import mapping
+
+
+def show(as_json: bool, name: str | None, config: Path | None) -> None:
+    runtime_dir = load_settings(config).node_target.runtime_dir
+    report = ask_all(runtime_dir, name)
+    for one in report.unreachable:
+        typer.echo(f"flexkv: {one['socket']}: {one['error']}", err=True)
+    found = [(mapping(status, "node").get("name"), mapping(status, "cluster")) for status in report.nodes]
+    in_cluster = [(node, cluster) for node, cluster in found if cluster]
+    if as_json:
+        print_json({"nodes": [{"node": node, "cluster": cluster} for node, cluster in in_cluster]})
+    else:
+        for node, cluster in in_cluster:
+            console().print(_view(str(node), cluster))
+    if not in_cluster:
+        if found:
+            fail(f"no node in {runtime_dir} is in a cluster; see enable_p2p_cpu in docs/operations/cluster.md", EXIT_NO_NODE)
+        fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
+    raise typer.Exit(EXIT_FAILED if report.unreachable else 0)
+
+
+def reset(name: str | None, config: Path | None) -> None:
+    runtime_dir = load_settings(config).node_target.runtime_dir
+    try:
+        paths = node_sockets(runtime_dir, name)
+    except CannotRead as error:
+        fail(error)
+    if not paths:
+        fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
+    core = require_core()
+    failed = False
+    for path in paths:
+        try:
+            if not json.loads(core.query_status(str(path))).get("cluster"):
+                raise RuntimeError("this node is in no cluster")
+            core.reset(str(path))
+        except (RuntimeError, ValueError) as error:
+            typer.echo(f"flexkv: {path}: {error}", err=True)
+            failed = True
+        else:
+            typer.echo(f"node {path.stem} has asked its cluster to forget all blocks; each node does when it hears of it")
+    raise typer.Exit(EXIT_FAILED if failed else 0)
+
+
+def _view(node: str, cluster: Mapping[str, Any]) -> RenderableType:
+    who, of = cluster.get("node", cells.DASH), cluster.get("name", cells.DASH)
+    where = cluster.get("address") or "nowhere"
+    title = Text.assemble("node ", (node, "bold"), f"  is {who} of cluster {of}, listens at {where}")
+    return Group(title, *(Padding(part, (1, 0, 0, 0)) for part in (peer_table(cluster), Group(*cluster_lines(cluster)))), "")
