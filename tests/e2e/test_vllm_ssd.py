@@ -216,7 +216,7 @@ def test_auto_loads_what_it_says_it_chose(tiny_model: Path, tmp_path: Path, run_
     latest = choices["latest"]
     assert choices["policy"] == "auto"
     assert choices["all"] + choices["part"] + choices["none"] == len(latest) > 0
-    found = [one["host_blocks"] + one["coming_blocks"] + one["drive_blocks"] for one in latest]
+    found = [sum(one[f"{where}_blocks"] for where in ("engine", "host", "coming", "drive")) for one in latest]
     chosen = [one["chosen_blocks"] for one in latest]
     assert choices["recomputed_blocks"] == sum(found) - sum(chosen)
     assert latest[0]["basis"] == "reads_unknown"

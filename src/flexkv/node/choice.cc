@@ -48,7 +48,8 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   auto& disk = disk_->disk_slots;
   host.resize(sequence.matched);
   space.index.collect(sequence.pin, kHostTier, 0, host);
-  auto at = std::ranges::find(host, index::kNoSlot);
+  const std::uint32_t engine_blocks = std::min(sequence.engine_blocks, sequence.matched);
+  auto at = std::find(host.begin() + engine_blocks, host.end(), index::kNoSlot);
   if (at == host.end()) return result;
   const auto in_host = static_cast<std::uint32_t>(at - host.begin());
   disk.resize(sequence.matched);
@@ -75,7 +76,8 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   }
   found.host_blocks = std::min(in_host, found.matched_blocks);
   found.disk_blocks =
-      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + found.matched_blocks, index::kNoSlot));
+      static_cast<std::uint32_t>(std::count(host.begin() + std::min(engine_blocks, found.matched_blocks),
+                                            host.begin() + found.matched_blocks, index::kNoSlot));
   return result;
 }
 
@@ -95,6 +97,7 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   choice.engine = engine.handle;
   choice.sequence = sequence.id;
   choice.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
+  choice.engine_blocks = sequence.engine_blocks;
   choice.chosen_blocks = blocks;
   choice.read_bytes_per_second = look_at_drives(*engine.space, purpose);
   for (const auto& drive : disk_->reading) choice.read_wait = std::max(choice.read_wait, drive.free);
@@ -117,6 +120,7 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   question.stretches = disk_->stretches;
   question.block_tokens = engine.block_tokens;
   question.prompt_blocks = choice.prompt_blocks;
+  question.engine_blocks = choice.engine_blocks;
   question.prefill = engine.prefill;
   question.engine_free = choice.engine_wait;
   question.arrivals = arrivals;
@@ -151,8 +155,8 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
   return sum / known * drives;
 }
 
-// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has
-// is taken to cost nothing: links to devices are far faster than any engine computes.
+// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What the engine has
+// itself costs nothing, and what host memory has is taken to: links to devices are far faster than any engine computes.
 void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                           Purpose purpose) {
   enum class Where { kHost, kComing, kDrive };
@@ -164,7 +168,7 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
   double reading = 0;
   for (std::uint32_t i = 0; i < blocks; ++i) {
     Where here = Where::kHost;
-    if (disk_->host_slots[i] == index::kNoSlot) {
+    if (i >= choice.engine_blocks && disk_->host_slots[i] == index::kNoSlot) {
       const unsigned number = space.disk_slots->drive_of(disk_->disk_slots[i]);
       Disk::Reading& drive = disk_->reading[number];
       const auto fetch = space.fetches.find(sequence.keys[i]);
@@ -192,6 +196,7 @@ void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& 
     ++stretches.back().blocks;
     stretches.back().arrives = arrives;
     stretches.back().reading = reading;
+    if (i < choice.engine_blocks) continue;
     ++(here == Where::kHost ? choice.host_blocks : here == Where::kComing ? choice.coming_blocks : choice.drive_blocks);
   }
 }
@@ -201,9 +206,10 @@ void Node::note_compute(Engine& engine, Sequence& sequence, const Served& served
   sequence.arrives = served.arrives;
   sequence.compute = 0;
   if (engine.prefill.known() && engine.block_tokens > 0) {
-    const double loaded = double{1} * served.lookup.matched_blocks * engine.block_tokens;
-    const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - loaded;
-    sequence.compute = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), loaded));
+    const double there =
+        double{1} * std::max(served.lookup.matched_blocks, sequence.engine_blocks) * engine.block_tokens;
+    const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - there;
+    sequence.compute = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), there));
   }
   sequence.computing = served.lookup.disk_blocks == 0;
   if (sequence.computing) engine.computes_until = std::max(engine.computes_until, now_) + sequence.compute;
@@ -214,15 +220,15 @@ void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served,
   note_compute(engine, sequence, served);
   if (!served.choice) return;
   const Choice& choice = *served.choice;
-  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  const std::uint32_t found = choice.found_blocks();
   // Asked again, it replaces what was chosen before.
   const bool kept = sequence.choice != 0 && sequence.choice + kChoicesKept > disk_->choice_count;
   if (!kept) sequence.choice = ++disk_->choice_count;
   disk_->choices[(sequence.choice - 1) % kChoicesKept] = choice;
   if (first) {
-    ++(choice.chosen_blocks == found ? stats_.choices_all
-       : choice.chosen_blocks > 0    ? stats_.choices_part
-                                     : stats_.choices_none);
+    ++(choice.chosen_blocks == found                 ? stats_.choices_all
+       : choice.chosen_blocks > choice.engine_blocks ? stats_.choices_part
+                                                     : stats_.choices_none);
     stats_.recomputed_blocks += found - choice.chosen_blocks;
   }
   if (choice.chosen_blocks < found) try_slow_drives(*engine.space, sequence, choice);
@@ -231,7 +237,7 @@ void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served,
 void Node::try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice) {
   const bool tried = std::ranges::any_of(disk_->reads, [&](const auto& reads) { return reads.idle(now_) < kUntried; });
   if (tried || !disk_->prefetches.empty()) return;
-  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  const std::uint32_t found = choice.found_blocks();
   std::uint32_t end = choice.chosen_blocks;
   for (std::uint32_t on_drives = 0; end < found && on_drives < kTriedBlocks; ++end) {
     on_drives += disk_->host_slots[end] == index::kNoSlot;

@@ -476,6 +476,37 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);
 }
 
+TEST_F(NodeDiskTest, WhatTheEngineHasItselfIsNeitherReadNorComputed) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  read_one_slowly(e, keys);
+  node->set_prefill(e, {0, 1e6, 0, 0});  // 16 ms for a block, 100 ms to read it
+  const auto slow = node->lookup(e, 4, 0, keys, now, 2);
+  EXPECT_EQ(slow.matched_blocks, 2U);
+  EXPECT_EQ(slow.disk_blocks, 0U) << "the second block is on a drive, and the engine's";
+  EXPECT_EQ(slow.reason, Reason::kNotWorthLoading);
+  const Choice choice = node->choices().at(0);
+  EXPECT_EQ(choice.engine_blocks, 2U);
+  EXPECT_EQ(choice.host_blocks, 0U) << "of those that the engine does not have";
+  EXPECT_EQ(choice.drive_blocks, 1U);
+  EXPECT_NEAR(choice.expected_if_none, 16 * kMillisecond, 1);
+  EXPECT_EQ(node->stats().choices_none, 1U);
+  EXPECT_EQ(node->stats().recomputed_blocks, 1U);
+
+  const auto whole = node->lookup(e, 5, 0, keys, now, 3);
+  EXPECT_EQ(whole.matched_blocks, 3U);
+  EXPECT_EQ(whole.disk_blocks, 0U);
+  EXPECT_EQ(whole.host_blocks, 3U) << "no drive is needed";
+  EXPECT_EQ(node->choices().size(), 1U) << "nothing to choose";
+
+  node->set_prefill(e, {0, 1e7, 0, 0});  // 160 ms for a block
+  const auto fast = node->lookup(e, 6, 0, keys, now, 2);
+  EXPECT_EQ(fast.matched_blocks, 3U);
+  EXPECT_EQ(fast.disk_blocks, 1U);
+  EXPECT_EQ(fast.host_blocks, 2U);
+}
+
 // Three blocks of 100 ms each: their reads are paid for once, whoever began them.
 TEST_F(NodeDiskTest, WhatIsOnItsWayFromADriveCostsOnlyTheRestOfTheWay) {
   const auto e = start_with_engine(16, 16);

@@ -94,7 +94,7 @@ void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_c
 }
 
 Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base, std::span<const key::BlockKey> keys,
-                          Nanos now) {
+                          Nanos now, std::uint32_t engine_blocks) {
   tell_time(now);
   Engine* engine = find_engine(handle);
   if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
@@ -105,6 +105,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
+  sequence->engine_blocks = engine_blocks;
   engine->announced -= std::exchange(sequence->announced, false);
   // Asked again, only the last answer counts.
   if (std::exchange(sequence->computing, false)) engine->computes_until -= sequence->compute;
