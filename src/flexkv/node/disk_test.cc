@@ -287,6 +287,31 @@ TEST_F(NodeDiskTest, ADriveThatIsOffEndsWhatLookupsPromise) {
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // nothing was lost
 }
 
+TEST_F(NodeDiskTest, WhoWaitsForADriveThatGoesOffGivesUpAndItsReadKeepsItsSlot) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  const auto reads = disk.reads;
+  ASSERT_EQ(reads.size(), 3U);
+  node->on_disk_overdue(reads[1].op, now);
+  EXPECT_TRUE(sent<proto::CopyCommand>(agents[0], 10).size() == 1) << "it is late, and may still come";
+  disk.off = 1;
+  node->on_disk_overdue(reads[1].op, now);
+  node->check_invariants();
+  end(reads[0]);
+  report(agents[0], 10);
+  EXPECT_EQ(failure(10), Reason::kDiskOff);
+  EXPECT_EQ(result(10)->good_blocks, 1U) << "what came before it";
+  EXPECT_EQ(node->disk_queues().fetches, 2U) << "the drives have their buffers";
+  node->on_disk_overdue(reads[1].op, now);
+  disk.off = 99;
+  end(reads[1]);
+  end(reads[2], DiskOutcome::kCanceled);
+  EXPECT_EQ(node->disk_queues().fetches, 0U);
+  EXPECT_EQ(lookup(e, 4, keys).disk_blocks, 1U) << "what was read all the same is there";
+}
+
 TEST_F(NodeDiskTest, ALoadThatIsGivenUpLetsItsReadsEndAndKeepsWhatTheyBrought) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 2);

@@ -216,6 +216,8 @@ class Node {
   // Of each drive so many slots may be used.
   void on_disk_opened(SpaceNumber space, std::span<const std::uint32_t> slots, Nanos now);
   void on_disk_done(std::span<const DiskResult> results, Nanos now);
+  // A read that has begun takes too long, or its drive went off. on_disk_done follows, however late.
+  void on_disk_overdue(DiskOp op, Nanos now);
   // A write that was told kLater may be tried again.
   void on_disk_ready(Nanos now);
 

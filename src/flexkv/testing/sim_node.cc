@@ -186,6 +186,10 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
     node_.on_disk_done({&result, 1}, loop_.now());
     after_call();
   };
+  callbacks.overdue = [this](node::DiskOp op) {
+    node_.on_disk_overdue(op, loop_.now());
+    after_call();
+  };
   callbacks.ready = [this] {
     node_.on_disk_ready(loop_.now());
     after_call();
