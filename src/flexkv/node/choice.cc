@@ -56,10 +56,18 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   space.index.collect(sequence.pin, kDiskTier, 0, disk);
   const std::uint64_t reach = slots_in_reach(space);
   const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
-  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
+  bool all_serve = true;
+  for (unsigned drive = 0; drive < disk_->port.drive_count(); ++drive) all_serve &= disk_->port.can_read(drive);
+  // Then only what there is no room for can be in the way.
+  if (all_serve)
+    at = std::max(at, host.begin() + static_cast<std::ptrdiff_t>(std::min<std::uint64_t>(room, host.size())));
+  while ((at = std::find(at, host.end(), index::kNoSlot)) != host.end()) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
-    if (!off && block < room) continue;
+    if (!off && block < room) {
+      ++at;
+      continue;
+    }
     found = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
     break;
   }
@@ -150,7 +158,8 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
     const plan::FlowRate& reads = disk_->reads[i];
     const double rate = reads.bytes_per_second() > 0 ? reads.bytes_per_second() : sum / known;
     const double waiting = static_cast<double>(reads.waiting_bytes()) + queued_bytes;
-    disk_->reading[i] = {rate, waiting / rate * static_cast<double>(kSecond), 0};
+    const double nanos_per_byte = static_cast<double>(kSecond) / rate;
+    disk_->reading[i] = {nanos_per_byte, waiting * nanos_per_byte, 0, 0};
   }
   return sum / known * drives;
 }
@@ -160,45 +169,60 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
 void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                           Purpose purpose) {
   enum class Where { kHost, kComing, kDrive };
+  const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
   auto& stretches = disk_->stretches;
   stretches.clear();
-  const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
   Where last = Where::kHost;
   double arrives = 0;
   double reading = 0;
+  // A drive reads what it is asked for one after the other: what a stretch takes is known at its end.
+  const auto end_stretch = [&] {
+    if (stretches.empty()) return;
+    for (Disk::Reading& drive : disk_->reading) {
+      if (drive.asked == 0) continue;
+      const double time = std::exchange(drive.asked, 0) * slot_bytes * drive.nanos_per_byte;
+      arrives = std::max(arrives, drive.free += time);
+      reading = std::max(reading, drive.own += time);
+    }
+    plan::Stretch& stretch = stretches.back();
+    stretch.arrives = arrives;
+    stretch.reading = reading;
+    (last == Where::kHost     ? choice.host_blocks
+     : last == Where::kComing ? choice.coming_blocks
+                              : choice.drive_blocks) += stretch.blocks;
+  };
   for (std::uint32_t i = 0; i < blocks; ++i) {
     Where here = Where::kHost;
+    unsigned number = 0;
+    const Fetch* fetch = nullptr;
     if (i >= choice.engine_blocks && disk_->host_slots[i] == index::kNoSlot) {
-      const unsigned number = space.disk_slots->drive_of(disk_->disk_slots[i]);
-      Disk::Reading& drive = disk_->reading[number];
-      const auto fetch = space.fetches.find(sequence.keys[i]);
-      const bool begun = fetch != space.fetches.end() && fetch->second.host != index::kNoSlot;
-      const bool queued =
-          fetch != space.fetches.end() && !begun && (!fetch->second.prefetch || purpose == Purpose::kPrefetch);
-      here = begun || queued ? Where::kComing : Where::kDrive;
-      double when = drive.free;
-      if (drive.bytes_per_second > 0) {
-        const auto read_time = [&](double bytes) {
-          return bytes / drive.bytes_per_second * static_cast<double>(kSecond);
-        };
-        if (here == Where::kDrive) {
-          when = drive.free += read_time(slot_bytes);
-          reading = std::max(reading, drive.own += read_time(slot_bytes));
-        }
-        if (begun) {
-          when = read_time(static_cast<double>(disk_->reads[number].waiting_bytes_until(fetch->second.position)));
-        }
-      }
-      arrives = std::max(arrives, when);
+      number = space.disk_slots->drive_of(disk_->disk_slots[i]);
+      fetch = space.fetches.empty() ? nullptr : on_its_way(space, sequence.keys[i], purpose);
+      here = fetch != nullptr ? Where::kComing : Where::kDrive;
     }
-    if (i == 0 || here != last) stretches.push_back({});
-    last = here;
+    if (i == 0 || here != last) {
+      end_stretch();
+      stretches.push_back({});
+      last = here;
+    }
     ++stretches.back().blocks;
-    stretches.back().arrives = arrives;
-    stretches.back().reading = reading;
-    if (i < choice.engine_blocks) continue;
-    ++(here == Where::kHost ? choice.host_blocks : here == Where::kComing ? choice.coming_blocks : choice.drive_blocks);
+    Disk::Reading& drive = disk_->reading[number];
+    if (here == Where::kDrive) ++drive.asked;
+    if (here != Where::kComing) continue;
+    const bool begun = fetch->host != index::kNoSlot;
+    const std::uint64_t waiting = begun ? disk_->reads[number].waiting_bytes_until(fetch->position) : 0;
+    arrives = std::max(arrives, begun ? static_cast<double>(waiting) * drive.nanos_per_byte : drive.free);
   }
+  end_stretch();
+  choice.host_blocks -= choice.engine_blocks;
+}
+
+// The block's fetch, if who asks need not ask for another: loads do not wait for prefetches that no drive has yet.
+const Node::Fetch* Node::on_its_way(const Space& space, const key::BlockKey& key, Purpose purpose) {
+  const auto found = space.fetches.find(key);
+  if (found == space.fetches.end()) return nullptr;
+  const Fetch& fetch = found->second;
+  return fetch.host != index::kNoSlot || !fetch.prefetch || purpose == Purpose::kPrefetch ? &fetch : nullptr;
 }
 
 // What it gives the engine to do: now, or when its blocks have come.

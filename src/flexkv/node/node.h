@@ -355,6 +355,7 @@ class Node {
   double look_at_drives(const Space& space, Purpose purpose);
   void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                       Purpose purpose);
+  static const Fetch* on_its_way(const Space& space, const key::BlockKey& key, Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
   void note_compute(Engine& engine, Sequence& sequence, const Served& served);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);

@@ -120,9 +120,10 @@ struct Node::Disk {
   std::vector<index::Slot> host_slots;
   std::vector<index::Slot> disk_slots;
   struct Reading {
-    double bytes_per_second = 0;
-    double free = 0;  // nanoseconds from now until it has read what it has to
-    double own = 0;   // of them, for the request in question
+    double nanos_per_byte = 0;
+    double free = 0;          // nanoseconds from now until it has read what it has to
+    double own = 0;           // of them, for the request in question
+    std::uint32_t asked = 0;  // blocks for it that are not counted yet
   };
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
