@@ -54,13 +54,12 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   const auto in_host = static_cast<std::uint32_t>(at - host.begin());
   disk.resize(sequence.matched);
   space.index.collect(sequence.pin, kDiskTier, 0, disk);
-  const std::uint64_t reach = slots_in_reach(space);
-  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
+  const std::uint32_t room = room_for_prompt(space);
   bool all_serve = true;
   for (unsigned drive = 0; drive < disk_->port.drive_count(); ++drive) all_serve &= disk_->port.can_read(drive);
   // Then only what there is no room for can be in the way.
   if (all_serve)
-    at = std::max(at, host.begin() + static_cast<std::ptrdiff_t>(std::min<std::uint64_t>(room, host.size())));
+    at = std::max(at, host.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(room, host.size())));
   while ((at = std::find(at, host.end(), index::kNoSlot)) != host.end()) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
@@ -96,6 +95,12 @@ std::uint64_t Node::slots_in_reach(const Space& space) const {
     if (other.get() != &space && idle(*other)) bytes += other->slots.slot_count() * other->slots.slot_bytes();
   }
   return space.slots.slot_count() + bytes / space.slots.slot_bytes();
+}
+
+// How many blocks of a prompt host memory can hold at once.
+std::uint32_t Node::room_for_prompt(const Space& space) const {
+  const std::uint64_t reach = slots_in_reach(space);
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0));
 }
 
 // Of the first `blocks`, whose slots are in the scratch vectors.

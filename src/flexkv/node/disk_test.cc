@@ -1,41 +1,12 @@
 // The node with drives that do what the test says.
-#include <map>
 #include <set>
 
 #include "flexkv/node/disk_slots.h"
+#include "flexkv/node/fake_drives.h"
 #include "flexkv/node/node_fixture.h"
 
 namespace flexkv::node {
 namespace {
-
-class FakeDrives : public DiskPort {
- public:
-  unsigned drive_count() const override { return 2; }
-  void open_space(SpaceNumber space, const SpaceName& name, std::uint64_t) override { spaces[space] = name; }
-  void close_space(SpaceNumber space) override { spaces.erase(space); }
-  void reset_space(SpaceNumber space) override { resets.push_back(space); }
-  void reset_closed_spaces(const std::optional<ModelName>& model) override { closed_resets.push_back(model); }
-  DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
-  DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
-  void cancel(DiskOp op) override { canceled.push_back(op); }
-  bool can_read(unsigned drive) const override { return drive != off; }
-  double write_pressure() const override { return pressure; }
-
-  DiskAdmission take(std::vector<DiskTransfer>& list, const DiskTransfer& transfer) {
-    if (admission == DiskAdmission::kQueued) list.push_back(transfer);
-    return admission;
-  }
-
-  std::map<SpaceNumber, SpaceName> spaces;
-  std::vector<SpaceNumber> resets;
-  std::vector<std::optional<ModelName>> closed_resets;
-  std::vector<DiskTransfer> writes;
-  std::vector<DiskTransfer> reads;
-  std::vector<DiskOp> canceled;
-  DiskAdmission admission = DiskAdmission::kQueued;
-  unsigned off = 99;
-  double pressure = 0;
-};
 
 class NodeDiskTest : public NodeTest {
  protected:

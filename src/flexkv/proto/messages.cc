@@ -87,7 +87,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kDiskBusy, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kPeerUnreachable, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -118,7 +118,9 @@ const char* reason_name(Reason reason) {
                                                                    "unlikely",
                                                                    "budget",
                                                                    "budget_low",
-                                                                   "disk_busy"};
+                                                                   "disk_busy",
+                                                                   "peer_busy",
+                                                                   "peer_unreachable"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 

@@ -138,8 +138,10 @@ enum class Reason : std::uint8_t {
   kBudget,           // not written to a drive: its budget of bytes to be written is used up for now
   kBudgetLow,        // not written to a drive: not used often enough for a budget that runs low
   kDiskBusy,         // not written to a drive: loads kept it busy
+  kPeerBusy,         // another node has it, and gives no more for now
+  kPeerUnreachable,  // another node has it, and does not answer
 };
-constexpr std::size_t kReasonCount = 27;
+constexpr std::size_t kReasonCount = 29;
 const char* reason_name(Reason reason);
 
 // client -> node
