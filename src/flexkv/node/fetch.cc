@@ -297,6 +297,25 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
   pump_disk();
 }
 
+// Who waits for a drive that is off gives up. (While it is on, each has a deadline of his own.) The slot stays taken
+// until the drive has let go of it.
+void Node::on_disk_overdue(DiskOp op, Nanos now) {
+  tell_time(now);
+  const auto found = disk_->ios.find(op);
+  if (found == disk_->ios.end() || found->second.write) return;
+  Space& space = *found->second.space;
+  if (disk_->port.can_read(space.disk_slots->drive_of(found->second.disk))) return;
+  Fetch& fetch = space.fetches.at(found->second.key);
+  const Fetch awaited_so_far = fetch;
+  fetch.waiters.clear();
+  fetch.loans.clear();
+  for (const Waiter& waiter : awaited_so_far.waiters) {
+    if (Job* job = waiting_job(waiter.job, waiter.at)) cut(waiter.job, *job, waiter.at, Reason::kDiskOff);
+  }
+  lend_without(awaited_so_far, Reason::kDiskOff);
+  pump_disk();
+}
+
 void Node::on_disk_ready(Nanos now) {
   tell_time(now);
   pump_disk();

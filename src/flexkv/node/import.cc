@@ -67,7 +67,8 @@ void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
     blocks = room - std::min(room, here);
     found.reason = Reason::kNoRoomToLoad;
   }
-  if (blocks == 0) return;
+  // What the engine has itself is not loaded.
+  if (blocks == 0 || here + blocks <= sequence.engine_blocks) return;
 
   bytes += static_cast<double>(more.blocks) * static_cast<double>(space.slots.slot_bytes());
   const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
@@ -90,6 +91,8 @@ void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
       question.stretches = stretches;
       question.block_tokens = engine.block_tokens;
       question.prompt_blocks = static_cast<std::uint32_t>(keys.size());
+      question.engine_blocks = sequence.engine_blocks;
+      question.engine_blocks = sequence.engine_blocks;
       question.prefill = engine.prefill;
       question.engine_free = from_now(engine.computes_until);
       question.arrivals = arrivals;

@@ -96,7 +96,7 @@ void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_c
 }
 
 Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base, std::span<const key::BlockKey> keys,
-                          Nanos now) {
+                          Nanos now, std::uint32_t engine_blocks) {
   tell_time(now);
   Engine* engine = find_engine(handle);
   if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
@@ -107,6 +107,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
+  sequence->engine_blocks = std::min(engine_blocks, static_cast<std::uint32_t>(sequence->keys.size()));
   engine->announced -= std::exchange(sequence->announced, false);
   // Asked again, only the last answer counts.
   if (std::exchange(sequence->computing, false)) engine->computes_until -= sequence->compute;

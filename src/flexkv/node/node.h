@@ -111,11 +111,13 @@ struct Choice {
   EngineHandle engine = 0;
   SequenceId sequence = 0;
   std::uint32_t prompt_blocks = 0;
-  // Of those found, in a row from the first one: in host memory, on the way there, on drives only.
+  // Of those found, in a row from the first one: leading ones that the engine has itself, and of the others those in
+  // host memory, on the way there, on drives only.
+  std::uint32_t engine_blocks = 0;
   std::uint32_t host_blocks = 0;
   std::uint32_t coming_blocks = 0;
   std::uint32_t drive_blocks = 0;
-  std::uint32_t chosen_blocks = 0;  // to load
+  std::uint32_t chosen_blocks = 0;  // to load, less those that the engine has
   Basis basis = Basis::kCost;
   double read_bytes_per_second = 0;  // of all drives
   double read_wait = 0;              // until the drives have read what they were asked for before
@@ -124,6 +126,8 @@ struct Choice {
   double expected = 0;               // until the prompt is computed; 0: not known
   double expected_if_all = 0;        // was loaded
   double expected_if_none = 0;
+
+  std::uint32_t found_blocks() const { return engine_blocks + host_blocks + coming_blocks + drive_blocks; }
 };
 
 struct NodeStats {
@@ -131,7 +135,7 @@ struct NodeStats {
   std::uint64_t lookups = 0;
   std::uint64_t blocks_queried = 0;
   std::uint64_t blocks_hit = 0;
-  std::uint64_t disk_blocks_hit = 0;    // of them, only on drives
+  std::uint64_t disk_blocks_hit = 0;    // of them, to be read from drives
   std::uint64_t remote_blocks_hit = 0;  // and only beyond the machine
   std::uint64_t blocks_saved = 0;
   std::uint64_t blocks_evicted = 0;
@@ -178,15 +182,16 @@ class Node {
   struct Lookup {
     std::uint32_t matched_blocks = 0;
     Reason reason = Reason::kNone;  // of the first block that is missing
-    std::uint32_t disk_blocks = 0;  // of those matched, not in host memory so far: on drives, or beyond the machine
-    std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
+    std::uint32_t disk_blocks = 0;  // of those matched, to be read from drives or from beyond the machine
+    std::uint32_t host_blocks = 0;  // leading ones of those matched that need neither
     // Leading ones that need no describe(), which may be more than are matched: all, if nobody follows.
     std::uint32_t described_blocks = 0;
     std::uint32_t remote_blocks = 0;  // of disk_blocks, those beyond the machine: the last ones matched
   };
-  // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
+  // `keys` continue the sequence's chain at block `base`, of which the engine has the first `engine_blocks` itself and
+  // will not load them. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
-                Nanos now);
+                Nanos now, std::uint32_t engine_blocks = 0);
   // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
   // to the client; a reason other than kNone means that nothing was queued.
   Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
@@ -224,6 +229,8 @@ class Node {
   // Of each drive so many slots may be used.
   void on_disk_opened(SpaceNumber space, std::span<const std::uint32_t> slots, Nanos now);
   void on_disk_done(std::span<const DiskResult> results, Nanos now);
+  // A read that has begun takes too long, or its drive went off. on_disk_done follows, however late.
+  void on_disk_overdue(DiskOp op, Nanos now);
   // A write that was told kLater may be tried again.
   void on_disk_ready(Nanos now);
 
@@ -378,6 +385,7 @@ class Node {
   double look_at_drives(const Space& space, Purpose purpose);
   void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                       Purpose purpose);
+  static const Fetch* on_its_way(const Space& space, const key::BlockKey& key, Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
   void note_compute(Engine& engine, Sequence& sequence, const Served& served);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);

@@ -179,9 +179,10 @@ struct Node::Disk {
   std::vector<index::Slot> host_slots;
   std::vector<index::Slot> disk_slots;
   struct Reading {
-    double bytes_per_second = 0;
-    double free = 0;  // nanoseconds from now until it has read what it has to
-    double own = 0;   // of them, for the request in question
+    double nanos_per_byte = 0;
+    double free = 0;          // nanoseconds from now until it has read what it has to
+    double own = 0;           // of them, for the request in question
+    std::uint32_t asked = 0;  // blocks for it that are not counted yet
   };
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
@@ -210,15 +211,16 @@ struct Node::Sequence {
   std::uint32_t carried_end = 0;
   // What the engine calls its blocks, as far as it said so.
   std::vector<events::DescriptionRef> descriptions;
-  std::uint32_t described = 0;  // leading blocks found to be so in the index
-  bool counted = false;         // in the lookup statistics
-  std::uint32_t found = 0;      // blocks, by the first lookup
-  bool announced = false;       // by a prefetch, and not looked up yet
-  std::uint64_t choice = 0;     // the number of its latest one, from 1 on
-  Nanos arrives = 0;            // what it is to load, in host memory
-  Nanos compute = 0;            // what its engine has to do for it, then
-  bool computing = false;       // that is part of its engine's computes_until
-  bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
+  std::uint32_t described = 0;      // leading blocks found to be so in the index
+  std::uint32_t engine_blocks = 0;  // leading ones that its engine has itself, by the last lookup
+  bool counted = false;             // in the lookup statistics
+  std::uint32_t found = 0;          // blocks, by the first lookup
+  bool announced = false;           // by a prefetch, and not looked up yet
+  std::uint64_t choice = 0;         // the number of its latest one, from 1 on
+  Nanos arrives = 0;                // what it is to load, in host memory
+  Nanos compute = 0;                // what its engine has to do for it, then
+  bool computing = false;           // that is part of its engine's computes_until
+  bool leased = false;              // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 

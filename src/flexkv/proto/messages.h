@@ -150,6 +150,7 @@ struct LookupRequest {
   SequenceId sequence = 0;
   std::uint32_t base = 0;  // keys the client has sent before
   std::vector<key::BlockKey> keys;
+  std::uint32_t engine_blocks = 0;  // leading ones that the engine has itself, and will not load
 };
 struct TransferRequest {
   bool save = false;
@@ -186,8 +187,8 @@ struct LookupReply {
   std::uint64_t request = 0;
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
-  std::uint32_t disk_blocks = 0;       // of the matched ones, only on drives so far
-  std::uint32_t host_blocks = 0;       // leading ones of the matched that are all in host memory
+  std::uint32_t disk_blocks = 0;       // of the matched ones, to be read from drives
+  std::uint32_t host_blocks = 0;       // leading ones of the matched for which no drive is needed
   std::uint32_t described_blocks = 0;  // leading ones that need no DescribeRequest
 };
 struct JobResult {

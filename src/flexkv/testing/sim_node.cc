@@ -87,7 +87,8 @@ void SimNode::drop(const std::shared_ptr<ClientLink>& link) {
 }
 
 proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
-  const auto found = node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now());
+  const auto found =
+      node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now(), request.engine_blocks);
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
   return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
@@ -185,6 +186,10 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
   };
   callbacks.done = [this](const node::DiskResult& result) {
     node_.on_disk_done({&result, 1}, loop_.now());
+    after_call();
+  };
+  callbacks.overdue = [this](node::DiskOp op) {
+    node_.on_disk_overdue(op, loop_.now());
     after_call();
   };
   callbacks.ready = [this] {
