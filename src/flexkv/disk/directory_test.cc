@@ -63,6 +63,15 @@ TEST_F(DirectoryTest, WhatIsNoCacheIsRefusedAndStaysAsItIs) {
   EXPECT_EQ(pid, "4711");
 }
 
+TEST_F(DirectoryTest, ASecretThatIsGivenReplacesTheStoredOne) {
+  const Secret own = Home::open({path_}).value().secret;
+  Secret given{};
+  given.fill(9);
+  EXPECT_EQ(Home::open({path_}, false, given).value().secret, given);
+  EXPECT_EQ(Home::open({path_}).value().secret, given) << "stored, for a start without it";
+  EXPECT_NE(own, given);
+}
+
 TEST_F(DirectoryTest, ASecretOrAHeaderMakesACache) {
   make_cache();
   EXPECT_TRUE(inspect(path_).ok());
