@@ -24,7 +24,7 @@ def peer_table(cluster: Mapping[str, Any]) -> Table:
             cells.duration(number(peer, "silent_s")),
             cells.count(number(peer, "blocks")),
             cells.size(number(peer, "waiting_bytes")),
-            cells.rate(number(peer, "read_bytes_per_s"), 0, 1),
+            cells.rate(number(peer, "read_bytes_per_s") or None, 0, 1),  # 0: not known
             "not asked for a while: it did not answer" if peer.get("resting") else "",
         )
     return table
