@@ -62,7 +62,8 @@ def cluster_families(status: Mapping[str, Any]) -> Iterator[Metric]:
         if is_number(part.get("under_way")):
             doc = f"Reads {whom} under way"
             families.append(GaugeMetricFamily(f"flexkv_cluster_{flow}_under_way", doc, value=part["under_way"]))
-    ended = CounterMetricFamily("flexkv_cluster_read_ended", "Reads from other nodes, by how they ended", labels=["how"])
+    doc = "Reads from other nodes, by how they ended"
+    ended = CounterMetricFamily("flexkv_cluster_read_ended", doc, labels=["how"])
     for how, count in mapping(mapping(cluster, "read"), "ended").items():
         if is_number(count):
             ended.add_metric([str(how)], count)

@@ -192,7 +192,7 @@ def test_the_engine_goes_on_when_the_other_node_is_killed(
     expected = outputs(run_both(EngineConfig(flexkv=True), plain).baseline)
     a, b = cluster.machine("a"), cluster.machine("b")
     assert outputs(a.run(tiny_model, tmp_path / "on a", plain)) == expected
-    # In the background, a moment after the next step began: so the kill comes while b reads, or a little before or after.
+    # In the background, a moment after the next step began: the kill comes while b reads, or a little before or after.
     kill = {"op": "run", "argv": ["sh", "-c", f"sleep 0.05; kill -KILL {a.process.pid}"], "background": True}
     half = len(plain) // 2
     steps = [*once_it_knows(b, _BLOCKS), *plain[:half], kill, *plain[half:]]

@@ -156,7 +156,7 @@ def reset(
     name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make the nodes of this machine, and their clusters, forget all blocks: after the weights of a model changed under its name."""
+    """Make the nodes of this machine, and their clusters, forget all blocks: after a model's weights changed."""
     reset_nodes.run(name, config)
 
 

@@ -34,7 +34,7 @@ def show(as_json: bool, name: str | None, config: Path | None) -> None:
             console().print(_view(str(node), cluster))
     if not in_cluster:
         if found:
-            fail(f"no node in {runtime_dir} is in a cluster; see enable_p2p_cpu in docs/operations/cluster.md", EXIT_NO_NODE)
+            fail(f"no node in {runtime_dir} is in a cluster (enable_p2p_cpu, docs/operations/cluster.md)", EXIT_NO_NODE)
         fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
     raise typer.Exit(EXIT_FAILED if report.unreachable else 0)
 
@@ -58,7 +58,7 @@ def reset(name: str | None, config: Path | None) -> None:
             typer.echo(f"flexkv: {path}: {error}", err=True)
             failed = True
         else:
-            typer.echo(f"node {path.stem} has asked its cluster to forget all blocks; each node does when it hears of it")
+            typer.echo(f"node {path.stem} has asked its cluster to forget all blocks; each node does once it hears it")
     raise typer.Exit(EXIT_FAILED if failed else 0)
 
 
@@ -66,4 +66,5 @@ def _view(node: str, cluster: Mapping[str, Any]) -> RenderableType:
     who, of = cluster.get("node", cells.DASH), cluster.get("name", cells.DASH)
     where = cluster.get("address") or "nowhere"
     title = Text.assemble("node ", (node, "bold"), f"  is {who} of cluster {of}, listens at {where}")
-    return Group(title, *(Padding(part, (1, 0, 0, 0)) for part in (peer_table(cluster), Group(*cluster_lines(cluster)))), "")
+    parts = peer_table(cluster), Group(*cluster_lines(cluster))
+    return Group(title, *(Padding(part, (1, 0, 0, 0)) for part in parts), "")

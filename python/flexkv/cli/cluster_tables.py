@@ -34,8 +34,8 @@ def cluster_lines(cluster: Mapping[str, Any]) -> list[Text]:
     directory = mapping(cluster, "directory")
     lines = [
         Text(
-            f"directory: knows {cells.count(number(directory, 'blocks'))} blocks of {len(entries(cluster, 'peers'))} other "
-            f"nodes in {cells.size(number(directory, 'memory_bytes'))}, tells of "
+            f"directory: knows {cells.count(number(directory, 'blocks'))} blocks of {len(entries(cluster, 'peers'))} "
+            f"other nodes in {cells.size(number(directory, 'memory_bytes'))}, tells of "
             f"{cells.count(number(directory, 'told_blocks'))}"
         )
     ]

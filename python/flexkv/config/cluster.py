@@ -24,8 +24,8 @@ class ClusterSettings:
     enable_p2p_cpu: bool = setting(
         switch(),
         False,
-        "This node is one of a cluster: it reads blocks of other nodes, and they read those in its host memory. Needs Redis "
-        "and cluster_secret_file (docs/operations/cluster.md).",
+        "This node is one of a cluster: it reads blocks of other nodes, and they read those in its host memory. "
+        "Needs Redis and cluster_secret_file (docs/operations/cluster.md).",
         topic=_TOPIC,
     )
     enable_p2p_ssd: bool = setting(
@@ -37,8 +37,8 @@ class ClusterSettings:
     cluster_secret_file: str = setting(
         text("a path", r".{1,4096}"),
         "",
-        "File with what all nodes of the cluster know and nobody else does, 32 characters or more (`openssl rand -base64 48`), "
-        "which only its owner may read (chmod 600). The same at all nodes: keys of blocks depend on it.",
+        "File with what all nodes of the cluster know and nobody else does, 32 characters or more "
+        "(`openssl rand -base64 48`), which only its owner may read (chmod 600). The same at all nodes: keys of blocks depend on it.",
         topic=_TOPIC,
         default_text="none",
     )
@@ -85,7 +85,8 @@ class ClusterSettings:
     node_ttl_seconds: int = setting(
         integer(3, 3600),
         30,
-        "So long after its last sign of life a node's blocks are not found any more. It gives three signs in that time.",
+        "So long after its last sign of life a node's blocks are not found any more. It gives three signs in "
+        "that time.",
         topic=_TOPIC,
     )
 
@@ -122,13 +123,13 @@ def cluster_problems(settings: Settings) -> list[str]:
     asked = "enable_p2p_cpu" if settings.enable_p2p_cpu else "enable_p2p_ssd"
     if not settings.cluster_secret_file:
         found.append(
-            f"cluster_secret_file: needed with {asked} ({settings.origin(asked)}): nodes trust only who knows the cluster's "
-            "secret. Make one with `(umask 077; openssl rand -base64 48 > FILE)` and give the same file to all nodes"
+            f"cluster_secret_file: needed with {asked} ({settings.origin(asked)}): nodes trust only who knows "
+            "the cluster's secret. Make one with `(umask 077; openssl rand -base64 48 > FILE)` and give the same file to all nodes"
         )
     if _is_wildcard(settings.local_ip):
         found.append(
-            f"local_ip: wrong value {settings.show('local_ip')} from {settings.origin('local_ip')}; allowed: the address by "
-            "which the other nodes reach this machine, not one that stands for all of its addresses"
+            f"local_ip: wrong value {settings.show('local_ip')} from {settings.origin('local_ip')}; allowed: the address "
+            "by which the other nodes reach this machine, not one that stands for all of its addresses"
         )
     return found
 
@@ -139,8 +140,8 @@ def unreachable_for_others(settings: Settings) -> list[str]:
     if not in_cluster(settings) or alone or not _is_loopback(settings.local_ip):
         return []
     return [
-        f"local_ip: with {settings.local_ip} from {settings.origin('local_ip')} no other machine can read from this node, though "
-        f"Redis is at {settings.redis_host}; give this machine's address (FLEXKV_LOCAL_IP)"
+        f"local_ip: with {settings.local_ip} from {settings.origin('local_ip')} no other machine can read from this "
+        f"node, though Redis is at {settings.redis_host}; give this machine's address (FLEXKV_LOCAL_IP)"
     ]
 
 
