@@ -232,6 +232,11 @@ class Deployment:
 
         return dict(json.loads(_core.query_status(str(self._runtime / f"{_NODE}.sock"))))
 
+    def lines_with(self, text: str) -> list[str]:
+        """Of all logs."""
+        logs = [log.read_text(errors="replace") for log in self._directory.glob("*.log")]
+        return [line for log in logs for line in log.splitlines() if text in line]
+
     def logs(self) -> str:
         return "\n".join(
             f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self._directory.glob("*.log")

@@ -23,8 +23,8 @@ Steps are objects with `op`:
             until there is a file `until`; every time they must be the same
   status    writes the status of the node in FLEXKV_RUNTIME_DIR to the file `path`
   die_in_writes  from now on, beside the steps that follow: as soon as drives have writes of the node at `socket` (none given:
-            of the engine's own), the status that says so goes to the file `path`, and this process is killed with SIGKILL,
-            after the processes `also`. The results are those so far
+            of the engine's own), and have written `written` blocks before, the status that says so goes to the file `path`, and
+            this process is killed with SIGKILL, after the processes `also`. The results are those so far
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def die_in_writes(step: dict[str, Any]) -> None:
                 except RuntimeError:  # it has not begun yet
                     continue
                 fields = json.loads(status)
-                if fields["queues"]["disk_writes"] > 0 and any(drive["queued"] for drive in fields["disk"]["drives"]):
+                drives = fields["disk"]["drives"]
+                under_way = fields["queues"]["disk_writes"] > 0 and any(drive["queued"] for drive in drives)
+                if under_way and sum(drive["blocks_written"] for drive in drives) >= step["written"]:
                     for pid in step.get("also", ()):
                         os.kill(pid, signal.SIGKILL)
                     said.write(status.encode())

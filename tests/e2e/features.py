@@ -2,7 +2,7 @@
 
 usage: python tests/e2e/features.py [REPORT.xml]
 
-Prints the tables of docs/engines/vllm.md; `tests/python/test_docs.py` holds the page to them, and them to tests that exist.
+Prints the table of docs/engines/vllm.md; `tests/python/test_docs.py` holds the page to it, and it to tests that exist.
 With a report (`pytest tests/e2e --junit-xml REPORT.xml`) each row says how its tests ended.
 """
 
@@ -112,78 +112,17 @@ FEATURES: list[tuple[str, str, list[str]]] = [
     ),
 ]
 
-# What any cache for vLLM should be asked: (question, tests)
-ACCEPTANCE: list[tuple[str, list[str]]] = [
-    (
-        "vLLM's connector hands its 17 methods on to us, and says what to install without us",
-        ["test_upstream_contract.py"],
-    ),
-    (
-        "outputs equal with hits: TP 2, PP 2, MLA, FP8, asynchronous scheduling; head-major blocks (CPUs), token-major ones and "
-        "full CUDA graphs: `docs/gpu.md`, by hand",
-        [_STOCK, "test_vllm_pipeline.py", "test_vllm_shards.py"],
-    ),
-    (
-        "a failed load: computed again, or its request ended; never garbage",
-        [
-            "test_vllm_daemon.py::test_injected_load_failures_are_recomputed",
-            "test_vllm_daemon.py::test_a_load_that_fails_under_asynchronous_scheduling_does_not_end_the_engine",
-            f"{_GROUPS}::test_failed_loads_are_recomputed",
-            "test_vllm_requests.py::test_a_failed_load_ends_its_request_and_no_other",
-        ],
-    ),
-    (
-        "preemption while loads and saves are under way",
-        [f"{_STOCK}::test_preemption_storm", f"{_GROUPS}::test_preemption_storm"],
-    ),
-    (
-        "aborts while loading: blocks come back",
-        [f"{_STOCK}::test_abort_while_loading", f"{_STOCK}::test_whole_pool_is_usable_after_aborts"],
-    ),
-    (
-        "adapters, salts, images, embeddings: no hit across",
-        [
-            "test_vllm_lora.py::test_no_cross_hit",
-            f"{_STOCK}::test_salts_do_not_share",
-            "test_vllm_images.py::test_equal_placeholders_share_nothing",
-            "test_vllm_requests.py::test_embeddings_never_match_by_the_tokens_they_stand_in_for",
-        ],
-    ),
-    (
-        "weights changed, and a reset: nothing old is found",
-        ["test_vllm_sleep.py::test_a_reset_makes_blocks_of_old_weights_unreachable"],
-    ),
-    (
-        "beside another connector (MultiConnector); with NIXL and Dynamo's PdConnector **not run**",
-        ["test_vllm_multi.py", "test_saves.py::test_a_save_is_canceled_before_another_connector_loads_into_its_block"],
-    ),
-    ("hybrid models through the full connector: windows served, states left alone", [_GROUPS, "test_vllm_states.py"]),
-    (
-        "killed engines and daemons leave nothing behind",
-        [
-            "test_vllm_daemon.py::test_engine_killed_and_started_again",
-            "test_vllm_ssd.py::test_engine_killed_while_it_writes",
-        ],
-    ),
-    ("two engines on a machine", ["test_vllm_daemon.py::test_second_engine_hits_what_the_first_stored"]),
-    ("cost on the scheduler's thread: `bench/scheduler_cost.py`, by hand (docs/benchmarks.md)", []),
-]
-
-
-def tables(outcome: Callable[[list[str]], str] | None = None) -> str:
+def table(outcome: Callable[[list[str]], str] | None = None) -> str:
     """`outcome`: how tests ended, as a column more."""
     last, rule = (" | outcome |", " --- |") if outcome else (" |", "")
     lines = [f"| feature | with FlexKV | tests (tests/e2e){last}", f"| --- | --- | --- |{rule}"]
     for feature, fate, tests in FEATURES:
         lines.append(f"| {feature} | {fate} | {_names(tests)} |" + (f" {outcome(tests)} |" if outcome else ""))
-    lines += ["", f"| asked of a cache for vLLM | tests (tests/e2e){last}", f"| --- | --- |{rule}"]
-    for question, tests in ACCEPTANCE:
-        lines.append(f"| {question} | {_names(tests)} |" + (f" {outcome(tests)} |" if outcome else ""))
     return "\n".join(lines) + "\n"
 
 
 def named_tests() -> set[str]:
-    return {test for *_, tests in (*FEATURES, *ACCEPTANCE) for test in tests}
+    return {test for *_, tests in FEATURES for test in tests}
 
 
 def _names(tests: list[str]) -> str:
@@ -206,4 +145,4 @@ def _outcome(report: Path) -> Callable[[list[str]], str]:
 
 
 if __name__ == "__main__":
-    print(tables(_outcome(Path(sys.argv[1])) if len(sys.argv) > 1 else None), end="")
+    print(table(_outcome(Path(sys.argv[1])) if len(sys.argv) > 1 else None), end="")

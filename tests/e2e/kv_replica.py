@@ -1,7 +1,8 @@
 """A router's view of one engine's or daemon's caches, from its KV events alone.
 
-`kv_replica.py REPLAY_ENDPOINT OUT`: asks the publisher for all that it has published, and the node in
-FLEXKV_RUNTIME_DIR for its status, until both agree or 10 seconds are over, and writes what both say to OUT as JSON."""
+`kv_replica.py REPLAY_ENDPOINT OUT [NODE]`: asks the publisher for all that it has published, and the node in
+FLEXKV_RUNTIME_DIR, that of this name where there are several, for its status, until both agree or 10 seconds are over, and
+writes what both say to OUT as JSON."""
 
 from __future__ import annotations
 
@@ -103,13 +104,13 @@ def _status(socket: str) -> dict[str, int]:
     }
 
 
-def main(endpoint: str, out: str) -> None:
+def main(endpoint: str, out: str, node_name: str = "*") -> None:
     deadline = time.monotonic() + 10
     while True:
         replica = Replica()
         for seq, batch in replay(endpoint):
             replica.apply(seq, batch)
-        (socket,) = Path(os.environ["FLEXKV_RUNTIME_DIR"]).glob("*.sock")
+        (socket,) = Path(os.environ["FLEXKV_RUNTIME_DIR"]).glob(f"{node_name}.sock")
         node = _status(str(socket))
         seen = {medium: len(replica.blocks[medium]) for medium in node}
         if seen == node or time.monotonic() > deadline:

@@ -141,3 +141,5 @@ def test_when_a_worker_dies_the_other_goes_on_with_what_it_kept(
         assert service.ask(SURVIVES).tokens == expected["survives"][0]
     assert service.workers[0].hits - before == Hits(own=2 * whole_blocks(LONG), flexkv=whole_blocks(LONG))
     service.deployment.wait_until(lambda: len(service.deployment.node_status()["engines"]) == 1)
+    # What Dynamo says of events that its router cannot use.
+    assert not service.deployment.lines_with("not published")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import signal
 import subprocess
@@ -140,48 +141,55 @@ def test_a_daemon_and_its_engine_say_the_same(
     assert (after["node"]["CPU"], after["cleared"]) == (0, 2)
 
 
-def test_each_data_parallel_rank_tells_what_it_can_load(tiny_model: Path, tmp_path: Path) -> None:
-    events, replay = free_port(), free_port()  # of the first rank; vLLM adds the rank to them
-    publisher = {
-        "enable_kv_cache_events": True,
-        "publisher": "zmq",
-        "endpoint": f"tcp://127.0.0.1:{events}",
-        "replay_endpoint": f"tcp://127.0.0.1:{replay}",
-    }
+def of_two_ranks(directory: Path, nodes: list[str]) -> tuple[tuple[tuple[str, Any], ...], list[dict[str, Any]]]:
+    """Arguments for an engine with two data-parallel ranks, and steps: the first answers one prompt, the second that and
+    another one, then each is compared with its node."""
+    endpoint, replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))  # vLLM adds the rank to the port
+    publisher = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint, "replay_endpoint": replay}
+    arguments = (("data_parallel_size", 2), ("kv_events_config", publisher))
 
     def asked(name: str, rank: int, ids: list[int]) -> dict[str, Any]:
         return {"op": "generate", "name": name, "rank": rank, "prompt": ids, "max_tokens": 12}
 
     def told_by(rank: int) -> list[dict[str, Any]]:
-        port = replay + rank
-        script = [sys.executable, "-P", str(_HERE / "kv_replica.py"), f"tcp://127.0.0.1:{port}", str(tmp_path / str(rank))]
-        return [asked(f"next step {rank}", rank, prompt("short", 5)), {"op": "run", "argv": script}]
+        port = int(replay.rpartition(":")[2]) + rank
+        script = [sys.executable, "-P", str(_HERE / "kv_replica.py"), f"tcp://127.0.0.1:{port}"]
+        argv = [*script, str(directory / str(rank)), nodes[rank]]
+        return [asked(f"next step {rank}", rank, prompt("short", 5)), {"op": "run", "argv": argv}]
 
     settled = {"op": "settle", "seconds": 0.3}
-    steps = [
-        asked("computed", 0, prompt("first", LONG)),
-        settled,
-        asked("loaded", 1, prompt("first", LONG)),
-        asked("other", 1, prompt("other", LONG)),
-        settled,
-        *told_by(0),
-        *told_by(1),
-    ]
+    steps = [asked("first", 0, prompt("first", LONG)), settled, asked("first again", 1, prompt("first", LONG))]
+    steps += [asked("other", 1, prompt("other", LONG)), settled, *told_by(0), *told_by(1)]
+    return arguments, steps
+
+
+_BLOCKS = (LONG + 12 - 1) // BLOCK
+
+
+def test_data_parallel_ranks_at_a_daemon_tell_what_each_of_them_saved(tiny_model: Path, tmp_path: Path) -> None:
+    arguments, steps = of_two_ranks(tmp_path, ["shared", "shared"])
     with daemon(tmp_path) as environment:
-        config = EngineConfig(
-            flexkv=True,
-            full=True,
-            in_process=False,
-            environment=environment,
-            more=(("data_parallel_size", 2), ("kv_events_config", publisher)),
-        )
+        config = EngineConfig(flexkv=True, full=True, in_process=False, environment=environment, more=arguments)
         said = run_program("data_parallel_child.py", config, tiny_model, steps, tmp_path / "engine")
-    assert said["loaded"] == said["computed"]
+    assert said["first again"] == said["first"]
     for rank in range(2):
-        # Also what the other rank has saved, which this one's GPU events do not know.
+        # What the other rank has saved, this one's GPU events do not know.
         result = told(tmp_path / str(rank), on_gpu=False)
         assert result["ranks"] == [str(rank)]
-        assert result["node"]["CPU"] == 2 * ((LONG + 12 - 1) // BLOCK)
+        assert result["node"]["CPU"] == 2 * _BLOCKS
+
+
+def test_data_parallel_ranks_have_nodes_of_their_own_otherwise(tiny_model: Path, tmp_path: Path) -> None:
+    names = ["engine-" + hashlib.sha256(f"e2e_dp{rank}".encode()).hexdigest()[:24] for rank in range(2)]
+    arguments, steps = of_two_ranks(tmp_path, names)
+    config = EngineConfig(flexkv=True, full=True, in_process=False)
+    transfer = config.llm_arguments(tiny_model)["kv_transfer_config"] | {"engine_id": "e2e"}
+    config = dataclasses.replace(config, more=(*arguments, ("kv_transfer_config", transfer)))
+    said = run_program("data_parallel_child.py", config, tiny_model, steps, tmp_path / "engine")
+    assert said["first again"] == said["first"]
+    for rank in range(2):
+        result = told(tmp_path / str(rank))
+        assert (result["ranks"], result["node"]["CPU"]) == ([str(rank)], (1 + rank) * _BLOCKS)
 
 
 def test_blocks_of_an_earlier_run_are_told_when_a_request_finds_them(tiny_model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _PROMPTS = 6
 # A block of the tiny model takes 32 KiB on a host, so this holds 64 of them: three prompts (of 20), and not six. A prompt
 # less would do, but what waits to be written is kept, and nothing waits for it.
 _POOL = "2MB"
-_KILLS = 4
+_KILLS = 3
 _DAEMON_KILLS = 12
 
 
@@ -156,7 +156,8 @@ def test_engine_killed_while_it_writes(tiny_model: Path, tmp_path: Path, run_bot
         # Without a moment of rest, and at another place each time.
         before = [step for step in steps[: 3 * kill] if step["op"] != "settle"]
         said = tmp_path / f"status {kill}"
-        dying = [*before, {"op": "die_in_writes", "path": str(said)}, churn(tmp_path / "never")]
+        end = {"op": "die_in_writes", "path": str(said), "written": 8 * (kill + 1)}
+        dying = [*before, end, churn(tmp_path / "never")]
         config = EngineConfig(flexkv=True, killed=True, in_process=kill % 2 == 0, environment=environment)
         died = run_engine(config, tiny_model, dying, tmp_path / f"dying {kill}")
         assert outputs(died) == {name: expected[name] for name in died}
@@ -192,7 +193,8 @@ def test_daemon_and_engine_killed_while_they_write(tiny_model: Path, tmp_path: P
     for kill in range(_KILLS):
         said = tmp_path / f"status {kill}"
         with daemon_over_drives(runtime, drives) as daemon:
-            end = {"op": "die_in_writes", "socket": str(runtime / "default.sock"), "also": [daemon.pid], "path": str(said)}
+            node = {"socket": str(runtime / "default.sock"), "also": [daemon.pid]}
+            end = {"op": "die_in_writes", "path": str(said), "written": 8 * (kill + 1)} | node
             dying = [*(step for step in steps[: 3 * kill] if step["op"] != "settle"), end, churn(tmp_path / "never")]
             config = EngineConfig(flexkv=True, killed=True, in_process=kill % 2 == 0, environment=environment)
             died = run_engine(config, tiny_model, dying, tmp_path / f"engine {kill}")
@@ -220,7 +222,7 @@ def test_daemon_killed_again_and_again_while_it_writes(tiny_model: Path, tmp_pat
             for kill in range(_DAEMON_KILLS):
                 with daemon_over_drives(runtime, drives) as daemon:
                     # Not always among the first ones; and nothing comes between the look and the kill.
-                    while not writing(status := status_of(runtime)) or written(status) < 4 * kill:
+                    while not writing(status := status_of(runtime)) or written(status) < 4 * (kill + 1):
                         assert not engine.done(), engine.result()
                     daemon.kill()
                 assert kill == 0 or status["disk"]["recovered_blocks"] > 0

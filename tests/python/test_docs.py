@@ -10,17 +10,32 @@ import pytest
 _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT / "tests/e2e"))
 
-from features import named_tests, tables
+import acceptance
+import features
+
+_IN_CI = {test for row in acceptance.ROWS for test in row.in_ci}
+_WITH_SGLANG = {test for row in acceptance.ROWS for test in row.with_sglang}
+_WITH_NIXL = {test for row in acceptance.ROWS for test in row.with_nixl}
 
 
-def test_vllm_page_has_the_tables() -> None:
-    page = (_ROOT / "docs/engines/vllm.md").read_text()
-    for line in tables().splitlines():
-        assert line in page, "print them anew: python tests/e2e/features.py"
+def test_pages_have_the_tables() -> None:
+    for page, printed in (("vllm.md", features), ("README.md", acceptance)):
+        text = (_ROOT / "docs/engines" / page).read_text()
+        for line in printed.table().splitlines():
+            assert line in text, f"print it anew: python {printed.__file__}"
 
 
-@pytest.mark.parametrize("name", sorted(named_tests()))
+@pytest.mark.parametrize("name", sorted({f"e2e/{test}" for test in features.named_tests()} | _IN_CI | _WITH_SGLANG | _WITH_NIXL))
 def test_named_tests_exist(name: str) -> None:
-    file, _, test = name.partition("::")
-    source = (_ROOT / "tests/e2e" / file).read_text()
+    source, test = _source(name), name.partition("::")[2]
     assert f"def {test}(" in source if test else "def test_" in source
+
+
+def test_named_tests_run_where_the_table_says() -> None:
+    for name in _IN_CI | _WITH_SGLANG | _WITH_NIXL:
+        assert (name in _WITH_SGLANG) == any(mark in _source(name) for mark in ("SGLANG_PYTHON", '"SGLang is not')), name
+        assert (name in _WITH_NIXL) == ("DYNAMO_DISAGGREGATED" in _source(name)), name
+
+
+def _source(name: str) -> str:
+    return (_ROOT / "tests" / name.partition("::")[0]).read_text()
