@@ -19,10 +19,11 @@ bool failed(StoreOutcome outcome) { return outcome == StoreOutcome::kFailed || o
 
 }  // namespace
 
-Dispatch::Dispatch(DispatchLimits limits, Store& store, std::uint64_t seed)
+Dispatch::Dispatch(DispatchLimits limits, Store& store, std::uint64_t seed, std::function<void()> switched)
     : limits_(limits),
       store_(store),
       random_(seed),
+      switched_(std::move(switched)),
       directions_{Direction{file::Breaker(limits.breaker), {}, 0}, Direction{file::Breaker(limits.breaker), {}, 0}} {}
 
 Dispatch::~Dispatch() {
@@ -108,6 +109,7 @@ void Dispatch::end(Ended& ended) {
 void Dispatch::switch_off(std::size_t number) {
   log_warning(std::string("remote store: ") + kNames[number] + " are off: " + directions_[number].breaker.why() +
               (last_error_.empty() ? "" : " (" + last_error_ + ")"));
+  switched_();
   std::vector<OpId> ending;
   for (const auto& [id, op] : ops_) {
     if (direction_of(op.kind) == number) ending.push_back(id);
@@ -173,6 +175,7 @@ bool Dispatch::take_probe(const Ended& ended, Nanos now) {
   direction->breaker.probed(failed(ended.outcome) ? EIO : 0, now);
   if (direction->breaker.available()) {
     log_info(std::string("remote store: ") + kNames[direction - directions_.begin()] + " are on again");
+    switched_();
   }
   return true;
 }

@@ -37,7 +37,8 @@ class Dispatch {
     std::uint64_t tried_again = 0;
   };
 
-  Dispatch(DispatchLimits limits, Store& store, std::uint64_t seed);
+  // `switched` is called whenever why_off() has changed, before anybody is told that the store is not asked.
+  Dispatch(DispatchLimits limits, Store& store, std::uint64_t seed, std::function<void()> switched);
   ~Dispatch();
 
   // `done` is called once, later, unless it is dropped. The store may not be asked at all: kUnavailable.
@@ -90,6 +91,7 @@ class Dispatch {
   const DispatchLimits limits_;
   Store& store_;
   Prng random_;
+  const std::function<void()> switched_;
   OpId next_id_ = 1;
   std::unordered_map<OpId, Op> ops_;
   // Each operation is in one of these three.

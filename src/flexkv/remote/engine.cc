@@ -30,7 +30,7 @@ Outcome outcome_of(StoreOutcome outcome) {
 Engine::Engine(EngineOptions options, Store& store, RemoteSink& sink)
     : options_(options),
       sink_(sink),
-      dispatch_(options.dispatch, store, options.seed),
+      dispatch_(options.dispatch, store, options.seed, [this] { publish(); }),
       scan_backoff_(kSecond, std::max(options.scan_every, kSecond), options.seed),
       room_{options.blocks_max, 0} {}
 
