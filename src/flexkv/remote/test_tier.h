@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <mutex>
@@ -24,7 +26,10 @@ inline key::BlockKey key_of(std::uint64_t block) { return {Prng::mix(block), Prn
 inline std::vector<std::byte> bytes_of(std::uint64_t block, std::size_t size) {
   std::vector<std::byte> bytes(size);
   Prng random(block);
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.next());
+  for (std::size_t at = 0; at < size; at += sizeof(std::uint64_t)) {
+    const std::uint64_t word = random.next();
+    std::memcpy(bytes.data() + at, &word, std::min(size - at, sizeof(word)));
+  }
   return bytes;
 }
 
