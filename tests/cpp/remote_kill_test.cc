@@ -25,7 +25,7 @@ namespace {
 using testing::Folder;
 using testing::User;
 
-constexpr std::uint64_t kDefaultKills = 100;
+constexpr std::uint64_t kDefaultKills = 60;
 constexpr std::size_t kSlotBytes = 128 << 10;
 constexpr std::uint64_t kChainBlocks = 8;
 
@@ -52,10 +52,15 @@ void write_until_killed(const Folder& folder, Ledger& ledger) {
   }
 }
 
+// Objects that are being written.
 std::size_t temporary_files(const Folder& folder) {
-  const std::filesystem::recursive_directory_iterator all(folder.path());
-  return static_cast<std::size_t>(std::ranges::count_if(
-      all, [](const auto& entry) { return entry.path().filename().string().starts_with(".tmp-"); }));
+  std::size_t count = 0;
+  std::error_code gone;  // a file may be, meanwhile
+  for (auto at = std::filesystem::recursive_directory_iterator(folder.path(), gone);
+       at != std::filesystem::recursive_directory_iterator(); at.increment(gone)) {
+    count += at->path().filename().string().starts_with(".tmp-");
+  }
+  return count;
 }
 
 TEST(RemoteKills, WhatIsFoundAfterThemIsWholeAndNothingReportedIsLost) {
@@ -77,8 +82,12 @@ TEST(RemoteKills, WhatIsFoundAfterThemIsWholeAndNothingReportedIsLost) {
       write_until_killed(folder, ledger);
     }
     const std::uint64_t chains = random.below(6);
-    User::wait_until([&] { return ledger.begun > chains || ::waitpid(child, nullptr, WNOHANG) != 0; });
-    std::this_thread::sleep_for(std::chrono::microseconds(random.below(5000)));
+    while (ledger.begun <= chains) std::this_thread::yield();
+    if (random.chance(50)) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random.below(5000)));
+    } else {
+      while (temporary_files(folder) == 0) std::this_thread::yield();
+    }
     ::kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -103,8 +112,8 @@ TEST(RemoteKills, WhatIsFoundAfterThemIsWholeAndNothingReportedIsLost) {
   const auto number = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
   std::printf("%llu kills, %llu writes done, %llu blocks found, %llu objects cut off\n", number(kills), number(done),
               number(found), number(cut_off));
-  EXPECT_GT(done, kills);
-  EXPECT_GT(cut_off, kills / 4);
+  EXPECT_GT(done, kills / 2);
+  EXPECT_GT(cut_off, kills / 5);
 }
 
 }  // namespace
