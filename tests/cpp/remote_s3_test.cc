@@ -17,7 +17,6 @@ TierOptions options() {
   TierOptions options;
   options.engine.object_bytes = 4 * (kSlotBytes + kHeadBytes);
   options.engine.scan_every = 50 * kMillisecond;
-  options.engine.dispatch.breaker.stall_after = 2 * kSecond;
   options.engine.dispatch.breaker.probe_after = 20 * kMillisecond;
   options.engine.dispatch.breaker.probe_after_max = 200 * kMillisecond;
   return options;
@@ -92,7 +91,9 @@ TEST(RemoteS3, WhatIsCutOffFlippedOrNotARangeIsNoBlock) {
 
 TEST(RemoteS3, AHangEndsByTheDeadlineOrByTheBreaker) {
   const S3Server server;
-  User user(open(server.user()), kSlotBytes, scanning_once());
+  TierOptions quick = scanning_once();
+  quick.engine.dispatch.breaker.stall_after = 2 * kSecond;
+  User user(open(server.user()), kSlotBytes, quick);
   user.wait_for_scan();
   ASSERT_EQ(user.write(0, 4), Outcome::kDone);
   server.fault("hang", 3);

@@ -54,6 +54,7 @@ RemoteStats Engine::stats() const {
   return stats;
 }
 
+// Before somebody is told of what is counted.
 void Engine::publish() {
   counts_.gets = dispatch_.counts().gets;
   counts_.puts = dispatch_.counts().puts;
@@ -206,6 +207,7 @@ void Engine::end_reading(RequestId id, Outcome outcome) {
   for (const OpId op : reading.ops) dispatch_.drop(op);
   deadlines_.erase({reading.asked.deadline, id});
   ++counts_.reads[static_cast<std::size_t>(outcome)];
+  publish();
   sink_.on_end(id, outcome);
 }
 
@@ -292,6 +294,7 @@ void Engine::end_writing(RequestId id, Outcome outcome) {
   for (const OpId op : writing.ops) dispatch_.drop(op);
   deadlines_.erase({writing.asked.deadline, id});
   ++counts_.writes[static_cast<std::size_t>(outcome)];
+  publish();
   sink_.on_written(id, outcome);
 }
 

@@ -25,7 +25,6 @@ TierOptions options() {
   TierOptions options;
   options.engine.object_bytes = kBlocksPerObject * (kSlotBytes + kHeadBytes);
   options.engine.scan_every = 50 * kMillisecond;
-  options.engine.dispatch.breaker.stall_after = 300 * kMillisecond;
   options.engine.dispatch.breaker.probe_after = 20 * kMillisecond;
   return options;
 }
@@ -159,7 +158,9 @@ class Hang {
 
 TEST(FileStore, AHangEndsByTheDeadlineAndTheStoreComesBack) {
   const Folder folder;
-  User user(store_at(folder.path()), kSlotBytes, scanning_once());
+  TierOptions quick = scanning_once();
+  quick.engine.dispatch.breaker.stall_after = 500 * kMillisecond;
+  User user(store_at(folder.path()), kSlotBytes, quick);
   user.wait_for_scan();
   ASSERT_EQ(user.write(0, 8), Outcome::kDone);
   Hang hang(folder.objects().at(0));
@@ -187,8 +188,8 @@ TEST(FileStore, AHangIsSeenWhenEverybodyIsImpatient) {
   ASSERT_EQ(user.write(0, 8), Outcome::kDone);
   Hang hang(folder.objects().at(0));
   Outcome last = Outcome::kDone;
-  for (int i = 0; i < 20 && last != Outcome::kUnavailable; ++i) {
-    const RequestId id = user.begin_read(0, 8, 60 * kMillisecond);
+  for (int i = 0; i < 60 && last != Outcome::kUnavailable; ++i) {
+    const RequestId id = user.begin_read(0, 8, 200 * kMillisecond);
     last = user.end_read(id, 0);
   }
   EXPECT_EQ(last, Outcome::kUnavailable);
