@@ -22,7 +22,10 @@ struct Suite {
 };
 
 const Suite kSuites[] = {
-    {"index", nullptr, {}, [](const std::string&, const Options&) { return register_index(), Status{}; }},
+    {"index",
+     nullptr,
+     {},
+     [](const std::string&, const Options&) { return register_index(), register_lookups(), Status{}; }},
     {"keys", nullptr, {}, [](const std::string&, const Options&) { return register_keys(), Status{}; }},
     {"directory", nullptr, {}, [](const std::string&, const Options&) { return register_directory(), Status{}; }},
     {"host", nullptr, {}, [](const std::string&, const Options&) { return register_host(), Status{}; }},

@@ -27,6 +27,7 @@ class Options {
 };
 
 void register_index();
+void register_lookups();
 void register_keys();
 void register_directory();
 // Fails, and names the line, if that is not a trace. Options: those of DriveReplay; with sizes, only drives are

@@ -180,13 +180,15 @@ class PyClient {
     return {known, hash_views(hashes, known)};
   }
 
-  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup(proto::SequenceId sequence, const nb::object& hashes) {
-    const auto reply = look_up(sequence, hashes);
+  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup(proto::SequenceId sequence, const nb::object& hashes,
+                                                               std::uint32_t engine_blocks) {
+    const auto reply = look_up(sequence, hashes, engine_blocks);
     return {reply.matched_blocks, proto::reason_name(reply.reason), reply.disk_blocks};
   }
 
-  std::pair<std::uint32_t, std::uint32_t> lookup_in_host_memory(proto::SequenceId sequence, const nb::object& hashes) {
-    const auto reply = look_up(sequence, hashes);
+  std::pair<std::uint32_t, std::uint32_t> lookup_in_host_memory(proto::SequenceId sequence, const nb::object& hashes,
+                                                                std::uint32_t engine_blocks) {
+    const auto reply = look_up(sequence, hashes, engine_blocks);
     return {reply.host_blocks, reply.matched_blocks};
   }
 
@@ -243,11 +245,11 @@ class PyClient {
     return at_once ? client::Client::Start::kAtOnce : client::Client::Start::kWhenArmed;
   }
 
-  proto::LookupReply look_up(proto::SequenceId sequence, const nb::object& hashes) {
+  proto::LookupReply look_up(proto::SequenceId sequence, const nb::object& hashes, std::uint32_t engine_blocks) {
     const auto [known, views] = unknown(sequence, hashes);
     // The caller keeps the hashes alive, and only this thread changes them.
     nb::gil_scoped_release release;
-    return get().lookup(sequence, known, views);
+    return get().lookup(sequence, known, views, engine_blocks);
   }
 
   std::shared_ptr<server::NodeServer> node_;  // an embedded one outlives its client
@@ -451,15 +453,17 @@ NB_MODULE(_core, m) {
           "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a, "block_tokens"_a)
       .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
       .def("close_sequence", [](PyClient& client, proto::SequenceId id) { client.get().close_sequence(id); })
-      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a,
-           "(leading blocks to load, why the next one is not, how many of them are on drives only)")
+      .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "engine_blocks"_a = 0,
+           "(leading blocks to load, why the next one is not, how many of them are to be read from drives). "
+           "`engine_blocks`: so many of them the engine has itself, and will not load.")
       .def("prefetch", &PyClient::prefetch, "sequence"_a, "hashes"_a)
       .def("observe_step",
            [](PyClient& client, std::uint32_t tokens, double pairs, double seconds) {
              client.get().observe_step(tokens, pairs, static_cast<Nanos>(seconds * kSecond));
            })
-      .def("lookup_in_host_memory", &PyClient::lookup_in_host_memory, "sequence"_a, "hashes"_a,
-           "(leading blocks that are all in host memory, leading blocks to load from anywhere)")
+      .def("lookup_in_host_memory", &PyClient::lookup_in_host_memory, "sequence"_a, "hashes"_a, "engine_blocks"_a = 0,
+           "(leading blocks for which no drive is needed, leading blocks to load from anywhere). `engine_blocks`: as "
+           "above.")
       .def("load", &PyClient::load, "sequence"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false,
            "The job, to be armed on every rank; `at_once`: by nobody, and 0: there is no node.")
       .def("save", &PyClient::save, "sequence"_a, "hashes"_a, "first_block"_a, "device_blocks"_a, "at_once"_a = false)
@@ -511,7 +515,8 @@ NB_MODULE(_core, m) {
       .def("take_loads", &PyAgent::take_loads,
            "[(job, whether all its blocks are there, leading blocks that are)], each once.")
       .def("wait_loads", &PyAgent::wait_loads, "jobs"_a,
-           "Waits, without the GIL, until the loads have ended: [(job, leading blocks that are there)] of those that are "
+           "Waits, without the GIL, until the loads have ended: [(job, leading blocks that are there)] of those that "
+           "are "
            "not complete.")
       .def("fence",
            [](PyAgent& agent, const std::vector<std::uint64_t>& jobs, std::int64_t patience_ms) {

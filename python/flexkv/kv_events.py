@@ -4,6 +4,7 @@ One block after another of a chain goes into one event, as vLLM does it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,8 @@ def pack_details(details: Details) -> bytes:
     return msgspec.msgpack.encode(details)
 
 
-_unpack_details = msgspec.msgpack.Decoder(Details).decode
+# One block after another has the same, for the most part.
+_unpack_details = functools.lru_cache(maxsize=1)(msgspec.msgpack.Decoder(Details).decode)
 
 
 @dataclass
@@ -71,15 +73,15 @@ def records(changes: Iterable[Change]) -> Iterator[Record]:
             continue
         medium, details = MEDIA[tier], _unpack_details(packed)
         if kind == "added":
+            if isinstance(last, Stored) and _continues(last, medium, parent, len(tokens), details):
+                last.hashes.append(hash_)
+                last.token_ids.extend(tokens)
+                last.extra_keys.append(details.extra_keys)
+                continue
             new = Stored(
                 *(medium, [hash_], parent, tokens, len(tokens)),
                 *(details.lora_id, details.lora_name, details.group_idx, [details.extra_keys]),
             )
-            if isinstance(last, Stored) and _continues(last, new):
-                last.hashes.append(hash_)
-                last.token_ids.extend(tokens)
-                last.extra_keys += new.extra_keys
-                continue
         elif isinstance(last, Removed) and (last.medium, last.group_idx) == (medium, details.group_idx):
             last.hashes.append(hash_)
             continue
@@ -92,11 +94,11 @@ def records(changes: Iterable[Change]) -> Iterator[Record]:
         yield last
 
 
-def _continues(stored: Stored, new: Stored) -> bool:
+def _continues(stored: Stored, medium: str, parent: bytes, block_size: int, details: Details) -> bool:
     return (
-        new.parent == stored.hashes[-1]
-        and (new.medium, new.block_size) == (stored.medium, stored.block_size)
-        and (new.lora_name, new.group_idx) == (stored.lora_name, stored.group_idx)
+        parent == stored.hashes[-1]
+        and (medium, block_size) == (stored.medium, stored.block_size)
+        and (details.lora_name, details.group_idx) == (stored.lora_name, stored.group_idx)
     )
 
 

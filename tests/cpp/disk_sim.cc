@@ -76,6 +76,7 @@ void DiskSim::start_life() {
   hung_ = false;
   share_kept_ = false;
   drives_.assign(drive_count(), nullptr);
+  off_.clear();
   jobs_.clear();
   SimFaults faults;
   if (faulty_) {

@@ -150,6 +150,7 @@ class DiskSim final : public disk::TierSink {
   // ---- of one life
   Nanos now_ = kSecond;
   std::vector<SimDrive*> drives_;  // null: away
+  std::set<unsigned> off_;         // as they were said to be
   std::vector<std::shared_ptr<Jobs>> jobs_;
   std::map<disk::OpId, Op> ops_;
   std::unique_ptr<disk::DiskTier> tier_;

@@ -127,7 +127,9 @@ void DiskSim::on_overdue(disk::OpId id) {
   const auto op = ops_.find(id);
   check(op != ops_.end() && !op->second.write, "what is overdue is no read under way");
   if (op == ops_.end()) return;
-  check(op->second.deadline > 0 && op->second.deadline <= now_ && !op->second.overdue, "overdue without reason");
+  const bool late = op->second.deadline > 0 && op->second.deadline <= now_;
+  const bool off = off_.contains(op->second.slot % drive_count());
+  check((late || off) && !op->second.overdue, "overdue without reason");
   op->second.overdue = true;
 }
 
@@ -221,6 +223,11 @@ void DiskSim::check_expected(Model& model) {
 
 void DiskSim::on_health(unsigned drive, const disk::Health& health) {
   if (!health.reads) ++totals_.unhealthy;
+  if (health.reads) {
+    off_.erase(drive);
+  } else {
+    off_.insert(drive);
+  }
   note("drive " + std::to_string(drive) + " health: " + std::to_string(health.reads) + std::to_string(health.writes));
   check(faulty_ || hung_ || drives_[drive] == nullptr || health.reads, "a drive that works is called off");
 }

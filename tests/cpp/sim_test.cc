@@ -55,6 +55,8 @@ void print(const SimTotals& totals) {
   show("of them prefetched", totals.blocks_prefetched);
   show("written to drives", totals.blocks_written);
   show("recovered", totals.blocks_recovered);
+  show("imported", totals.blocks_imported);
+  show("lent", totals.blocks_lent);
   show("nodes", totals.nodes);
   show("engines", totals.engines);
   std::printf("\n");
@@ -63,6 +65,7 @@ void print(const SimTotals& totals) {
   print_reasons("missed blocks", totals.missed_blocks);
   print_reasons("unfetched blocks", totals.unfetched_blocks);
   print_reasons("unwritten blocks", totals.unwritten_blocks);
+  print_reasons("unimported blocks", totals.unimported_blocks);
 }
 
 TEST(Simulation, Seeds) {
@@ -92,6 +95,8 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_fetched, count);
   EXPECT_GE(totals.blocks_prefetched, count / 10);
   EXPECT_GE(totals.blocks_recovered, count / 10);
+  EXPECT_GE(totals.blocks_imported, count);
+  EXPECT_GE(totals.blocks_lent, count);
 }
 
 }  // namespace

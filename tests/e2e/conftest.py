@@ -24,6 +24,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from flexkv.demo.model import TINY_HYBRID_SHAPE, make_model
+
+    return make_model(tmp_path_factory.mktemp("hybrid"), TINY_HYBRID_SHAPE)
+
+
+@pytest.fixture(scope="session")
 def lora_adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from flexkv.demo.model import TINY_SHAPE, make_lora
 

@@ -1,5 +1,5 @@
 """A real NVIDIA Dynamo on this machine: `flexkv serve`, the frontend with its KV router, and vLLM workers on CPUs that share
-the node. Workers are found through files, events go through ZeroMQ: there is no service beside it."""
+the node. Workers are found through files, events go through ZeroMQ, unless etcd and NATS are started beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from engine import BLOCK, MAX_TOKENS, POOL_BLOCKS, marked_processes
 
 # Dynamo needs another vLLM than the other tests: scripts/setup --tests lays one over the environment.
 PYTHON = os.environ.get("DYNAMO_PYTHON") or str(Path(sys.prefix) / "dynamo/bin/python")
+# Debian keeps servers where users need not have them on their path.
+SERVERS = {name: shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in ("etcd", "nats-server")}
 MODEL = "tiny"
 _NODE = "default"
 _MARK = "E2E_RUN_ID"
@@ -138,6 +141,24 @@ class Deployment:
         for process in self._processes:
             process.wait()
 
+    def start_etcd_and_nats(self) -> None:
+        """Before all others: they find each other through etcd then, and events and requests go through NATS. Needs SERVERS."""
+        clients, peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        data = ["--data-dir", str(self._directory / "etcd")]
+        urls = ["--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peers]
+        self._spawn("etcd", [str(SERVERS["etcd"]), *data, *urls])
+        port = free_port()
+        store = str(self._directory / "nats")
+        self._spawn("nats", [str(SERVERS["nats-server"]), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", store])
+        self.wait_until(lambda: _listens(int(clients.rpartition(":")[2])) and _listens(port))
+        self._environment |= {
+            "DYN_DISCOVERY_BACKEND": "etcd",
+            "ETCD_ENDPOINTS": clients,
+            "DYN_EVENT_PLANE": "nats",
+            "DYN_REQUEST_PLANE": "nats",
+            "NATS_SERVER": f"nats://127.0.0.1:{port}",
+        }
+
     def start_node(self, **environment: str) -> None:
         self._start("node", "flexkv.cli", "serve", "--name", _NODE, FLEXKV_CPU_CACHE_GB="128MB", **environment)
 
@@ -233,9 +254,12 @@ class Deployment:
         return False
 
     def _start(self, name: str, module: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        return self._spawn(name, [PYTHON, "-P", "-m", module, *arguments], **environment)
+
+    def _spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
         with (self._directory / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [PYTHON, "-P", "-m", module, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -254,6 +278,12 @@ def free_port() -> int:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("0.0.0.0", port))
             return port
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

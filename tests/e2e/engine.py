@@ -143,6 +143,20 @@ def run_engine(
     python: str = sys.executable,
 ) -> Results:
     """Carries out `steps` in a new vLLM, that of `python`. Files go to `directory`. Raises EngineFailure."""
+    results = run_program("engine_child.py", config, model, steps, directory, timeout, python)
+    return {name: StepResult(**fields) for name, fields in results.items()}
+
+
+def run_program(
+    program: str,
+    config: EngineConfig,
+    model: Path,
+    steps: list[dict[str, Any]],
+    directory: Path,
+    timeout: float = 300,
+    python: str = sys.executable,
+) -> dict[str, Any]:
+    """The same by a program beside this file, which is given a file with `arguments`, `steps` and where to put `results`."""
     directory.mkdir(parents=True)
     runtime, log, results = directory / "run", directory / "engine.log", directory / "results.json"
     runtime.mkdir(mode=0o700)
@@ -161,7 +175,7 @@ def run_engine(
     shared_memory = set(os.listdir("/dev/shm"))
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [python, "-P", str(Path(__file__).with_name("engine_child.py")), str(spec)],
+            [python, "-P", str(Path(__file__).with_name(program)), str(spec)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
@@ -179,7 +193,7 @@ def run_engine(
             left = leftovers(mark, runtime, shared_memory, config.killed)
     if left:
         raise EngineFailure(f"{config.name} left behind: {left}\n{_tail(log)}")
-    return {name: StepResult(**fields) for name, fields in json.loads(results.read_text()).items()}
+    return dict(json.loads(results.read_text()))
 
 
 def leftovers(mark: str, runtime: Path, shared_memory_before: set[str], killed: bool) -> list[str]:

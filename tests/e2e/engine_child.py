@@ -19,7 +19,12 @@ Steps are objects with `op`:
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
-  die       kills this very process with SIGKILL, after writing the results so far
+  churn     generates the answers of `prompts`, one prompt after the other, with the engine's own cache empty, again and again
+            until there is a file `until`; every time they must be the same
+  status    writes the status of the node in FLEXKV_RUNTIME_DIR to the file `path`
+  die_in_writes  from now on, beside the steps that follow: as soon as drives have writes of the node at `socket` (none given:
+            of the engine's own), the status that says so goes to the file `path`, and this process is killed with SIGKILL,
+            after the processes `also`. The results are those so far
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +56,36 @@ def settle(seconds: float) -> None:
                 time.sleep(0.05)
         except RuntimeError:  # a dead daemon's
             continue
+
+
+def own_sockets() -> list[Path]:
+    return list(Path(os.environ["FLEXKV_RUNTIME_DIR"]).glob("*.sock"))
+
+
+def write_status(step: dict[str, Any]) -> None:
+    from flexkv import _core
+
+    (socket,) = own_sockets()
+    Path(step["path"]).write_text(_core.query_status(str(socket)))
+
+
+def die_in_writes(step: dict[str, Any]) -> None:
+    """Between a look at the status and the signals there is only what must be."""
+    from flexkv import _core
+
+    with Path(step["path"]).open("wb", buffering=0) as said:
+        while True:
+            for socket in [Path(step["socket"])] if "socket" in step else own_sockets():
+                try:
+                    status = _core.query_status(str(socket))
+                except RuntimeError:  # it has not begun yet
+                    continue
+                fields = json.loads(status)
+                if fields["queues"]["disk_writes"] > 0 and any(drive["queued"] for drive in fields["disk"]["drives"]):
+                    for pid in step.get("also", ()):
+                        os.kill(pid, signal.SIGKILL)
+                    said.write(status.encode())
+                    os.killpg(0, signal.SIGKILL)
 
 
 class Engine:
@@ -87,6 +123,19 @@ class Engine:
             "prompt_logprobs": [_chosen_logprobs(output) for output in outputs],
             "errors": sum(answer.finish_reason == "error" for output in outputs for answer in output.outputs),
         }
+
+    def churn(self, step: dict[str, Any]) -> dict[str, Any]:
+        first: dict[str, Any] = {}
+        while not first or not Path(step["until"]).exists():
+            outputs = []
+            for ids in step["prompts"]:
+                result = self.generate(step | {"prompts": [ids]})
+                outputs += result["outputs"]
+                self.reset({})
+            first = first or result | {"outputs": outputs}
+            if outputs != first["outputs"]:
+                sys.exit(f"other answers than before: {outputs}")
+        return first
 
     def beam(self, step: dict[str, Any]) -> dict[str, Any]:
         from vllm.sampling_params import BeamSearchParams
@@ -357,6 +406,13 @@ def main() -> None:
                 engine.run(step)
             case "fail_loads":
                 engine.fail_loads(step)
+            case "churn":
+                results[step["name"]] = engine.churn(step) | {"reset": last_reset}
+            case "status":
+                write_status(step)
+            case "die_in_writes":
+                Path(spec["results"]).write_text(json.dumps(results))
+                threading.Thread(target=die_in_writes, args=[step], daemon=True).start()
             case "die":
                 Path(spec["results"]).write_text(json.dumps(results))
                 os.killpg(0, signal.SIGKILL)

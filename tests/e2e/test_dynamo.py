@@ -1,4 +1,5 @@
-"""NVIDIA Dynamo, unmodified, on CPUs: its frontend with the KV router and two vLLM workers that share one FlexKV node.
+"""NVIDIA Dynamo, unmodified, on CPUs: its frontend with the KV router and two vLLM workers that share one FlexKV node; once
+with files and ZeroMQ between them, once with etcd and NATS.
 
 What has to be shown: requests go where their prefix is, what a worker's own cache lost or never had comes from FlexKV, the
 tokens are those of a vLLM without FlexKV, what only FlexKV keeps attracts requests, and a worker that dies is missed by nobody."""
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dynamo import FLEXKV, PYTHON, Answer, Deployment, Hits, Worker
+from dynamo import FLEXKV, PYTHON, SERVERS, Answer, Deployment, Hits, Worker
 from engine import EngineConfig, run_engine
 from scenarios import ANSWER, LONG, SHARED, WHOLE_POOL, generate, prompt, whole_blocks
 
@@ -52,9 +53,22 @@ class Service:
         self.deployment.wait_until(lambda: self.ask(tokens, worker).foreseen > 0)
 
 
-@pytest.fixture(scope="module")
-def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+_MISSING = [name for name, path in SERVERS.items() if path is None]
+_ETCD_AND_NATS = pytest.param(
+    "etcd and nats",
+    marks=pytest.mark.skipif(
+        bool(_MISSING), reason=f"no {' and no '.join(_MISSING)}: apt-get install etcd-server nats-server"
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=["files and zmq", _ETCD_AND_NATS])
+def service(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
     with Deployment(tmp_path_factory.mktemp("dynamo")) as deployment:
+        if request.param == "etcd and nats":
+            deployment.start_etcd_and_nats()
         deployment.start_node()
         deployment.start_frontend("--router-mode", "kv", "--migration-limit", "3")
         workers = [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import BLOCK, EngineConfig, run_engine
+from dynamo import free_port
+from engine import BLOCK, EngineConfig, run_engine, run_program
 from scenarios import LONG, adapters, emptied, generate, prompt
 from test_vllm_daemon import serve_argv
 from test_vllm_ssd import prompts, ssd
@@ -22,6 +25,21 @@ _HERE = Path(__file__).parent
 def publishing(config: EngineConfig, directory: Path) -> EngineConfig:
     directory.mkdir(exist_ok=True)
     return dataclasses.replace(config, kv_events=str(directory))
+
+
+@contextlib.contextmanager
+def daemon(directory: Path, *arguments: str) -> Iterator[tuple[tuple[str, str], ...]]:
+    """A node of its own in a new directory; what engines need in their environment to use it."""
+    runtime = directory / "run"
+    runtime.mkdir(mode=0o700)
+    process = subprocess.Popen([*serve_argv(runtime), *arguments], stdout=subprocess.PIPE, cwd=directory)
+    try:
+        assert process.stdout is not None
+        assert (b"KV events at ipc://" if arguments else b"listens") in process.stdout.readline()
+        yield ("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "shared")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
 
 
 def compare(config: EngineConfig, out: Path, replay: str = "") -> list[dict[str, Any]]:
@@ -76,18 +94,33 @@ def test_replica_equals_the_nodes_index(tiny_model: Path, tmp_path: Path, full: 
         assert told(tmp_path / "again")["node"]["CPU"] == blocks
 
 
+def test_groups_tell_their_blocks_apart(hybrid_model: Path, tmp_path: Path) -> None:
+    """Groups call a block of the same tokens by the same hash, and lose it one by one."""
+    config = EngineConfig(flexkv=True, full=True, pool_blocks=110, environment=(("FLEXKV_CPU_CACHE_GB", "6MB"),))
+    config = publishing(config, tmp_path / "sockets")
+    steps = [
+        generate("first", [prompt("first", LONG)]),
+        *compare(config, tmp_path / "saved"),
+        *(generate(f"many {i}", [ids]) for i, ids in enumerate(prompts())),
+        *compare(config, tmp_path / "evicted"),
+        {"op": "reset", "connector": True},
+        *compare(config, tmp_path / "reset"),
+    ]
+    run_engine(config, hybrid_model, steps, tmp_path / "engine")
+    saved = told(tmp_path / "saved")
+    assert saved["groups"] == ["0", "1", "2"]
+    assert saved["node"]["CPU"] == 3 * ((LONG + 12 - 1) // BLOCK)
+    evicted = told(tmp_path / "evicted")
+    assert evicted["ever"]["CPU"] > evicted["node"]["CPU"] > 120
+    assert told(tmp_path / "reset")["node"]["CPU"] == 0
+
+
 def test_a_daemon_and_its_engine_say_the_same(
     tiny_model: Path, tmp_path: Path, lora_adapters: dict[str, Path]
 ) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
     own_replay = f"ipc://{tmp_path}/daemon-replay"
-    argv = [*serve_argv(runtime), "--events", f"ipc://{tmp_path}/daemon-events", "--events-replay", own_replay]
-    daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
-    try:
-        assert daemon.stdout is not None
-        assert b"KV events at ipc://" in daemon.stdout.readline()
-        environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "shared"))
+    publisher = ["--events", f"ipc://{tmp_path}/daemon-events", "--events-replay", own_replay]
+    with daemon(tmp_path, *publisher) as environment:
         config = EngineConfig(flexkv=True, full=True, lora=True, environment=environment)
         config = publishing(config, tmp_path / "sockets")
         steps = [
@@ -99,15 +132,56 @@ def test_a_daemon_and_its_engine_say_the_same(
             *compare(config, tmp_path / "daemon after", own_replay),
         ]
         run_engine(config, tiny_model, steps, tmp_path / "files")
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(20)
     by_engine, by_daemon = told(tmp_path / "engine"), told(tmp_path / "daemon", on_gpu=False)
     assert by_engine["node"]["CPU"] == by_daemon["node"]["CPU"] > 20
     assert by_engine["loras"] == by_daemon["loras"] == ["A", "B", "None"]
     assert told(tmp_path / "engine after")["node"]["CPU"] == 0
     after = told(tmp_path / "daemon after", on_gpu=False)
     assert (after["node"]["CPU"], after["cleared"]) == (0, 2)
+
+
+def test_each_data_parallel_rank_tells_what_it_can_load(tiny_model: Path, tmp_path: Path) -> None:
+    events, replay = free_port(), free_port()  # of the first rank; vLLM adds the rank to them
+    publisher = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://127.0.0.1:{events}",
+        "replay_endpoint": f"tcp://127.0.0.1:{replay}",
+    }
+
+    def asked(name: str, rank: int, ids: list[int]) -> dict[str, Any]:
+        return {"op": "generate", "name": name, "rank": rank, "prompt": ids, "max_tokens": 12}
+
+    def told_by(rank: int) -> list[dict[str, Any]]:
+        port = replay + rank
+        script = [sys.executable, "-P", str(_HERE / "kv_replica.py"), f"tcp://127.0.0.1:{port}", str(tmp_path / str(rank))]
+        return [asked(f"next step {rank}", rank, prompt("short", 5)), {"op": "run", "argv": script}]
+
+    settled = {"op": "settle", "seconds": 0.3}
+    steps = [
+        asked("computed", 0, prompt("first", LONG)),
+        settled,
+        asked("loaded", 1, prompt("first", LONG)),
+        asked("other", 1, prompt("other", LONG)),
+        settled,
+        *told_by(0),
+        *told_by(1),
+    ]
+    with daemon(tmp_path) as environment:
+        config = EngineConfig(
+            flexkv=True,
+            full=True,
+            in_process=False,
+            environment=environment,
+            more=(("data_parallel_size", 2), ("kv_events_config", publisher)),
+        )
+        said = run_program("data_parallel_child.py", config, tiny_model, steps, tmp_path / "engine")
+    assert said["loaded"] == said["computed"]
+    for rank in range(2):
+        # Also what the other rank has saved, which this one's GPU events do not know.
+        result = told(tmp_path / str(rank), on_gpu=False)
+        assert result["ranks"] == [str(rank)]
+        assert result["node"]["CPU"] == 2 * ((LONG + 12 - 1) // BLOCK)
 
 
 def test_blocks_of_an_earlier_run_are_told_when_a_request_finds_them(tiny_model: Path, tmp_path: Path) -> None:

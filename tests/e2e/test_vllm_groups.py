@@ -39,13 +39,6 @@ _LONG_ANSWER = 4 * BLOCK
 
 
 @pytest.fixture(scope="session")
-def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from flexkv.demo.model import TINY_HYBRID_SHAPE, make_model
-
-    return make_model(tmp_path_factory.mktemp("hybrid"), TINY_HYBRID_SHAPE)
-
-
-@pytest.fixture(scope="session")
 def baseline(hybrid_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     config = dataclasses.replace(_HYBRID, flexkv=False, full=False)
     return run_engine(config, hybrid_model, situations(), tmp_path_factory.mktemp("hybrid") / "baseline")

@@ -8,21 +8,26 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RunBoth
 from engine import BLOCK, EngineConfig, Results, run_engine
-from scenarios import LONG, emptied, generate, prompt, whole_blocks
+from scenarios import ANSWER, LONG, emptied, generate, prompt, whole_blocks
 from ssd_damage import damage_block
 from test_vllm_daemon import wait_until
+
+from flexkv import _core
 
 _PROMPTS = 6
 # A block of the tiny model takes 32 KiB on a host, so this holds 64 of them: three prompts (of 20), and not six. A prompt
 # less would do, but what waits to be written is kept, and nothing waits for it.
 _POOL = "2MB"
-_KILLS = 3
+_KILLS = 4
+_DAEMON_KILLS = 12
 
 
 def ssd(directory: Path, policy: str = "always") -> tuple[tuple[str, str], ...]:
@@ -68,9 +73,12 @@ def test_drives_hold_what_host_memory_cannot_also_after_a_restart(
     assert outputs(first) == expected
     assert hits(first, "cold") == [0] * _PROMPTS
     assert hits(first, "warm") == [whole_blocks(LONG)] * _PROMPTS
-    again = run_engine(config, tiny_model, steps, tmp_path / "again")
+    said = tmp_path / "status"
+    again = run_engine(config, tiny_model, [*steps, {"op": "status", "path": str(said)}], tmp_path / "again")
     assert outputs(again) == expected
     assert hits(again, "cold") == [whole_blocks(LONG)] * _PROMPTS
+    # Only the full connector hears of a request before its turn.
+    assert (json.loads(said.read_text())["disk"]["prefetched_blocks"] > 0) == full
 
 
 @pytest.mark.parametrize(
@@ -113,64 +121,120 @@ def test_what_lies_before_a_damaged_block_is_a_hit(
     assert "could not be loaded" not in (tmp_path / "healed" / "engine.log").read_text()
 
 
+def written(status: dict[str, Any]) -> int:
+    return sum(drive["blocks_written"] for drive in status["disk"]["drives"])
+
+
+def writing(status: dict[str, Any]) -> bool:
+    """Whether there are blocks to be written, and drives at work."""
+    return status["queues"]["disk_writes"] > 0 and any(drive["queued"] for drive in status["disk"]["drives"])
+
+
+def status_of(runtime: Path) -> dict[str, Any]:
+    return json.loads(_core.query_status(str(runtime / "default.sock")))
+
+
+def small_ssd(directory: Path) -> tuple[tuple[str, str], ...]:
+    """Holds fewer blocks than the prompts have: there is always something to write."""
+    return (*ssd(directory), ("FLEXKV_SSD_CACHE_GB", "3MB"))
+
+
+def churn(until: Path) -> dict[str, Any]:
+    return {"op": "churn", "name": "churn", "prompts": prompts(), "max_tokens": ANSWER, "until": str(until)}
+
+
+def computed_alone(run_both: RunBoth) -> list[list[int]]:
+    results = run_both(EngineConfig(flexkv=True), one_by_one("cold")).baseline
+    return [answer for result in results.values() for answer in result.outputs]
+
+
 def test_engine_killed_while_it_writes(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
     steps = one_by_one("cold")
-    expected = outputs(run_both(EngineConfig(flexkv=True), [*steps, *one_by_one("warm")]).baseline)
-    environment = ssd(tmp_path / "ssd")
-    found = []
+    expected = outputs(run_both(EngineConfig(flexkv=True), steps).baseline)
+    environment = small_ssd(tmp_path / "ssd")
     for kill in range(_KILLS):
         # Without a moment of rest, and at another place each time.
-        dying = [step for step in steps[: 3 * (kill + 2)] if step["op"] != "settle"] + [{"op": "die"}]
+        before = [step for step in steps[: 3 * kill] if step["op"] != "settle"]
+        said = tmp_path / f"status {kill}"
+        dying = [*before, {"op": "die_in_writes", "path": str(said)}, churn(tmp_path / "never")]
         config = EngineConfig(flexkv=True, killed=True, in_process=kill % 2 == 0, environment=environment)
         died = run_engine(config, tiny_model, dying, tmp_path / f"dying {kill}")
-        assert all(result.outputs == expected[name] for name, result in died.items())
-        found.append(sum(result.flexkv_hits for result in died.values()))
-    assert found[-1] > 0
+        assert outputs(died) == {name: expected[name] for name in died}
+        status = json.loads(said.read_text())
+        assert writing(status)
+        assert kill == 0 or status["disk"]["recovered_blocks"] > 0
     after = run_engine(EngineConfig(flexkv=True, environment=environment), tiny_model, steps, tmp_path / "after")
-    assert all(result.outputs == expected[name] for name, result in after.items())
+    assert outputs(after) == expected
     assert sum(hits(after, "cold")) > 0
+
+
+@contextlib.contextmanager
+def daemon_over_drives(runtime: Path, environment: tuple[tuple[str, str], ...]) -> Iterator[subprocess.Popen[bytes]]:
+    variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(environment)
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
+    daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=runtime.parent)
+    try:
+        assert daemon.stdout is not None
+        assert b"listens" in daemon.stdout.readline()
+        yield daemon
+    finally:
+        daemon.kill()
+        daemon.wait()
 
 
 def test_daemon_and_engine_killed_while_they_write(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
     steps = one_by_one("cold")
-    expected = outputs(run_both(EngineConfig(flexkv=True), [*steps, *one_by_one("warm")]).baseline)
+    expected = outputs(run_both(EngineConfig(flexkv=True), steps).baseline)
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
-    variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(ssd(tmp_path / "ssd"))
-    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
+    drives = small_ssd(tmp_path / "ssd")
     environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
-    recovered = []
     for kill in range(_KILLS):
-        daemon = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
+        said = tmp_path / f"status {kill}"
+        with daemon_over_drives(runtime, drives) as daemon:
+            end = {"op": "die_in_writes", "socket": str(runtime / "default.sock"), "also": [daemon.pid], "path": str(said)}
+            dying = [*(step for step in steps[: 3 * kill] if step["op"] != "settle"), end, churn(tmp_path / "never")]
+            config = EngineConfig(flexkv=True, killed=True, in_process=kill % 2 == 0, environment=environment)
+            died = run_engine(config, tiny_model, dying, tmp_path / f"engine {kill}")
+        assert outputs(died) == {name: expected[name] for name in died}
+        status = json.loads(said.read_text())
+        assert writing(status)
+        assert kill == 0 or status["disk"]["recovered_blocks"] > 0
+    with daemon_over_drives(runtime, drives):
+        after = run_engine(EngineConfig(flexkv=True, environment=environment), tiny_model, steps, tmp_path / "after")
+    assert outputs(after) == expected
+    assert sum(hits(after, "cold")) > 0
+
+
+def test_daemon_killed_again_and_again_while_it_writes(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
+    expected = computed_alone(run_both)
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    drives = small_ssd(tmp_path / "ssd")
+    environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
+    config = EngineConfig(flexkv=True, full=True, in_process=False, environment=environment)
+    enough = tmp_path / "enough"
+    with ThreadPoolExecutor() as pool:
+        engine = pool.submit(run_engine, config, tiny_model, [churn(enough)], tmp_path / "engine")
         try:
-            assert daemon.stdout is not None
-            assert b"listens" in daemon.stdout.readline()
-            end = {"op": "run", "argv": ["kill", "-KILL", str(daemon.pid)]}
-            both = kill % 2 == 1
-            run = [step for step in steps if step["op"] != "settle"] + [end] + ([{"op": "die"}] if both else [])
-            config = EngineConfig(flexkv=True, killed=both, environment=environment)
-            got = run_engine(config, tiny_model, run, tmp_path / f"engine {kill}")
-            assert outputs(got) == {name: expected[name] for name in got}
-            recovered.append(sum(hits(got, "cold")))
+            for kill in range(_DAEMON_KILLS):
+                with daemon_over_drives(runtime, drives) as daemon:
+                    # Not always among the first ones; and nothing comes between the look and the kill.
+                    while not writing(status := status_of(runtime)) or written(status) < 4 * kill:
+                        assert not engine.done(), engine.result()
+                    daemon.kill()
+                assert kill == 0 or status["disk"]["recovered_blocks"] > 0
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                daemon.kill()
-            daemon.wait()
-    assert recovered[0] == 0
-    assert min(recovered[1:]) > 0
+            enough.touch()
+        assert engine.result()["churn"].outputs == expected
 
 
 def test_status_tells_what_was_found(tiny_model: Path, tmp_path: Path) -> None:
-    from flexkv import _core
-
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     variables = {"FLEXKV_RUNTIME_DIR": str(runtime)} | dict(ssd(tmp_path / "ssd"))
     argv = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "flexkv.cli", "serve"]
     environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
-
-    def status() -> dict[str, Any]:
-        return json.loads(_core.query_status(str(runtime / "default.sock")))
 
     written = 0
     for round_number in range(2):
@@ -180,21 +244,19 @@ def test_status_tells_what_was_found(tiny_model: Path, tmp_path: Path) -> None:
             assert b"listens" in daemon.stdout.readline()
             config = EngineConfig(flexkv=True, environment=environment)
             run_engine(config, tiny_model, one_by_one("cold"), tmp_path / f"engine {round_number}")
-            wait_until(lambda: status()["queues"]["disk_writes"] == 0)
-            disk = status()["disk"]
+            wait_until(lambda: status_of(runtime)["queues"]["disk_writes"] == 0)
+            disk = status_of(runtime)["disk"]
             assert [drive["reads"] and drive["writes"] for drive in disk["drives"]] == [True, True]
             assert disk["recovered_blocks"] == written
             written += sum(drive["blocks_written"] for drive in disk["drives"])
             assert 0 < written <= _PROMPTS * (LONG // 32)
-            assert status()["health"]["state"] == "ok"
+            assert status_of(runtime)["health"]["state"] == "ok"
         finally:
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(20) == 0
 
 
 def test_auto_loads_what_it_says_it_chose(tiny_model: Path, tmp_path: Path, run_both: RunBoth) -> None:
-    from flexkv import _core
-
     steps = [*one_by_one("cold"), *one_by_one("warm")]
     expected = outputs(run_both(EngineConfig(flexkv=True, in_process=True), steps).baseline)
     runtime = tmp_path / "run"
@@ -207,7 +269,7 @@ def test_auto_loads_what_it_says_it_chose(tiny_model: Path, tmp_path: Path, run_
         assert b"listens" in daemon.stdout.readline()
         environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
         results = run_engine(EngineConfig(flexkv=True, environment=environment), tiny_model, steps, tmp_path / "engine")
-        status = json.loads(_core.query_status(str(runtime / "default.sock")))
+        status = status_of(runtime)
     finally:
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(20) == 0
@@ -216,7 +278,7 @@ def test_auto_loads_what_it_says_it_chose(tiny_model: Path, tmp_path: Path, run_
     latest = choices["latest"]
     assert choices["policy"] == "auto"
     assert choices["all"] + choices["part"] + choices["none"] == len(latest) > 0
-    found = [one["host_blocks"] + one["coming_blocks"] + one["drive_blocks"] for one in latest]
+    found = [sum(one[f"{where}_blocks"] for where in ("engine", "host", "coming", "drive")) for one in latest]
     chosen = [one["chosen_blocks"] for one in latest]
     assert choices["recomputed_blocks"] == sum(found) - sum(chosen)
     assert latest[0]["basis"] == "reads_unknown"

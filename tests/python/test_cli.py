@@ -229,7 +229,7 @@ def test_status_tells_what_was_chosen_and_why() -> None:
     assert lines[at] == "SSD: of what was found, requests were to load all 41, none 2; 333 blocks computed instead"
     assert lines[at + 1].endswith("ago 77 of 77 blocks (- in host memory): reads_unknown")
     assert lines[at + 2].endswith(
-        "ago 100 of 1,320 blocks (100 in host memory): 540.0 ms expected, 700.0 ms with all, 650.0 ms with none"
+        "ago 100 of 1,320 blocks (40 in the engine, 60 in host memory): 540.0 ms expected, 700.0 ms with all, 650.0 ms with none"
     )
     none = fake_core.DISK["choices"] | {"all": 0, "none": 0, "latest": []}
     assert not any("to load" in str(line) for line in drive_lines({"disk": fake_core.DISK | {"choices": none}}))

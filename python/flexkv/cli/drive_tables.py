@@ -85,10 +85,12 @@ def _choices(choices: Mapping[str, Any]) -> list[str]:
 
 
 def _choice(choice: Mapping[str, Any]) -> str:
-    found = sum(number(choice, f"{where}_blocks") or 0 for where in ("host", "coming", "drive"))
+    found = sum(number(choice, f"{where}_blocks") or 0 for where in ("engine", "host", "coming", "drive"))
+    of_engine = number(choice, "engine_blocks")
     text = (
         f"SSD: {cells.duration(number(choice, 'seconds_ago'))} ago {cells.count(number(choice, 'chosen_blocks'))} of "
-        f"{cells.count(found)} blocks ({cells.count(number(choice, 'host_blocks'))} in host memory)"
+        f"{cells.count(found)} blocks ({f'{cells.count(of_engine)} in the engine, ' if of_engine else ''}"
+        f"{cells.count(number(choice, 'host_blocks'))} in host memory)"
     )
     if choice.get("basis") != "cost":
         return f"{text}: {choice.get('basis', cells.DASH)}"

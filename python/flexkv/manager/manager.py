@@ -134,11 +134,11 @@ class KVManager:
         token_count, first, hashes = self._chain(token_ids, token_mask, namespace)
         sequence = tasks.client.open_sequence()
         if cpu_only or self._cache.host_memory_only:
-            kept, anywhere = tasks.client.lookup_in_host_memory(sequence, hashes)
+            kept, anywhere = tasks.client.lookup_in_host_memory(sequence, hashes, first)
             if kept < anywhere and not cpu_only:
                 tasks.client.prefetch(sequence, hashes)
         else:
-            kept, _, _ = tasks.client.lookup(sequence, hashes)
+            kept, _, _ = tasks.client.lookup(sequence, hashes, first)
         return self._matched(False, hashes, first, kept, token_count, sequence)
 
     @_one_at_a_time
@@ -223,7 +223,7 @@ class KVManager:
         if task.save:
             job = client.save(task.sequence, task.hashes, task.first_block, blocks.tolist(), at_once=True)
         else:
-            client.lookup(task.sequence, task.hashes)  # tells the node the chain if it has forgotten it
+            client.lookup(task.sequence, task.hashes, task.first_block)  # tells the node the chain if it has forgotten it
             job = client.load(task.sequence, task.first_block, blocks.tolist(), at_once=True)
         if job == 0:
             tasks.end(task, KVResponseStatus.FAILED, "no node, or not all ranks are there")

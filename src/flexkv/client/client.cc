@@ -95,17 +95,16 @@ std::vector<key::BlockKey> Client::fold(Sequence& sequence, std::uint32_t first_
   return keys;
 }
 
-proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashes hashes) {
+proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashes hashes, std::uint32_t engine_blocks) {
   Sequence* sequence = current(id);
   // A node that came back in this very moment knows none of the hashes that the caller left out: next time.
   if (sequence == nullptr || first_hash > sequence->known) return {0, 0, Reason::kNoNode, 0, 0};
   auto keys = fold(*sequence, first_hash, hashes);
   const auto added = static_cast<std::uint32_t>(keys.size());
   const Nanos now = monotonic_now();
-  if (keys.empty() && sequence->looked_up_at != 0 && now - sequence->looked_up_at < port_->reuse_time()) {
-    return sequence->last;
-  }
-  const auto reply = port_->lookup({0, sequence->at_node, sequence->known, std::move(keys)});
+  const bool asked = sequence->looked_up_at != 0 && keys.empty() && engine_blocks == sequence->last_engine_blocks;
+  if (asked && now - sequence->looked_up_at < port_->reuse_time()) return sequence->last;
+  const auto reply = port_->lookup({0, sequence->at_node, sequence->known, std::move(keys), engine_blocks});
   if (reply.reason != Reason::kNoNode) reset_owed_ = false;  // what was posted before has been read before
   switch (reply.reason) {
     case Reason::kNoNode:
@@ -118,6 +117,7 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
   }
   sequence->known += added;
   sequence->last = reply;
+  sequence->last_engine_blocks = engine_blocks;
   sequence->looked_up_at = now;
   return reply;
 }

@@ -40,7 +40,9 @@ class Client {
   void close_sequence(SequenceId sequence);
   // How many leading blocks are kept. Repeated calls are cheap; what was found is protected from eviction for a while.
   std::uint32_t known_hashes(SequenceId sequence);
-  proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
+  // `engine_blocks`: so many of them the engine has itself, and will not load.
+  proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes,
+                            std::uint32_t engine_blocks = 0);
   // Asks for the blocks that are kept on drives only to be brought to host memory. Waits for nothing.
   void prefetch(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
   // When a transfer may begin. Engines whose workers hear nothing from their scheduler order it at a time when the
@@ -91,6 +93,7 @@ class Client {
     std::uint64_t generation = 0;  // of the connection that its keys were sent over
     std::uint32_t known = 0;       // hashes folded and sent
     proto::LookupReply last{};
+    std::uint32_t last_engine_blocks = 0;  // that it was asked with
     Nanos looked_up_at = 0;
   };
 

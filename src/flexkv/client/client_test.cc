@@ -94,9 +94,13 @@ TEST_F(ClientTest, ReusesAnAnswerForAShortWhileUntilAReset) {
   (void)client.lookup(sequence, 0, hashes(0, 2));
   (void)client.lookup(sequence, 2, {});
   EXPECT_EQ(line.lookups.size(), 1U);
+  (void)client.lookup(sequence, 2, {}, 1);  // of another question
+  (void)client.lookup(sequence, 2, {}, 1);
+  ASSERT_EQ(line.lookups.size(), 2U);
+  EXPECT_EQ(line.lookups[1].engine_blocks, 1U);
   client.reset();
-  (void)client.lookup(sequence, 0, hashes(0, 2));
-  EXPECT_EQ(line.lookups.size(), 2U);
+  (void)client.lookup(sequence, 0, hashes(0, 2), 1);
+  EXPECT_EQ(line.lookups.size(), 3U);
 }
 
 TEST_F(ClientTest, SendsKeysAgainThatTheNodeDidNotTake) {

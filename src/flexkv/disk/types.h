@@ -103,7 +103,8 @@ class TierSink {
  public:
   virtual ~TierSink() = default;
   virtual void on_completions(std::span<const Completion> completions) = 0;
-  // A read's deadline passed while the drive has its buffer: whoever waits should give up. Its completion follows.
+  // A read's deadline passed, or its drive went off, while the drive has its buffer: whoever waits should give up. Its
+  // completion follows.
   virtual void on_overdue(OpId id) = 0;
   // Blocks found, parents before children: they can be read from now on. Valid during the call.
   virtual void on_recovered(SpaceHandle space, std::span<const Chain> chains) = 0;

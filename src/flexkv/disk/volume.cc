@@ -206,6 +206,7 @@ void Volume::on_availability(bool available, const std::string& why) {
   Actions actions;
   std::vector<SpaceFiles*> stale;
   std::vector<std::pair<SpaceId, Job>> opens;
+  std::vector<OpId> overdue;
   {
     std::lock_guard lock(mutex_);
     if (abandoned_) return;
@@ -225,8 +226,13 @@ void Volume::on_availability(bool available, const std::string& why) {
       }
     }
     if (!available) opens.swap(waiting_opens_);  // to hear that it is off
+    for (auto& [id, transfer] : transfers_) {
+      const bool reading = !transfer->write && transfer->parts > 0;
+      if (!available && reading && !std::exchange(transfer->overdue, true)) overdue.push_back(id);
+    }
   }
   act(actions);
+  for (const OpId id : overdue) environment_.sink.on_overdue(id);
   for (SpaceFiles* files : stale) write_header(*files);
   for (auto& [space, job] : opens) lane_->post(std::move(job));
 }

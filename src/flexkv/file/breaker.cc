@@ -33,8 +33,8 @@ bool Breaker::failed(int error_number, Nanos now) {
   return true;
 }
 
-void Breaker::stalled(Nanos age, Nanos now) {
-  trip("an I/O hangs for " + std::to_string(age / kMillisecond) + " ms", ETIMEDOUT, now);
+void Breaker::stalled(const char* what, Nanos age, Nanos now) {
+  trip(std::string(what) + " hangs for " + std::to_string(age / kMillisecond) + " ms", ETIMEDOUT, now);
 }
 
 void Breaker::probed(int error_number, Nanos now) {

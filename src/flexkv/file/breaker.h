@@ -33,7 +33,7 @@ class Breaker {
   void succeeded() { failures_in_row_ = 0; }
   // Both are to be called while available only. True: it tripped.
   bool failed(int error_number, Nanos now);
-  void stalled(Nanos age, Nanos now);
+  void stalled(const char* what, Nanos age, Nanos now);
   // Of a probe while not available; 0: it succeeded, and the drive is available again.
   void probed(int error_number, Nanos now);
 

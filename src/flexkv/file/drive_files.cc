@@ -161,7 +161,7 @@ Status DriveFiles::truncate(FileId file, std::uint64_t bytes) {
   return {};
 }
 
-Status DriveFiles::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
+Status DriveFiles::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes, const std::function<void()>& step) {
   const auto open = find(file);
   if (open == nullptr) return Error{ErrorCode::kInvalidArgument, "the file is not open"};
   const int fd = open->fd.get();
@@ -187,17 +187,19 @@ Status DriveFiles::allocate(FileId file, std::uint64_t offset, std::uint64_t byt
   }
   const auto reserve = [&] { return ::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)); };
   Status status;
+  step();
   if (retry_interrupted(reserve) != 0) {
     const int failed = errno;
     if (failed != EOPNOTSUPP && failed != ENOSYS) {
       status = error("cannot reserve space in", "", failed);
     } else if (options_.reserve_by_writing) {
-      status = grow_by_writing(fd, end);
+      status = grow_by_writing(fd, end, step);
     } else if (end > static_cast<std::uint64_t>(info.st_size) && ::ftruncate(fd, static_cast<off_t>(end)) != 0) {
       status = error("cannot make room in", "", errno);
     }
   }
   // So that the file has its length after a power cut, too.
+  step();
   if (status && ::fsync(fd) != 0) status = errno_error("cannot sync a file in " + directory_, errno);
   if (!status) (void)!::ftruncate(fd, info.st_size);
   return status;
@@ -213,7 +215,7 @@ void DriveFiles::check(std::span<const Request> requests) const {
   }
 }
 
-Status grow_by_writing(int fd, std::uint64_t bytes) {
+Status grow_by_writing(int fd, std::uint64_t bytes, const std::function<void()>& step) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_error("cannot stat", errno);
   const auto align = [](std::uint64_t value) { return value / kDirectAlignment * kDirectAlignment; };
@@ -224,6 +226,7 @@ Status grow_by_writing(int fd, std::uint64_t bytes) {
   const std::uint64_t end = align(bytes);
   while (at < end) {
     const std::size_t count = std::min<std::uint64_t>(end - at, kFillBytes);
+    step();
     const ssize_t written = retry_interrupted([&] { return ::pwrite(fd, zeros.get(), count, static_cast<off_t>(at)); });
     if (written <= 0) {
       Error error = errno_error("cannot fill a file", written < 0 ? errno : EIO);

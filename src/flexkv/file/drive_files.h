@@ -2,6 +2,7 @@
 // lock.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -41,7 +42,8 @@ class DriveFiles {
   std::shared_ptr<OpenFile> close_file(FileId file);
   Status remove(const std::string& name);
   Result<std::uint64_t> bytes(FileId file) const;
-  Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes);
+  // `step` is called before each call to the kernel of those that may hang.
+  Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes, const std::function<void()>& step);
   Status truncate(FileId file, std::uint64_t bytes);
 
   // REQUIRES of Drive::submit().
@@ -70,6 +72,6 @@ class DriveFiles {
 };
 
 // Grows a file to `bytes` with zeros that are written, where the file system cannot reserve space.
-Status grow_by_writing(int fd, std::uint64_t bytes);
+Status grow_by_writing(int fd, std::uint64_t bytes, const std::function<void()>& step);
 
 }  // namespace flexkv::file

@@ -128,10 +128,24 @@ void DriveQueue::on_time(Nanos now) {
   if (!breaker_.available()) return;
   for (const Slot& slot : slots_) {
     if (!slot.busy || now - slot.begun < breaker_.stall_after(slot.io.op == Op::kSync)) continue;
-    breaker_.stalled(now - slot.begun, now);
-    trip(now);
-    return;
+    return stall("an I/O", now - slot.begun, now);
   }
+  for (const auto& [call, begun] : calls_) {
+    if (now - begun >= breaker_.stall_after(true)) return stall("making a file longer", now - begun, now);
+  }
+}
+
+void DriveQueue::stall(const char* what, Nanos age, Nanos now) {
+  breaker_.stalled(what, age, now);
+  trip(now);
+}
+
+// Whether anything that the drive was asked for before it went off has not ended.
+bool DriveQueue::hangs_on() const { return free_slots_.size() < limits_.depth || !calls_.empty(); }
+
+std::uint64_t DriveQueue::begin_call(Nanos now) {
+  calls_.emplace(next_call_, now);
+  return next_call_++;
 }
 
 std::optional<Nanos> DriveQueue::wakeup() const {
@@ -139,12 +153,13 @@ std::optional<Nanos> DriveQueue::wakeup() const {
   const auto earlier = [&](Nanos candidate) { at = at ? std::min(*at, candidate) : candidate; };
   if (!deadlines_.empty()) earlier(deadlines_.begin()->first.first);
   if (!breaker_.available()) {
-    if (free_slots_.size() == limits_.depth && !probing_ && !closed_) earlier(breaker_.probe_at());
+    if (!hangs_on() && !probing_ && !closed_) earlier(breaker_.probe_at());
     return at;
   }
   for (const Slot& slot : slots_) {
     if (slot.busy) earlier(slot.begun + breaker_.stall_after(slot.io.op == Op::kSync));
   }
+  for (const auto& [call, begun] : calls_) earlier(begun + breaker_.stall_after(true));
   return at;
 }
 

@@ -76,6 +76,12 @@ class DriveQueue {
   // `result`: bytes transferred, or -errno. Zero bytes read are the end of the file.
   void end(std::uint32_t slot, std::int64_t result, Nanos now);
 
+  // A call that makes a file longer, beside the I/Os: one that takes as long as a sync may not, or a step of it, hangs,
+  // and so does the drive. begin_call() names it; end_call() comes when it is over.
+  std::uint64_t begin_call(Nanos now);
+  void step_call(std::uint64_t call, Nanos now) { calls_.at(call) = now; }
+  void end_call(std::uint64_t call) { calls_.erase(call); }
+
   // To be called when wakeup() has come, at the latest.
   void on_time(Nanos now);
   std::optional<Nanos> wakeup() const;
@@ -141,6 +147,8 @@ class DriveQueue {
   Slot& take_slot(Urgency urgency, Nanos now);
   void fill(Slot& slot, Iter first);
   void add_share(Slot& slot, Iter entry, std::size_t bytes);
+  bool hangs_on() const;
+  void stall(const char* what, Nanos age, Nanos now);
   const Io* begin_probe(Nanos now);
 
   void advance(Slot& slot, std::size_t bytes);
@@ -181,6 +189,8 @@ class DriveQueue {
   Flight in_flight_[kUrgencyCount];
   std::uint32_t passed_over_[kUrgencyCount] = {};
   bool probing_ = false;
+  std::map<std::uint64_t, Nanos> calls_;  // since when their step runs
+  std::uint64_t next_call_ = 0;
 
   DriveEvents events_;
   DriveStats stats_;

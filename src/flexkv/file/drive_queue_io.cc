@@ -129,7 +129,7 @@ void DriveQueue::add_share(Slot& slot, Iter entry, std::size_t bytes) {
 
 const Io* DriveQueue::begin_probe(Nanos now) {
   // No probe while anything hangs: its result could not matter.
-  if (probing_ || closed_ || free_slots_.size() < limits_.depth || now < breaker_.probe_at()) return nullptr;
+  if (probing_ || closed_ || hangs_on() || now < breaker_.probe_at()) return nullptr;
   probing_ = true;
   Slot& slot = slots_.back();
   slot.retries = 0;

@@ -44,6 +44,7 @@ class LaneDrive::Lane {
   bool submit(std::span<const Request> requests);
   void cancel(std::uint64_t tag);
   void forget(std::shared_ptr<OpenFile> file);
+  Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes);
   void register_memory(std::span<std::byte> memory);
   DriveStats stats() const;
   std::string describe() const;
@@ -192,6 +193,21 @@ void LaneDrive::Lane::cancel(std::uint64_t tag) {
   wake_if_asleep(lock);
 }
 
+// Beside the lane, which sees when a step of it hangs.
+Status LaneDrive::Lane::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t call = queue_.begin_call(monotonic_now());
+  wake_if_asleep(lock);
+  Status status = files->allocate(file, offset, bytes, [&] {
+    std::lock_guard step(mutex_);
+    queue_.step_call(call, monotonic_now());
+  });
+  lock.lock();
+  queue_.end_call(call);
+  wake_if_asleep(lock);
+  return status;
+}
+
 void LaneDrive::Lane::forget(std::shared_ptr<OpenFile> file) {
   std::unique_lock lock(mutex_);
   to_forget_.push_back(std::move(file));
@@ -253,7 +269,7 @@ Result<std::unique_ptr<Drive>> LaneDrive::open(const DriveOptions& options, std:
   if (!probe) return probe.error();
   if (auto removed = files.value()->remove(kProbeName); !removed) return removed.error();
   // Without space for it, the drive serves reads all the same, and probing takes no space for an answer.
-  (void)files.value()->allocate(probe.value(), 0, kDirectAlignment);
+  (void)files.value()->allocate(probe.value(), 0, kDirectAlignment, [] {});
   auto lane = std::make_shared<Lane>(options, std::move(files).value(), probe.value(), std::move(engine), sink);
   std::promise<Status> started;
   std::future<Status> result = started.get_future();
@@ -293,7 +309,7 @@ void LaneDrive::close_file(FileId file) {
 Status LaneDrive::remove(const std::string& name) { return lane_->files->remove(name); }
 Result<std::uint64_t> LaneDrive::file_bytes(FileId file) { return lane_->files->bytes(file); }
 Status LaneDrive::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
-  return lane_->files->allocate(file, offset, bytes);
+  return lane_->allocate(file, offset, bytes);
 }
 Status LaneDrive::truncate(FileId file, std::uint64_t bytes) { return lane_->files->truncate(file, bytes); }
 void LaneDrive::register_memory(std::span<std::byte> memory) { lane_->register_memory(memory); }

@@ -86,7 +86,7 @@ TEST_F(OpenDriveTest, WritesZerosForWantOfReservingOnlyIfItMay) {
       const std::string name = may ? "may" : "may-not";
       auto files = DriveFiles::open(directory_, {.reserve_by_writing = may}).value();
       const FileId file = files->open_file(name, false).value();
-      ASSERT_TRUE(files->allocate(file, 0, 1 << 20).ok());
+      ASSERT_TRUE(files->allocate(file, 0, 1 << 20, [] {}).ok());
       struct stat info {};
       ASSERT_EQ(::stat((directory_ + "/" + name).c_str(), &info), 0);
       EXPECT_EQ(info.st_size, 1 << 20);
@@ -105,9 +105,11 @@ TEST_F(OpenDriveTest, ZerosAreWrittenWhereSpaceCannotBeReserved) {
   for (const int flags : {0, O_DIRECT}) {
     Fd fd(::open((directory_ + "/f").c_str(), O_CREAT | O_RDWR | O_TRUNC | flags, 0600));
     if (!fd.valid()) continue;  // no O_DIRECT here
-    ASSERT_TRUE(grow_by_writing(fd.get(), (3 << 20) + 100).ok());
+    int steps = 0;
+    ASSERT_TRUE(grow_by_writing(fd.get(), (3 << 20) + 100, [&] { ++steps; }).ok());
+    EXPECT_EQ(steps, 3) << "each of them may take its time";
     EXPECT_EQ(std::filesystem::file_size(directory_ + "/f"), (3u << 20) + 100);
-    ASSERT_TRUE(grow_by_writing(fd.get(), 1 << 20).ok());
+    ASSERT_TRUE(grow_by_writing(fd.get(), 1 << 20, [] {}).ok());
     EXPECT_EQ(std::filesystem::file_size(directory_ + "/f"), (3u << 20) + 100);
   }
 }

@@ -222,6 +222,11 @@ Node::Space* Node::open_space(Engine& engine) {
   space->fingerprint = engine.fingerprint;
   space->model = engine.model;
   space->block_bytes = block_bytes;
+  space->number = next_space_++;
+  const ModelName model = model_name(engine.fingerprint);
+  std::ranges::copy(model, space->name.begin());
+  std::copy_n(digest.begin(), space->name.size() - model.size(), space->name.begin() + model.size());
+  if (remote_ != nullptr) remote_->port.open_space(space->number, space->name, slot_bytes);
   open_feed(*space);
   if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
   spaces_.push_back(std::move(space));
@@ -230,7 +235,8 @@ Node::Space* Node::open_space(Engine& engine) {
 
 // Nobody uses it: its host memory, and its drives' slots, can be given to others.
 bool Node::idle(const Space& space) const {
-  return space.engines == 0 && space.jobs == 0 && space.paths == 0 && space.disk_state != Space::DiskState::kOpening;
+  return space.engines == 0 && space.jobs == 0 && space.paths == 0 && space.imports == 0 && space.loans == 0 &&
+         space.disk_state != Space::DiskState::kOpening;
 }
 
 // ---- views ---------------------------------------------------------------------------------------------------------
@@ -299,8 +305,10 @@ void Node::check_invariants() const {
     std::uint32_t fetching = 0;
     for (const auto& [key, fetch] : space->fetches) fetching += fetch.host != index::kNoSlot;
     FLEXKV_ASSERT(fetching == space->fetching);
+    FLEXKV_ASSERT(loans_of(*space) == space->loans);
+    const std::uint32_t importing = imported_slots(*space);
     const std::uint32_t used = space->slots.slot_count() - space->slots.free_count();
-    FLEXKV_ASSERT(used == reserved + fetching + space->index.block_count(kHostTier));
+    FLEXKV_ASSERT(used == reserved + fetching + importing + space->index.block_count(kHostTier));
     if (space->disk_slots) {
       FLEXKV_ASSERT(space->disk_slots->used() == space->writing.size() + space->index.block_count(kDiskTier));
     }

@@ -21,7 +21,7 @@ void Node::follow() {
 
 void Node::open_feed(Space& space) {
   if (feed_ == nullptr) return;
-  space.feed.emplace(*feed_, next_feed_space_++);
+  space.feed.emplace(*feed_, space.number);
   space.index.tell(&*space.feed);
 }
 

@@ -48,17 +48,25 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   auto& disk = disk_->disk_slots;
   host.resize(sequence.matched);
   space.index.collect(sequence.pin, kHostTier, 0, host);
-  auto at = std::ranges::find(host, index::kNoSlot);
+  const std::uint32_t engine_blocks = std::min(sequence.engine_blocks, sequence.matched);
+  auto at = std::find(host.begin() + engine_blocks, host.end(), index::kNoSlot);
   if (at == host.end()) return result;
   const auto in_host = static_cast<std::uint32_t>(at - host.begin());
   disk.resize(sequence.matched);
   space.index.collect(sequence.pin, kDiskTier, 0, disk);
-  const std::uint64_t reach = slots_in_reach(space);
-  const std::uint64_t room = std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0);
-  for (; at != host.end(); at = std::find(at + 1, host.end(), index::kNoSlot)) {
+  const std::uint32_t room = room_for_prompt(space);
+  bool all_serve = true;
+  for (unsigned drive = 0; drive < disk_->port.drive_count(); ++drive) all_serve &= disk_->port.can_read(drive);
+  // Then only what there is no room for can be in the way.
+  if (all_serve)
+    at = std::max(at, host.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(room, host.size())));
+  while ((at = std::find(at, host.end(), index::kNoSlot)) != host.end()) {
     const auto block = static_cast<std::uint32_t>(at - host.begin());
     const bool off = !disk_->port.can_read(space.disk_slots->drive_of(disk[block]));
-    if (!off && block < room) continue;
+    if (!off && block < room) {
+      ++at;
+      continue;
+    }
     found = {block, off ? Reason::kDiskOff : Reason::kNoRoomToLoad, 0, 0};
     break;
   }
@@ -75,7 +83,8 @@ Node::Served Node::served(const Engine& engine, const Sequence& sequence, Purpos
   }
   found.host_blocks = std::min(in_host, found.matched_blocks);
   found.disk_blocks =
-      static_cast<std::uint32_t>(std::count(host.begin(), host.begin() + found.matched_blocks, index::kNoSlot));
+      static_cast<std::uint32_t>(std::count(host.begin() + std::min(engine_blocks, found.matched_blocks),
+                                            host.begin() + found.matched_blocks, index::kNoSlot));
   return result;
 }
 
@@ -88,6 +97,12 @@ std::uint64_t Node::slots_in_reach(const Space& space) const {
   return space.slots.slot_count() + bytes / space.slots.slot_bytes();
 }
 
+// How many blocks of a prompt host memory can hold at once.
+std::uint32_t Node::room_for_prompt(const Space& space) const {
+  const std::uint64_t reach = slots_in_reach(space);
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0));
+}
+
 // Of the first `blocks`, whose slots are in the scratch vectors.
 Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose) {
   Choice choice;
@@ -95,6 +110,7 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   choice.engine = engine.handle;
   choice.sequence = sequence.id;
   choice.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
+  choice.engine_blocks = sequence.engine_blocks;
   choice.chosen_blocks = blocks;
   choice.read_bytes_per_second = look_at_drives(*engine.space, purpose);
   for (const auto& drive : disk_->reading) choice.read_wait = std::max(choice.read_wait, drive.free);
@@ -117,6 +133,7 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   question.stretches = disk_->stretches;
   question.block_tokens = engine.block_tokens;
   question.prompt_blocks = choice.prompt_blocks;
+  question.engine_blocks = choice.engine_blocks;
   question.prefill = engine.prefill;
   question.engine_free = choice.engine_wait;
   question.arrivals = arrivals;
@@ -146,54 +163,71 @@ double Node::look_at_drives(const Space& space, Purpose purpose) {
     const plan::FlowRate& reads = disk_->reads[i];
     const double rate = reads.bytes_per_second() > 0 ? reads.bytes_per_second() : sum / known;
     const double waiting = static_cast<double>(reads.waiting_bytes()) + queued_bytes;
-    disk_->reading[i] = {rate, waiting / rate * static_cast<double>(kSecond), 0};
+    const double nanos_per_byte = static_cast<double>(kSecond) / rate;
+    disk_->reading[i] = {nanos_per_byte, waiting * nanos_per_byte, 0, 0};
   }
   return sum / known * drives;
 }
 
-// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What host memory has
-// is taken to cost nothing: links to devices are far faster than any engine computes.
+// Where the blocks are, and when they could be in host memory: stretches, in the scratch vector. What the engine has
+// itself costs nothing, and what host memory has is taken to: links to devices are far faster than any engine computes.
 void Node::look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                           Purpose purpose) {
   enum class Where { kHost, kComing, kDrive };
+  const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
   auto& stretches = disk_->stretches;
   stretches.clear();
-  const auto slot_bytes = static_cast<double>(space.slots.slot_bytes());
   Where last = Where::kHost;
   double arrives = 0;
   double reading = 0;
+  // A drive reads what it is asked for one after the other: what a stretch takes is known at its end.
+  const auto end_stretch = [&] {
+    if (stretches.empty()) return;
+    for (Disk::Reading& drive : disk_->reading) {
+      if (drive.asked == 0) continue;
+      const double time = std::exchange(drive.asked, 0) * slot_bytes * drive.nanos_per_byte;
+      arrives = std::max(arrives, drive.free += time);
+      reading = std::max(reading, drive.own += time);
+    }
+    plan::Stretch& stretch = stretches.back();
+    stretch.arrives = arrives;
+    stretch.reading = reading;
+    (last == Where::kHost     ? choice.host_blocks
+     : last == Where::kComing ? choice.coming_blocks
+                              : choice.drive_blocks) += stretch.blocks;
+  };
   for (std::uint32_t i = 0; i < blocks; ++i) {
     Where here = Where::kHost;
-    if (disk_->host_slots[i] == index::kNoSlot) {
-      const unsigned number = space.disk_slots->drive_of(disk_->disk_slots[i]);
-      Disk::Reading& drive = disk_->reading[number];
-      const auto fetch = space.fetches.find(sequence.keys[i]);
-      const bool begun = fetch != space.fetches.end() && fetch->second.host != index::kNoSlot;
-      const bool queued =
-          fetch != space.fetches.end() && !begun && (!fetch->second.prefetch || purpose == Purpose::kPrefetch);
-      here = begun || queued ? Where::kComing : Where::kDrive;
-      double when = drive.free;
-      if (drive.bytes_per_second > 0) {
-        const auto read_time = [&](double bytes) {
-          return bytes / drive.bytes_per_second * static_cast<double>(kSecond);
-        };
-        if (here == Where::kDrive) {
-          when = drive.free += read_time(slot_bytes);
-          reading = std::max(reading, drive.own += read_time(slot_bytes));
-        }
-        if (begun) {
-          when = read_time(static_cast<double>(disk_->reads[number].waiting_bytes_until(fetch->second.position)));
-        }
-      }
-      arrives = std::max(arrives, when);
+    unsigned number = 0;
+    const Fetch* fetch = nullptr;
+    if (i >= choice.engine_blocks && disk_->host_slots[i] == index::kNoSlot) {
+      number = space.disk_slots->drive_of(disk_->disk_slots[i]);
+      fetch = space.fetches.empty() ? nullptr : on_its_way(space, sequence.keys[i], purpose);
+      here = fetch != nullptr ? Where::kComing : Where::kDrive;
     }
-    if (i == 0 || here != last) stretches.push_back({});
-    last = here;
+    if (i == 0 || here != last) {
+      end_stretch();
+      stretches.push_back({});
+      last = here;
+    }
     ++stretches.back().blocks;
-    stretches.back().arrives = arrives;
-    stretches.back().reading = reading;
-    ++(here == Where::kHost ? choice.host_blocks : here == Where::kComing ? choice.coming_blocks : choice.drive_blocks);
+    Disk::Reading& drive = disk_->reading[number];
+    if (here == Where::kDrive) ++drive.asked;
+    if (here != Where::kComing) continue;
+    const bool begun = fetch->host != index::kNoSlot;
+    const std::uint64_t waiting = begun ? disk_->reads[number].waiting_bytes_until(fetch->position) : 0;
+    arrives = std::max(arrives, begun ? static_cast<double>(waiting) * drive.nanos_per_byte : drive.free);
   }
+  end_stretch();
+  choice.host_blocks -= choice.engine_blocks;
+}
+
+// The block's fetch, if who asks need not ask for another: loads do not wait for prefetches that no drive has yet.
+const Node::Fetch* Node::on_its_way(const Space& space, const key::BlockKey& key, Purpose purpose) {
+  const auto found = space.fetches.find(key);
+  if (found == space.fetches.end()) return nullptr;
+  const Fetch& fetch = found->second;
+  return fetch.host != index::kNoSlot || !fetch.prefetch || purpose == Purpose::kPrefetch ? &fetch : nullptr;
 }
 
 // What it gives the engine to do: now, or when its blocks have come.
@@ -201,9 +235,10 @@ void Node::note_compute(Engine& engine, Sequence& sequence, const Served& served
   sequence.arrives = served.arrives;
   sequence.compute = 0;
   if (engine.prefill.known() && engine.block_tokens > 0) {
-    const double loaded = double{1} * served.lookup.matched_blocks * engine.block_tokens;
-    const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - loaded;
-    sequence.compute = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), loaded));
+    const double there =
+        double{1} * std::max(served.lookup.matched_blocks, sequence.engine_blocks) * engine.block_tokens;
+    const double tokens = static_cast<double>(sequence.keys.size() * engine.block_tokens) - there;
+    sequence.compute = static_cast<Nanos>(engine.prefill.estimate(std::max(tokens, 1.0), there));
   }
   sequence.computing = served.lookup.disk_blocks == 0;
   if (sequence.computing) engine.computes_until = std::max(engine.computes_until, now_) + sequence.compute;
@@ -214,15 +249,15 @@ void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served,
   note_compute(engine, sequence, served);
   if (!served.choice) return;
   const Choice& choice = *served.choice;
-  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  const std::uint32_t found = choice.found_blocks();
   // Asked again, it replaces what was chosen before.
   const bool kept = sequence.choice != 0 && sequence.choice + kChoicesKept > disk_->choice_count;
   if (!kept) sequence.choice = ++disk_->choice_count;
   disk_->choices[(sequence.choice - 1) % kChoicesKept] = choice;
   if (first) {
-    ++(choice.chosen_blocks == found ? stats_.choices_all
-       : choice.chosen_blocks > 0    ? stats_.choices_part
-                                     : stats_.choices_none);
+    ++(choice.chosen_blocks == found                 ? stats_.choices_all
+       : choice.chosen_blocks > choice.engine_blocks ? stats_.choices_part
+                                                     : stats_.choices_none);
     stats_.recomputed_blocks += found - choice.chosen_blocks;
   }
   if (choice.chosen_blocks < found) try_slow_drives(*engine.space, sequence, choice);
@@ -231,7 +266,7 @@ void Node::note_choice(Engine& engine, Sequence& sequence, const Served& served,
 void Node::try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice) {
   const bool tried = std::ranges::any_of(disk_->reads, [&](const auto& reads) { return reads.idle(now_) < kUntried; });
   if (tried || !disk_->prefetches.empty()) return;
-  const std::uint32_t found = choice.host_blocks + choice.coming_blocks + choice.drive_blocks;
+  const std::uint32_t found = choice.found_blocks();
   std::uint32_t end = choice.chosen_blocks;
   for (std::uint32_t on_drives = 0; end < found && on_drives < kTriedBlocks; ++end) {
     on_drives += disk_->host_slots[end] == index::kNoSlot;

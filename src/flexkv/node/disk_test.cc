@@ -1,41 +1,12 @@
 // The node with drives that do what the test says.
-#include <map>
 #include <set>
 
 #include "flexkv/node/disk_slots.h"
+#include "flexkv/node/fake_drives.h"
 #include "flexkv/node/node_fixture.h"
 
 namespace flexkv::node {
 namespace {
-
-class FakeDrives : public DiskPort {
- public:
-  unsigned drive_count() const override { return 2; }
-  void open_space(SpaceNumber space, const SpaceName& name, std::uint64_t) override { spaces[space] = name; }
-  void close_space(SpaceNumber space) override { spaces.erase(space); }
-  void reset_space(SpaceNumber space) override { resets.push_back(space); }
-  void reset_closed_spaces(const std::optional<ModelName>& model) override { closed_resets.push_back(model); }
-  DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
-  DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
-  void cancel(DiskOp op) override { canceled.push_back(op); }
-  bool can_read(unsigned drive) const override { return drive != off; }
-  double write_pressure() const override { return pressure; }
-
-  DiskAdmission take(std::vector<DiskTransfer>& list, const DiskTransfer& transfer) {
-    if (admission == DiskAdmission::kQueued) list.push_back(transfer);
-    return admission;
-  }
-
-  std::map<SpaceNumber, SpaceName> spaces;
-  std::vector<SpaceNumber> resets;
-  std::vector<std::optional<ModelName>> closed_resets;
-  std::vector<DiskTransfer> writes;
-  std::vector<DiskTransfer> reads;
-  std::vector<DiskOp> canceled;
-  DiskAdmission admission = DiskAdmission::kQueued;
-  unsigned off = 99;
-  double pressure = 0;
-};
 
 class NodeDiskTest : public NodeTest {
  protected:
@@ -287,6 +258,31 @@ TEST_F(NodeDiskTest, ADriveThatIsOffEndsWhatLookupsPromise) {
   EXPECT_EQ(lookup(e, 4, keys).matched_blocks, 3U);  // nothing was lost
 }
 
+TEST_F(NodeDiskTest, WhoWaitsForADriveThatGoesOffGivesUpAndItsReadKeepsItsSlot) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  ASSERT_EQ(load(e, 3, 10, keys), Reason::kNone);
+  const auto reads = disk.reads;
+  ASSERT_EQ(reads.size(), 3U);
+  node->on_disk_overdue(reads[1].op, now);
+  EXPECT_TRUE(sent<proto::CopyCommand>(agents[0], 10).size() == 1) << "it is late, and may still come";
+  disk.off = 1;
+  node->on_disk_overdue(reads[1].op, now);
+  node->check_invariants();
+  end(reads[0]);
+  report(agents[0], 10);
+  EXPECT_EQ(failure(10), Reason::kDiskOff);
+  EXPECT_EQ(result(10)->good_blocks, 1U) << "what came before it";
+  EXPECT_EQ(node->disk_queues().fetches, 2U) << "the drives have their buffers";
+  node->on_disk_overdue(reads[1].op, now);
+  disk.off = 99;
+  end(reads[1]);
+  end(reads[2], DiskOutcome::kCanceled);
+  EXPECT_EQ(node->disk_queues().fetches, 0U);
+  EXPECT_EQ(lookup(e, 4, keys).disk_blocks, 1U) << "what was read all the same is there";
+}
+
 TEST_F(NodeDiskTest, ALoadThatIsGivenUpLetsItsReadsEndAndKeepsWhatTheyBrought) {
   const auto e = start_with_engine(8, 8);
   const auto keys = keys_of(1, 2);
@@ -474,6 +470,37 @@ TEST_F(NodeDiskTest, LeavesToTheEngineWhatItComputesFasterThanTheDriveReads) {
   EXPECT_EQ(found.reason, Reason::kNotWorthLoading);
   node->set_prefill(e, {0, 1e7, 0, 0});
   EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 3U);
+}
+
+TEST_F(NodeDiskTest, WhatTheEngineHasItselfIsNeitherReadNorComputed) {
+  const auto e = start_with_engine(8, 8);
+  const auto keys = keys_of(1, 3);
+  keep_on_drives(e, keys);
+  read_one_slowly(e, keys);
+  node->set_prefill(e, {0, 1e6, 0, 0});  // 16 ms for a block, 100 ms to read it
+  const auto slow = node->lookup(e, 4, 0, keys, now, 2);
+  EXPECT_EQ(slow.matched_blocks, 2U);
+  EXPECT_EQ(slow.disk_blocks, 0U) << "the second block is on a drive, and the engine's";
+  EXPECT_EQ(slow.reason, Reason::kNotWorthLoading);
+  const Choice choice = node->choices().at(0);
+  EXPECT_EQ(choice.engine_blocks, 2U);
+  EXPECT_EQ(choice.host_blocks, 0U) << "of those that the engine does not have";
+  EXPECT_EQ(choice.drive_blocks, 1U);
+  EXPECT_NEAR(choice.expected_if_none, 16 * kMillisecond, 1);
+  EXPECT_EQ(node->stats().choices_none, 1U);
+  EXPECT_EQ(node->stats().recomputed_blocks, 1U);
+
+  const auto whole = node->lookup(e, 5, 0, keys, now, 3);
+  EXPECT_EQ(whole.matched_blocks, 3U);
+  EXPECT_EQ(whole.disk_blocks, 0U);
+  EXPECT_EQ(whole.host_blocks, 3U) << "no drive is needed";
+  EXPECT_EQ(node->choices().size(), 1U) << "nothing to choose";
+
+  node->set_prefill(e, {0, 1e7, 0, 0});  // 160 ms for a block
+  const auto fast = node->lookup(e, 6, 0, keys, now, 2);
+  EXPECT_EQ(fast.matched_blocks, 3U);
+  EXPECT_EQ(fast.disk_blocks, 1U);
+  EXPECT_EQ(fast.host_blocks, 2U);
 }
 
 // Three blocks of 100 ms each: their reads are paid for once, whoever began them.

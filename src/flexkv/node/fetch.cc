@@ -66,13 +66,16 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   Engine* engine = find_engine(handle);
   if (engine == nullptr || engine->space == nullptr) return Reason::kNotReady;
   const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
-  if (sequence == nullptr || disk_ == nullptr) return problem;
+  if (sequence == nullptr || (disk_ == nullptr && remote_ == nullptr)) return problem;
   Space& space = *engine->space;
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
   sequence->leased = true;
   if (!sequence->counted) engine->announced += !std::exchange(sequence->announced, true);
-  const Lookup found = served(*engine, *sequence, Purpose::kPrefetch).lookup;
-  if (found.disk_blocks > 0) fetch_ahead(space, *sequence, found.matched_blocks);
+  Served found = served(*engine, *sequence, Purpose::kPrefetch);
+  const Lookup here = found.lookup;
+  look_beyond(*engine, *sequence, found);
+  if (here.disk_blocks > 0) fetch_ahead(space, *sequence, here.matched_blocks);
+  if (found.lookup.remote_blocks > 0) import_ahead(space, *sequence);
   return Reason::kNone;
 }
 
@@ -126,8 +129,9 @@ Node::Job* Node::waiting_job(JobKey key, std::uint32_t at) const {
 }
 
 bool Node::awaited(const Fetch& fetch) const {
-  return std::ranges::any_of(
-      fetch.waiters, [&](const Fetch::Waiter& waiter) { return waiting_job(waiter.job, waiter.at) != nullptr; });
+  return std::ranges::any_of(fetch.waiters,
+                             [&](const Waiter& waiter) { return waiting_job(waiter.job, waiter.at) != nullptr; }) ||
+         std::ranges::any_of(fetch.loans, [&](LoanId id) { return waits_for(id, fetch); });
 }
 
 // The job waits for less than before: what nobody waits for any more need not be read. (What no drive has yet is
@@ -145,7 +149,7 @@ void Node::forsake_fetches(Job& job) {
 
 // Gives a block to those that wait for it; appends the jobs that got it.
 void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& arrived) {
-  for (const Fetch::Waiter& waiter : fetch.waiters) {
+  for (const Waiter& waiter : fetch.waiters) {
     Job* job = waiting_job(waiter.job, waiter.at);
     if (job == nullptr) continue;
     append_runs(job->space->slots, {&waiter.device_block, 1}, {&slot, 1}, waiter.at, job->arrived);
@@ -153,6 +157,7 @@ void Node::deliver(const Fetch& fetch, index::Slot slot, std::vector<JobKey>& ar
     --job->missing;
     arrived.push_back(waiter.job);
   }
+  lend_arrived(fetch);
 }
 
 // One more piece to every rank: what has come since the last one, or only that nothing more comes.
@@ -177,9 +182,10 @@ void Node::send_arrived(std::span<const JobKey> jobs) {
 void Node::drop_fetch(Space& space, const key::BlockKey& key, Reason reason) {
   const Fetch fetch = std::move(space.fetches.extract(key).mapped());
   if (reason != Reason::kNone) ++stats_.unfetched_blocks[slot_of(reason)];
-  for (const Fetch::Waiter& waiter : fetch.waiters) {
+  for (const Waiter& waiter : fetch.waiters) {
     if (Job* job = waiting_job(waiter.job, waiter.at)) cut(waiter.job, *job, waiter.at, reason);
   }
+  if (reason != Reason::kNone) lend_without(fetch, reason);
   release(fetch.path);
 }
 
@@ -291,6 +297,25 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
   pump_disk();
 }
 
+// Who waits for a drive that is off gives up. (While it is on, each has a deadline of his own.) The slot stays taken
+// until the drive has let go of it.
+void Node::on_disk_overdue(DiskOp op, Nanos now) {
+  tell_time(now);
+  const auto found = disk_->ios.find(op);
+  if (found == disk_->ios.end() || found->second.write) return;
+  Space& space = *found->second.space;
+  if (disk_->port.can_read(space.disk_slots->drive_of(found->second.disk))) return;
+  Fetch& fetch = space.fetches.at(found->second.key);
+  const Fetch awaited_so_far = fetch;
+  fetch.waiters.clear();
+  fetch.loans.clear();
+  for (const Waiter& waiter : awaited_so_far.waiters) {
+    if (Job* job = waiting_job(waiter.job, waiter.at)) cut(waiter.job, *job, waiter.at, Reason::kDiskOff);
+  }
+  lend_without(awaited_so_far, Reason::kDiskOff);
+  pump_disk();
+}
+
 void Node::on_disk_ready(Nanos now) {
   tell_time(now);
   pump_disk();
@@ -334,7 +359,7 @@ bool Node::pump_fetches(std::deque<FetchId>& queue, bool prefetch) {
 // Loads wait for room that other loads hold while they wait, too: the newest of them ends before what it waits for.
 // False: none has to, because something of this model runs that will leave room when it ends.
 bool Node::make_way(const Space& space) {
-  if (space.fetching > 0 || !space.writing.empty()) return false;
+  if (space.fetching > 0 || !space.writing.empty() || space.imports > 0 || space.loans > 0) return false;
   auto newest = jobs_.end();
   for (auto job = jobs_.begin(); job != jobs_.end(); ++job) {
     if (job->second->space != &space) continue;

@@ -26,9 +26,10 @@ Reason to_reason(index::MissReason reason) {
 
 }  // namespace
 
-Node::Node(NodeOptions options, Outbox& outbox, DiskPort* disk)
+Node::Node(NodeOptions options, Outbox& outbox, DiskPort* disk, RemotePort* remote)
     : options_(options), outbox_(outbox), ranges_(options.pool_bytes) {
   if (disk != nullptr) disk_ = std::make_unique<Disk>(*disk);
+  if (remote != nullptr) remote_ = std::make_unique<Remote>(*remote);
 }
 Node::~Node() = default;
 
@@ -77,6 +78,7 @@ void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_c
     drop_pin(space, sequence.pin);
     sequence.pinned = false;
   }
+  if (sequence.generation != space.generation) sequence.remote_end = 0;
   sequence.generation = space.generation;
   sequence.drops = space.drops;
   sequence.used_at = now;
@@ -94,7 +96,7 @@ void Node::refresh_match(Engine& engine, Sequence& sequence, std::size_t block_c
 }
 
 Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base, std::span<const key::BlockKey> keys,
-                          Nanos now) {
+                          Nanos now, std::uint32_t engine_blocks) {
   tell_time(now);
   Engine* engine = find_engine(handle);
   if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
@@ -105,11 +107,13 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
 
   sequence->leased = true;
+  sequence->engine_blocks = std::min(engine_blocks, static_cast<std::uint32_t>(sequence->keys.size()));
   engine->announced -= std::exchange(sequence->announced, false);
   // Asked again, only the last answer counts.
   if (std::exchange(sequence->computing, false)) engine->computes_until -= sequence->compute;
-  const Served found = served(*engine, *sequence, Purpose::kLookup);
-  if (disk_ != nullptr) note_choice(*engine, *sequence, found, first);
+  Served found = served(*engine, *sequence, Purpose::kLookup);
+  look_beyond(*engine, *sequence, found);
+  if (disk_ != nullptr || remote_ != nullptr) note_choice(*engine, *sequence, found, first);
   Lookup result = found.lookup;
   result.described_blocks = described(space, *sequence);
   if (result.reason == Reason::kNone && result.matched_blocks < sequence->keys.size()) {
@@ -126,7 +130,8 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
     ++stats_.lookups;
     stats_.blocks_queried += sequence->keys.size();
     stats_.blocks_hit += result.matched_blocks;
-    stats_.disk_blocks_hit += result.disk_blocks;
+    stats_.disk_blocks_hit += result.disk_blocks - result.remote_blocks;
+    stats_.remote_blocks_hit += result.remote_blocks;
     stats_.missed_blocks[slot_of(result.reason)] += sequence->keys.size() - result.matched_blocks;
   }
   return result;
@@ -170,6 +175,11 @@ void Node::shed_expired_leases(Space& space, Nanos now) {
   }
 }
 
+void Node::close_ports(const Space& space) {
+  if (disk_ != nullptr) disk_->port.close_space(space.number);
+  if (remote_ != nullptr) remote_->port.close_space(space.number);
+}
+
 // Makes up to `count` free slots and returns how many there are (at most `count`).
 std::uint32_t Node::reserve(Space& space, std::uint32_t count, Nanos now) {
   while (space.slots.free_count() < count && space.slots.grow()) {
@@ -179,7 +189,7 @@ std::uint32_t Node::reserve(Space& space, std::uint32_t count, Nanos now) {
     for (auto idle = spaces_.begin(); idle != spaces_.end() && space.slots.free_count() < count;) {
       if (idle->get() != &space && this->idle(**idle)) {
         stats_.blocks_evicted += (*idle)->slots.slot_count() - (*idle)->slots.free_count();
-        if (disk_ != nullptr) disk_->port.close_space((*idle)->number);
+        close_ports(**idle);
         idle = spaces_.erase(idle);
         while (space.slots.free_count() < count && space.slots.grow()) {
         }
@@ -328,6 +338,7 @@ void Node::cut(JobKey key, Job& job, std::uint32_t at, Reason reason) {
     *waits = false;
   }
   forsake_fetches(job);
+  forsake_imports(job);
   if (job.missing == 0) send_arrived(key, job);
 }
 
@@ -357,17 +368,19 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   const std::uint64_t end = std::uint64_t{request.first_block} + request.device_blocks.size();
   if (end > sequence->keys.size() || request.device_blocks.empty()) return refuse(Reason::kGone);
   refresh_match(*engine, *sequence, sequence->keys.size(), false, now);
-  if (sequence->matched <= request.first_block) return refuse(Reason::kGone);
+  const std::uint32_t known = std::max(sequence->matched, sequence->remote_end);
+  if (known <= request.first_block) return refuse(Reason::kGone);
 
   Space& space = *engine->space;
   const auto blocks = static_cast<std::uint32_t>(request.device_blocks.size());
-  const std::uint32_t count = std::min(blocks, sequence->matched - request.first_block);
+  const std::uint32_t count = std::min(blocks, known - request.first_block);
+  const std::uint32_t here = std::min(count, sequence->matched - std::min(sequence->matched, request.first_block));
   const auto device_blocks = std::span(request.device_blocks).first(count);
-  std::vector<index::Slot> slots(count);
-  space.index.collect(sequence->pin, kHostTier, request.first_block, slots);
+  std::vector<index::Slot> slots(count, index::kNoSlot);
+  if (here > 0) space.index.collect(sequence->pin, kHostTier, request.first_block, std::span(slots).first(here));
   SlotRuns ready;
   const std::uint32_t missing = count - append_runs(space.slots, device_blocks, slots, 0, ready);
-  if (missing > 0 && disk_ == nullptr) return refuse(Reason::kGone);
+  if (missing > 0 && disk_ == nullptr && remote_ == nullptr) return refuse(Reason::kGone);
   sequence->leased = false;
   const JobKey key{handle, request.job};
   Job& job = start_job(handle, *engine, request, device::Direction::kToDevice, now);
@@ -383,8 +396,12 @@ Reason Node::load(EngineHandle handle, const proto::TransferRequest& request, Na
   job.pinned = true;
   dispatch(key, job, ready, request.armed);
   if (missing > 0 && !job.failed) {
-    fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, count), slots);
     engine->arrivals[request.job] = {sequence->arrives, sequence->compute};
+    if (disk_ != nullptr && here > 0) {
+      fetch_for(key, job, request, std::span(sequence->keys).subspan(request.first_block, here),
+                std::span(slots).first(here));
+    }
+    if (here < count) import_for(key, job, request, sequence->keys);
   }
   finish_if_quiet(key, now);
   pump_disk();
@@ -507,6 +524,7 @@ void Node::cancel_ranks(JobKey key, Job& job) {
   if (job.deadline != 0) deadlines_.erase({job.deadline, key});
   job.deadline = 0;
   forsake_fetches(job);
+  forsake_imports(job);
   Engine* engine = find_engine(key.first);
   for (std::uint32_t rank = 0; rank < job.waiting.size(); ++rank) {
     // A command that cannot be delivered is no loss: the agent has its own deadline and reports in the end.
@@ -657,8 +675,13 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
 // ---- time and reset ------------------------------------------------------------------------------------------------
 
 std::optional<Nanos> Node::next_deadline() const {
-  if (deadlines_.empty()) return std::nullopt;
-  return deadlines_.begin()->first;
+  std::optional<Nanos> next;
+  if (!deadlines_.empty()) next = deadlines_.begin()->first;
+  if (!loan_deadlines_.empty()) {
+    const Nanos loans = loan_deadlines_.begin()->first;
+    next = std::min(next.value_or(loans), loans);
+  }
+  return next;
 }
 
 void Node::on_time(Nanos now) {
@@ -672,6 +695,12 @@ void Node::on_time(Nanos now) {
     }
     cancel_ranks(key, job);  // also takes the deadline off
     finish_if_quiet(key, now);
+  }
+  while (!loan_deadlines_.empty() && loan_deadlines_.begin()->first <= now) {
+    const LoanId id = loan_deadlines_.begin()->second;
+    Lent& lent = *loans_.at(id);
+    lent.limit = Loan::Limit::kDeadline;
+    answer(id, lent);
   }
   pump_disk();
 }
@@ -693,6 +722,7 @@ void Node::reset(EngineHandle handle, Nanos now) {
     if (space->fingerprint == engine->fingerprint) clear(*space, now);
   }
   if (disk_ != nullptr) disk_->port.reset_closed_spaces(model_name(engine->fingerprint));
+  // What is beyond the machine stays: the engine has other keys from now on (docs/decisions/0013).
 }
 
 void Node::reset_all(Nanos now) {
@@ -700,10 +730,11 @@ void Node::reset_all(Nanos now) {
   for (const auto& space : spaces_) clear(*space, now);
   std::erase_if(spaces_, [&](const auto& space) {
     if (!idle(*space)) return false;
-    if (disk_ != nullptr) disk_->port.close_space(space->number);
+    close_ports(*space);
     return true;
   });
   if (disk_ != nullptr) disk_->port.reset_closed_spaces(std::nullopt);
+  if (remote_ != nullptr) remote_->port.reset();
 }
 
 }  // namespace flexkv::node

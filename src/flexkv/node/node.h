@@ -15,6 +15,10 @@
 // what host memory holds goes to the device at once, the rest as it comes. A block is fetched once, however many wait.
 // A load of which a block does not come keeps its beginning: it ends before that block, and what comes before is
 // copied.
+//
+// Beyond the machine (RemotePort) other nodes may have what comes behind a match. It is read into slots of this node,
+// published as if it had been saved here, and goes to the device like blocks from drives. In return other nodes borrow
+// blocks (lend()).
 #pragma once
 
 #include <algorithm>
@@ -35,6 +39,7 @@
 #include "flexkv/events/feed.h"
 #include "flexkv/index/prefix_index.h"
 #include "flexkv/node/disk_port.h"
+#include "flexkv/node/remote_port.h"
 #include "flexkv/node/slot_space.h"
 #include "flexkv/plan/flow_rate.h"
 #include "flexkv/plan/load_choice.h"
@@ -75,6 +80,8 @@ class Outbox {
   virtual void send(EngineHandle engine, const proto::JobResult& result) = 0;
   // For who asked with want_changes(): there are some to read.
   virtual void changed() {}
+  // The answer to lend().
+  virtual void lent(Loan) {}
 };
 
 struct DirectionStats {
@@ -85,11 +92,11 @@ struct DirectionStats {
   telemetry::Histogram latency;
 };
 
-// Of blocks that go between host memory and drives.
+// Of blocks that go between host memory and drives, or come from beyond the machine.
 struct DiskFlowStats {
   std::uint64_t blocks = 0;
   std::uint64_t bytes = 0;
-  telemetry::Histogram latency;  // of a block, since the drive was asked
+  telemetry::Histogram latency;  // of a block, since it was asked for
 };
 
 // What was chosen for a lookup that found blocks on drives, and why. All times in nanoseconds.
@@ -104,11 +111,13 @@ struct Choice {
   EngineHandle engine = 0;
   SequenceId sequence = 0;
   std::uint32_t prompt_blocks = 0;
-  // Of those found, in a row from the first one: in host memory, on the way there, on drives only.
+  // Of those found, in a row from the first one: leading ones that the engine has itself, and of the others those in
+  // host memory, on the way there, on drives only.
+  std::uint32_t engine_blocks = 0;
   std::uint32_t host_blocks = 0;
   std::uint32_t coming_blocks = 0;
   std::uint32_t drive_blocks = 0;
-  std::uint32_t chosen_blocks = 0;  // to load
+  std::uint32_t chosen_blocks = 0;  // to load, less those that the engine has
   Basis basis = Basis::kCost;
   double read_bytes_per_second = 0;  // of all drives
   double read_wait = 0;              // until the drives have read what they were asked for before
@@ -117,6 +126,8 @@ struct Choice {
   double expected = 0;               // until the prompt is computed; 0: not known
   double expected_if_all = 0;        // was loaded
   double expected_if_none = 0;
+
+  std::uint32_t found_blocks() const { return engine_blocks + host_blocks + coming_blocks + drive_blocks; }
 };
 
 struct NodeStats {
@@ -124,7 +135,8 @@ struct NodeStats {
   std::uint64_t lookups = 0;
   std::uint64_t blocks_queried = 0;
   std::uint64_t blocks_hit = 0;
-  std::uint64_t disk_blocks_hit = 0;  // of them, only on drives
+  std::uint64_t disk_blocks_hit = 0;    // of them, to be read from drives
+  std::uint64_t remote_blocks_hit = 0;  // and only beyond the machine
   std::uint64_t blocks_saved = 0;
   std::uint64_t blocks_evicted = 0;
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
@@ -146,12 +158,16 @@ struct NodeStats {
   std::uint64_t disk_blocks_recovered = 0;
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
+  DiskFlowStats from_remote;
+  std::array<std::uint64_t, proto::kReasonCount> unimported_blocks{};  // asked for beyond the machine, and did not come
+  std::uint64_t loans = 0;
+  std::uint64_t blocks_lent = 0;
 };
 
 class Node {
  public:
-  // `disk`: null without drives; outlives the node.
-  Node(NodeOptions options, Outbox& outbox, DiskPort* disk = nullptr);
+  // `disk`: null without drives. `remote`: null if there is nothing beyond the machine. They outlive the node.
+  Node(NodeOptions options, Outbox& outbox, DiskPort* disk = nullptr, RemotePort* remote = nullptr);
   ~Node();
 
   // An engine = one client (its scheduler) and rank_count agents that name the same engine_id. Order does not matter.
@@ -166,14 +182,16 @@ class Node {
   struct Lookup {
     std::uint32_t matched_blocks = 0;
     Reason reason = Reason::kNone;  // of the first block that is missing
-    std::uint32_t disk_blocks = 0;  // of those matched, only on drives so far
-    std::uint32_t host_blocks = 0;  // leading ones of those matched that are all in host memory
+    std::uint32_t disk_blocks = 0;  // of those matched, to be read from drives or from beyond the machine
+    std::uint32_t host_blocks = 0;  // leading ones of those matched that need neither
     // Leading ones that need no describe(), which may be more than are matched: all, if nobody follows.
     std::uint32_t described_blocks = 0;
+    std::uint32_t remote_blocks = 0;  // of disk_blocks, those beyond the machine: the last ones matched
   };
-  // `keys` continue the sequence's chain at block `base`. What is matched is pinned for lease_time.
+  // `keys` continue the sequence's chain at block `base`, of which the engine has the first `engine_blocks` itself and
+  // will not load them. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
-                Nanos now);
+                Nanos now, std::uint32_t engine_blocks = 0);
   // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
   // to the client; a reason other than kNone means that nothing was queued.
   Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
@@ -211,8 +229,21 @@ class Node {
   // Of each drive so many slots may be used.
   void on_disk_opened(SpaceNumber space, std::span<const std::uint32_t> slots, Nanos now);
   void on_disk_done(std::span<const DiskResult> results, Nanos now);
+  // A read that has begun takes too long, or its drive went off. on_disk_done follows, however late.
+  void on_disk_overdue(DiskOp op, Nanos now);
   // A write that was told kLater may be tried again.
   void on_disk_ready(Nanos now);
+
+  // From beyond the machine; see RemotePort. `index`: which of the blocks that were wanted, in order.
+  void on_remote_block(RemoteOp op, std::uint32_t index, Nanos now);
+  void on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now);
+  // For another node: as many of the blocks keys[first, ...) as there are, those on drives as well once they have been
+  // read and as far as loans may take host memory. Outbox::lent says which, once, by the deadline, maybe before this
+  // returns; then end_loan() has to be called, also for a loan of no blocks. `keys`: the chain from its first block on.
+  void lend(LoanId id, const SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
+            std::uint32_t first, Nanos deadline, Nanos now);
+  // Before lent() as well: then it does not come.
+  void end_loan(LoanId id, Nanos now);
 
   // The time at which on_time must be called next; nullopt when nothing waits.
   std::optional<Nanos> next_deadline() const;
@@ -278,7 +309,11 @@ class Node {
   struct Disk;
   struct Path;
   struct Fetch;
+  struct Waiter;
   struct DiskIo;
+  struct Remote;
+  struct Import;
+  struct Lent;
   static constexpr std::size_t kChoicesKept = 64;
   using JobKey = std::pair<EngineHandle, JobId>;
   // `count` device blocks in a row, in as many slots in a row.
@@ -331,6 +366,7 @@ class Node {
   void give_up(JobKey key, Job& job);
   void call_off(const Engine* engine, JobId job);
   void clear(Space& space, Nanos now);
+  void close_ports(const Space& space);
   bool idle(const Space& space) const;
   Space* find_space(SpaceNumber number) const;
   void give_back_evicted(Space& space);
@@ -344,10 +380,12 @@ class Node {
   };
   Served served(const Engine& engine, const Sequence& sequence, Purpose purpose);
   std::uint64_t slots_in_reach(const Space& space) const;
+  std::uint32_t room_for_prompt(const Space& space) const;
   Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
   double look_at_drives(const Space& space, Purpose purpose);
   void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                       Purpose purpose);
+  static const Fetch* on_its_way(const Space& space, const key::BlockKey& key, Purpose purpose);
   void note_choice(Engine& engine, Sequence& sequence, const Served& served, bool first);
   void note_compute(Engine& engine, Sequence& sequence, const Served& served);
   void try_slow_drives(Space& space, const Sequence& sequence, const Choice& choice);
@@ -373,6 +411,32 @@ class Node {
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
   bool make_way(const Space& space);
+
+  // import.cc: from beyond the machine to host memory
+  void look_beyond(Engine& engine, Sequence& sequence, Served& served);
+  std::uint32_t coming(const Space& space, std::span<const key::BlockKey> keys, double& bytes) const;
+  Import* begin_import(Space& space, std::span<const key::BlockKey> keys, index::PinId pin, std::uint32_t first,
+                       std::uint32_t end);
+  void ask_remote(Import& import);
+  void import_ahead(Space& space, const Sequence& sequence);
+  void end_prefetch(Import& import);
+  void import_for(JobKey key, Job& job, const proto::TransferRequest& request, std::span<const key::BlockKey> keys);
+  void publish(Import& import, std::vector<JobKey>& arrived);
+  void publish_all(const Space& space, std::vector<JobKey>& arrived);
+  bool deliver(const Import& import, std::uint32_t block, const Waiter& waiter);
+  void give_up_rest(Import& import, std::uint32_t from, Reason reason);
+  bool awaited(const Import& import) const;
+  void forsake_imports(const Job& job);
+  void sweep_imports(Space& space);
+  std::uint32_t imported_slots(const Space& space) const;
+
+  // loans.cc: to other nodes
+  void answer(LoanId id, Lent& lent);
+  void lend_arrived(const Fetch& fetch);
+  void lend_without(const Fetch& fetch, Reason reason);
+  bool waits_for(LoanId id, const Fetch& fetch) const;
+  void shorten(Lent& lent, std::uint32_t count);
+  std::uint32_t loans_of(const Space& space) const;
 
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
@@ -400,13 +464,17 @@ class Node {
   std::unordered_map<EngineHandle, std::unique_ptr<Engine>> engines_;
   std::unordered_map<AgentHandle, Agent> agents_;
   std::unique_ptr<events::Feed> feed_;  // null: nobody follows
-  events::SpaceNumber next_feed_space_ = 1;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::map<JobKey, std::unique_ptr<Job>> jobs_;
   std::set<std::pair<Nanos, JobKey>> deadlines_;
-  std::unique_ptr<Disk> disk_;                        // null without drives
+  std::unique_ptr<Disk> disk_;      // null without drives
+  std::unique_ptr<Remote> remote_;  // null if there is nothing beyond the machine
+  std::map<LoanId, std::unique_ptr<Lent>> loans_;
+  std::set<std::pair<Nanos, LoanId>> loan_deadlines_;  // of those that are not answered
+  std::uint64_t lent_bytes_ = 0;
   std::vector<index::PrefixIndex::Evicted> evicted_;  // scratch
   std::uint64_t sequence_keys_ = 0;
+  SpaceNumber next_space_ = 1;
   EngineHandle next_engine_ = 1;
   AgentHandle next_agent_ = 1;
   Nanos now_ = 0;  // the latest that was told

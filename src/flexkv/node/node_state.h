@@ -25,13 +25,15 @@ struct Node::Path {
   std::list<Path>::iterator self;
 };
 
+// A load that waits for a block.
+struct Node::Waiter {
+  JobKey job;
+  std::uint32_t at = 0;  // which of the job's blocks
+  std::uint32_t device_block = 0;
+};
+
 // A block on its way from a drive to host memory, or waiting for room there or for the drive.
 struct Node::Fetch {
-  struct Waiter {
-    JobKey job;
-    std::uint32_t at = 0;  // which of the job's blocks
-    std::uint32_t device_block = 0;
-  };
   Path* path = nullptr;
   std::uint32_t at = 0;               // its place in the path
   index::Slot host = index::kNoSlot;  // once begun
@@ -39,6 +41,58 @@ struct Node::Fetch {
   std::uint64_t position = 0;         // then: bytes that its drive has to read until it is there, of all it ever read
   bool prefetch = false;
   std::vector<Waiter> waiters;
+  std::vector<LoanId> loans;  // that wait for it
+};
+
+// Blocks [first, chain.size()) of a chain on their way from beyond the machine, in slots of their own. They become
+// visible in their order, and not before all that precedes them; what waits for that may wait here after the read has
+// ended.
+struct Node::Import {
+  Space* space = nullptr;
+  std::uint64_t generation = 0;
+  RemoteOp op = 0;
+  std::vector<key::BlockKey> chain;
+  std::uint32_t first = 0;
+  index::PinId pin{};  // as far as the index knows the chain
+  std::vector<index::Slot> slots;
+  std::vector<std::vector<Waiter>> waiters;
+  // Of its blocks, leading ones: those that have come, and of them those in the index.
+  std::uint32_t arrived = 0;
+  std::uint32_t published = 0;
+  std::uint32_t asked_from = 0;  // of its blocks, the first one of the read
+  bool reading = true;           // the port has its slots
+  bool prefetch = false;
+  bool canceled = false;
+  Nanos begun = 0;
+
+  std::uint32_t blocks() const { return static_cast<std::uint32_t>(slots.size()); }
+};
+
+struct Node::Remote {
+  explicit Remote(RemotePort& beyond) : port(beyond) {}
+
+  RemotePort& port;
+  RemoteOp next_op = 1;
+  std::map<RemoteOp, std::unique_ptr<Import>> imports;
+  std::uint64_t prefetching_bytes = 0;
+  std::vector<plan::Stretch> stretches;  // scratch
+  std::vector<plan::Arrival> arrivals;   // scratch
+};
+
+// Blocks [first, end) of the pinned path, lent to another node or on their way from drives for it.
+struct Node::Lent {
+  Space* space = nullptr;
+  std::uint64_t generation = 0;
+  index::PinId pin{};
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  Loan::Limit limit = Loan::Limit::kNone;
+  std::vector<bool> missing;  // of [first, end)
+  std::uint32_t missing_count = 0;
+  Nanos deadline = 0;
+  bool answered = false;
+
+  std::uint32_t count() const { return end - first; }
 };
 
 // All blocks of one kind: same model, same weights, same bytes in every shard.
@@ -62,8 +116,14 @@ struct Node::Space {
   // one begins a save or nobody saves it; where that save ends, another may follow.
   std::unordered_map<key::BlockKey, JobKey, key::BlockKeyHash> in_flight;
 
-  // ---- with drives
   SpaceNumber number = 0;
+  SpaceName name{};
+  // Those on their way from beyond the machine, or waiting to be published: by whom, and which of its blocks.
+  std::unordered_map<key::BlockKey, std::pair<RemoteOp, std::uint32_t>, key::BlockKeyHash> importing;
+  std::uint32_t imports = 0;
+  std::uint32_t loans = 0;
+
+  // ---- with drives
   enum class DiskState : std::uint8_t { kNone, kOpening, kOpen } disk_state = DiskState::kNone;
   std::optional<DiskSlots> disk_slots;
   std::optional<admission::AdmissionFilter> admission;
@@ -102,7 +162,6 @@ struct Node::Disk {
   std::list<Path> paths;
   std::unordered_map<DiskOp, DiskIo> ios;
   DiskOp next_op = 1;
-  SpaceNumber next_space = 1;
   // To be begun. What was begun or given up since counts for nothing.
   std::deque<FetchId> loads;
   std::deque<FetchId> prefetches;
@@ -120,9 +179,10 @@ struct Node::Disk {
   std::vector<index::Slot> host_slots;
   std::vector<index::Slot> disk_slots;
   struct Reading {
-    double bytes_per_second = 0;
-    double free = 0;  // nanoseconds from now until it has read what it has to
-    double own = 0;   // of them, for the request in question
+    double nanos_per_byte = 0;
+    double free = 0;          // nanoseconds from now until it has read what it has to
+    double own = 0;           // of them, for the request in question
+    std::uint32_t asked = 0;  // blocks for it that are not counted yet
   };
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
@@ -140,7 +200,8 @@ struct Node::Sequence {
   std::vector<key::BlockKey> keys;
   index::PinId pin{};
   bool pinned = false;
-  std::uint32_t matched = 0;  // blocks up to and including the pinned one
+  std::uint32_t matched = 0;     // blocks up to and including the pinned one
+  std::uint32_t remote_end = 0;  // and so many with those found beyond the machine
   std::uint64_t born = 0;  // generation of the space when it was opened: what was computed before a reset is not kept
   std::uint64_t generation = 0;
   std::uint64_t drops = 0;
@@ -150,15 +211,16 @@ struct Node::Sequence {
   std::uint32_t carried_end = 0;
   // What the engine calls its blocks, as far as it said so.
   std::vector<events::DescriptionRef> descriptions;
-  std::uint32_t described = 0;  // leading blocks found to be so in the index
-  bool counted = false;         // in the lookup statistics
-  std::uint32_t found = 0;      // blocks, by the first lookup
-  bool announced = false;       // by a prefetch, and not looked up yet
-  std::uint64_t choice = 0;     // the number of its latest one, from 1 on
-  Nanos arrives = 0;            // what it is to load, in host memory
-  Nanos compute = 0;            // what its engine has to do for it, then
-  bool computing = false;       // that is part of its engine's computes_until
-  bool leased = false;          // was found, and what was found is neither loaded nor passed by yet
+  std::uint32_t described = 0;      // leading blocks found to be so in the index
+  std::uint32_t engine_blocks = 0;  // leading ones that its engine has itself, by the last lookup
+  bool counted = false;             // in the lookup statistics
+  std::uint32_t found = 0;          // blocks, by the first lookup
+  bool announced = false;           // by a prefetch, and not looked up yet
+  std::uint64_t choice = 0;         // the number of its latest one, from 1 on
+  Nanos arrives = 0;                // what it is to load, in host memory
+  Nanos compute = 0;                // what its engine has to do for it, then
+  bool computing = false;           // that is part of its engine's computes_until
+  bool leased = false;              // was found, and what was found is neither loaded nor passed by yet
   Nanos used_at = 0;
 };
 

@@ -29,7 +29,6 @@ ModelName Node::model_name(const std::array<std::byte, 32>& fingerprint) {
 }
 
 void Node::open_disk(Space& space, std::uint32_t block_tokens) {
-  space.number = disk_->next_space++;
   space.disk_slots.emplace(disk_->port.drive_count());
   space.disk_state = Space::DiskState::kOpening;
   if (options_.disk_admission) {
@@ -38,11 +37,7 @@ void Node::open_disk(Space& space, std::uint32_t block_tokens) {
         .remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax),
         .block_tokens = block_tokens});
   }
-  const ModelName model = model_name(space.fingerprint);
-  SpaceName name;
-  std::ranges::copy(model, name.begin());
-  std::copy_n(space.digest.begin(), name.size() - model.size(), name.begin() + model.size());
-  disk_->port.open_space(space.number, name, space.slots.slot_bytes());
+  disk_->port.open_space(space.number, space.name, space.slots.slot_bytes());
 }
 
 void Node::on_disk_recovered(SpaceNumber number, std::span<const RecoveredChain> chains, Nanos now) {

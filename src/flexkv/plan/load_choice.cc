@@ -17,9 +17,10 @@ LoadChoice choose_load(const LoadQuestion& question) {
   const double tokens = double{1} * question.block_tokens;
   double least = 0;  // cost: of this prompt's time, and of the others'
   const auto consider = [&](std::uint32_t blocks, const Stretch& loaded) {
-    const double left = (question.prompt_blocks - blocks) * tokens;
+    const std::uint32_t there = std::max(blocks, question.engine_blocks);
+    const double left = (question.prompt_blocks - there) * tokens;
     // Even a prompt that is loaded whole has its last token computed.
-    const double compute = question.prefill.estimate(left < 1 ? 1 : left, blocks * tokens);
+    const double compute = question.prefill.estimate(left < 1 ? 1 : left, there * tokens);
     const auto later = std::ranges::upper_bound(question.arrivals, loaded.arrives, {}, &Arrival::arrives);
     double before = question.engine_free;
     for (auto one = question.arrivals.begin(); one != later; ++one)

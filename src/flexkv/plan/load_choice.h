@@ -33,6 +33,7 @@ struct LoadQuestion {
   std::span<const Stretch> stretches;  // in their order in the prompt
   std::uint32_t block_tokens = 0;
   std::uint32_t prompt_blocks = 0;  // all of its whole blocks, matched or not
+  std::uint32_t engine_blocks = 0;  // leading ones, not more, that the engine has itself
   PrefillTime prefill;
   double engine_free = 0;             // when the engine has computed what it was given before
   std::span<const Arrival> arrivals;  // the earliest first

@@ -87,7 +87,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kDiskBusy, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kPeerUnreachable, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -118,7 +118,9 @@ const char* reason_name(Reason reason) {
                                                                    "unlikely",
                                                                    "budget",
                                                                    "budget_low",
-                                                                   "disk_busy"};
+                                                                   "disk_busy",
+                                                                   "peer_busy",
+                                                                   "peer_unreachable"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 
@@ -273,6 +275,7 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(lookup->sequence);
     writer.pod(lookup->base);
     writer.array(std::span<const key::BlockKey>(lookup->keys));
+    writer.pod(lookup->engine_blocks);
   } else if (const auto* transfer = std::get_if<TransferRequest>(&value)) {
     writer.pod(Tag::kTransfer);
     writer.pod(static_cast<std::uint8_t>(transfer->save));
@@ -318,6 +321,7 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       lookup.sequence = reader.pod<SequenceId>();
       lookup.base = reader.pod<std::uint32_t>();
       lookup.keys = read_blocks<key::BlockKey>(reader);
+      lookup.engine_blocks = reader.pod<std::uint32_t>();
       return finish<FromClient>(reader, std::move(lookup), "lookup request");
     }
     case Tag::kTransfer: {

@@ -138,8 +138,10 @@ enum class Reason : std::uint8_t {
   kBudget,           // not written to a drive: its budget of bytes to be written is used up for now
   kBudgetLow,        // not written to a drive: not used often enough for a budget that runs low
   kDiskBusy,         // not written to a drive: loads kept it busy
+  kPeerBusy,         // another node has it, and gives no more for now
+  kPeerUnreachable,  // another node has it, and does not answer
 };
-constexpr std::size_t kReasonCount = 27;
+constexpr std::size_t kReasonCount = 29;
 const char* reason_name(Reason reason);
 
 // client -> node
@@ -148,6 +150,7 @@ struct LookupRequest {
   SequenceId sequence = 0;
   std::uint32_t base = 0;  // keys the client has sent before
   std::vector<key::BlockKey> keys;
+  std::uint32_t engine_blocks = 0;  // leading ones that the engine has itself, and will not load
 };
 struct TransferRequest {
   bool save = false;
@@ -184,8 +187,8 @@ struct LookupReply {
   std::uint64_t request = 0;
   std::uint32_t matched_blocks = 0;
   Reason reason = Reason::kNone;
-  std::uint32_t disk_blocks = 0;       // of the matched ones, only on drives so far
-  std::uint32_t host_blocks = 0;       // leading ones of the matched that are all in host memory
+  std::uint32_t disk_blocks = 0;       // of the matched ones, to be read from drives
+  std::uint32_t host_blocks = 0;       // leading ones of the matched for which no drive is needed
   std::uint32_t described_blocks = 0;  // leading ones that need no DescribeRequest
 };
 struct JobResult {

@@ -213,6 +213,10 @@ void DiskBridge::on_completions(std::span<const disk::Completion> completions) {
   apply_([&](node::Node& node) { node.on_disk_done(results, monotonic_now()); });
 }
 
+void DiskBridge::on_overdue(disk::OpId id) {
+  apply_([&](node::Node& node) { node.on_disk_overdue(id, monotonic_now()); });
+}
+
 void DiskBridge::on_recovered(disk::SpaceHandle space, std::span<const disk::Chain> chains) {
   std::vector<node::RecoveredChain> found;
   found.reserve(chains.size());

@@ -85,7 +85,7 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   void open_budgets(const DiskOptions& options);
 
   void on_completions(std::span<const disk::Completion> completions) override;
-  void on_overdue(disk::OpId) override {}  // whoever waits has a deadline of his own
+  void on_overdue(disk::OpId id) override;
   void on_recovered(disk::SpaceHandle space, std::span<const disk::Chain> chains) override;
   void on_opened(disk::SpaceHandle space, const disk::Opened& opened) override;
   void on_health(unsigned drive, const disk::Health& health) override;

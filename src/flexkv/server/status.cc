@@ -171,6 +171,7 @@ json render_choices(const node::Node& node) {
                       {"engine", engine == engines.end() ? json(nullptr) : json(engine->id)},
                       {"sequence", choice.sequence},
                       {"prompt_blocks", choice.prompt_blocks},
+                      {"engine_blocks", choice.engine_blocks},
                       {"host_blocks", choice.host_blocks},
                       {"coming_blocks", choice.coming_blocks},
                       {"drive_blocks", choice.drive_blocks},

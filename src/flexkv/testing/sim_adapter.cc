@@ -34,7 +34,8 @@ std::uint32_t SimEngine::find_external(Request& request, std::uint32_t local_blo
   track(request);
   if (loop_.chance(plan_.prefetch)) prefetch(request);
   const std::uint32_t first = client_->known_hashes(request.sequence);
-  const std::uint32_t matched = client_->lookup(request.sequence, first, hashes_of(request, first)).matched_blocks;
+  const std::uint32_t matched =
+      client_->lookup(request.sequence, first, hashes_of(request, first), local_blocks).matched_blocks;
   SIM_CHECK(matched <= request.tokens / kBlockTokens);
   request.local_blocks = local_blocks;
   request.offered = matched;

@@ -92,7 +92,13 @@ void SimDisk::reset_closed_spaces(const std::optional<node::ModelName>& model) {
 
 void SimDisk::flip(unsigned drive) {
   loop_.note("disk: flips", drive);
-  if (off_.erase(drive) == 0) off_.insert(drive);
+  if (off_.erase(drive) > 0) return;
+  off_.insert(drive);
+  std::vector<node::DiskOp> reads;
+  for (const auto& [op, flight] : flights_) {
+    if (!flight.write && flight.transfer.slot % plan_.drives == drive) reads.push_back(op);
+  }
+  for (const node::DiskOp op : reads) callbacks_.overdue(op);
 }
 
 node::DiskAdmission SimDisk::write(const node::DiskTransfer& transfer) {

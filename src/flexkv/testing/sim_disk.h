@@ -35,6 +35,7 @@ class SimDisk final : public node::DiskPort {
     std::function<void(node::SpaceNumber, std::span<const node::RecoveredChain>)> recovered;
     std::function<void(node::SpaceNumber, std::span<const std::uint32_t>)> opened;
     std::function<void(const node::DiskResult&)> done;
+    std::function<void(node::DiskOp)> overdue;
     std::function<void()> ready;
     // Of the pool, from begin() to end() of a transfer.
     std::function<std::span<std::byte>(std::uint64_t offset, std::uint64_t bytes)> pool;

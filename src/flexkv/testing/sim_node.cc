@@ -11,15 +11,17 @@ constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
 
 }  // namespace
 
-SimNode::SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, std::uint64_t epoch)
+SimNode::SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, SimElsewhere& elsewhere, std::uint64_t epoch)
     : loop_(loop),
       plan_(plan),
       pool_(std::make_shared<Bytes>(plan.node.pool_bytes)),
       timer_(kNever),
       disk_(plan.drives == 0 ? nullptr : std::make_unique<SimDisk>(loop, plan, store, disk_callbacks())),
-      node_(plan.node, *this, disk_.get()) {
-  // What lies on drives is found again with the same secret only.
-  for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(disk_ == nullptr ? epoch : 1));
+      remote_(plan.remote ? std::make_unique<SimRemote>(loop, plan, elsewhere, remote_callbacks()) : nullptr),
+      node_(plan.node, *this, disk_.get(), remote_.get()) {
+  // What lies on drives, or with others, is found again with the same secret only.
+  const bool lasting = disk_ != nullptr || remote_ != nullptr;
+  for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(lasting ? 1 : epoch));
   for (auto& byte : *pool_) byte = static_cast<std::byte>(epoch * 37 + 11);  // garbage
 }
 
@@ -85,7 +87,8 @@ void SimNode::drop(const std::shared_ptr<ClientLink>& link) {
 }
 
 proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
-  const auto found = node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now());
+  const auto found =
+      node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now(), request.engine_blocks);
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
   return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
@@ -185,6 +188,10 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
     node_.on_disk_done({&result, 1}, loop_.now());
     after_call();
   };
+  callbacks.overdue = [this](node::DiskOp op) {
+    node_.on_disk_overdue(op, loop_.now());
+    after_call();
+  };
   callbacks.ready = [this] {
     node_.on_disk_ready(loop_.now());
     after_call();
@@ -194,12 +201,47 @@ SimDisk::Callbacks SimNode::disk_callbacks() {
     return std::span(*pool_).subspan(offset, bytes);
   };
   callbacks.claim = [this](node::DiskOp op, bool writes_host, std::uint64_t offset, std::uint64_t bytes) {
-    AgentLink::Live live{true, writes_host, {}};
-    for (std::uint64_t at = 0; at < bytes; at += kPage) live.pages.push_back((offset + at) / kPage);
-    check_free(live);
-    disk_live_.emplace(op, std::move(live));
+    disk_live_.emplace(op, claimed(writes_host, offset, bytes));
   };
   callbacks.release = [this](node::DiskOp op) { SIM_CHECK(disk_live_.erase(op) == 1); };
+  return callbacks;
+}
+
+AgentLink::Live SimNode::claimed(bool writes_host, std::uint64_t offset, std::uint64_t bytes) {
+  AgentLink::Live live{true, writes_host, {}};
+  for (std::uint64_t at = 0; at < bytes; at += kPage) live.pages.push_back((offset + at) / kPage);
+  check_free(live);
+  return live;
+}
+
+SimRemote::Callbacks SimNode::remote_callbacks() {
+  SimRemote::Callbacks callbacks;
+  callbacks.block = [this](node::RemoteOp op, std::uint32_t index) {
+    node_.on_remote_block(op, index, loop_.now());
+    after_call();
+  };
+  callbacks.end = [this](node::RemoteOp op, node::RemoteOutcome outcome) {
+    node_.on_remote_end(op, outcome, loop_.now());
+    after_call();
+  };
+  callbacks.lend = [this](node::LoanId id, const node::SpaceName& space, std::uint64_t slot_bytes,
+                          std::span<const key::BlockKey> keys, std::uint32_t first, Nanos deadline) {
+    node_.lend(id, space, slot_bytes, keys, first, deadline, loop_.now());
+    after_call();
+  };
+  callbacks.end_loan = [this](node::LoanId id) {
+    node_.end_loan(id, loop_.now());
+    after_call();
+  };
+  callbacks.pool = [this](std::uint64_t offset, std::uint64_t bytes) {
+    SIM_CHECK(offset + bytes <= pool_->size());
+    return std::span(*pool_).subspan(offset, bytes);
+  };
+  callbacks.claim = [this](bool writes_host, std::uint64_t offset, std::uint64_t bytes) {
+    remote_live_.emplace(next_claim_, claimed(writes_host, offset, bytes));
+    return next_claim_++;
+  };
+  callbacks.release = [this](std::uint64_t claim) { SIM_CHECK(remote_live_.erase(claim) == 1); };
   return callbacks;
 }
 
@@ -236,6 +278,7 @@ void SimNode::check_free(const AgentLink::Live& live) {
     for (const auto& [job, claimed] : other->live) check(claimed, other->handle, job);
   }
   for (const auto& [op, claimed] : disk_live_) check(claimed, 0, op);
+  for (const auto& [id, claimed] : remote_live_) check(claimed, 0, id);
 }
 
 }  // namespace flexkv::testing

@@ -13,6 +13,7 @@
 #include "flexkv/testing/sim_disk.h"
 #include "flexkv/testing/sim_pipe.h"
 #include "flexkv/testing/sim_plan.h"
+#include "flexkv/testing/sim_remote.h"
 
 namespace flexkv::testing {
 
@@ -46,12 +47,13 @@ struct ClientLink {
 
 class SimNode final : private node::Outbox {
  public:
-  SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, std::uint64_t epoch);
+  SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, SimElsewhere& elsewhere, std::uint64_t epoch);
   // The node dies: whoever is connected hears it a little later.
   ~SimNode() override;
 
   node::Node& core() { return node_; }
-  SimDisk* disk() { return disk_.get(); }  // null: no drives
+  SimDisk* disk() { return disk_.get(); }        // null: no drives
+  SimRemote* remote() { return remote_.get(); }  // null: nothing beyond the machine
   const std::array<std::uint8_t, 32>& key_secret() const { return key_secret_; }
   bool paused() const { return *paused_until_ > loop_.now(); }
   void pause(Nanos until) { *paused_until_ = until; }
@@ -73,7 +75,10 @@ class SimNode final : private node::Outbox {
  private:
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override;
   void send(node::EngineHandle engine, const proto::JobResult& result) override;
+  void lent(node::Loan loan) override { remote_->lent(loan); }
   SimDisk::Callbacks disk_callbacks();
+  SimRemote::Callbacks remote_callbacks();
+  AgentLink::Live claimed(bool writes_host, std::uint64_t offset, std::uint64_t bytes);
   void check_and_claim(AgentLink& link, const proto::CopyCommand& command);
   void check_free(const AgentLink::Live& live);
 
@@ -88,8 +93,11 @@ class SimNode final : private node::Outbox {
   // Cut off from the node, but its lanes may still be busy with the pool.
   std::vector<std::shared_ptr<AgentLink>> all_links_;
   std::map<node::DiskOp, AgentLink::Live> disk_live_;
+  std::map<std::uint64_t, AgentLink::Live> remote_live_;
+  std::uint64_t next_claim_ = 1;
   Nanos timer_ = 0;
   const std::unique_ptr<SimDisk> disk_;
+  const std::unique_ptr<SimRemote> remote_;
   node::Node node_;
 };
 

@@ -85,13 +85,22 @@ SimPlan::SimPlan(SimLoop& loop) {
   reset = fault(30);
   new_weights = fault(30);
 
+  prefetch = loop.chance(500) ? 0 : 500;
+  remote = loop.chance(300);
+  if (remote) {
+    remote_time = loop.delay(kMillisecond);
+    borrows = static_cast<unsigned>(loop.between(100, 1000));
+    remote_fails = fault(100);
+    remote_stalls = fault(30);
+    remote_stale = fault(100);
+  }
+
   if (loop.chance(500)) return;
   drives = one_of({1, 1, 2, 3});
   drive_slots = static_cast<std::uint32_t>(loop.between(2, loop.chance(500) ? 20 : 200));
   disk_depth = static_cast<std::uint32_t>(loop.between(1, 40));
   disk_time = loop.delay(kMillisecond);
   open_time = loop.delay(5 * kMillisecond);
-  prefetch = loop.chance(500) ? 0 : 500;
   node.disk_admission = loop.chance(500);
   disk_fails = fault(100);
   disk_stalls = fault(30);

@@ -66,6 +66,11 @@ struct SimPlan {
   Nanos open_time = 0;
   unsigned prefetch = 0;  // per mille of the requests
 
+  // beyond the machine
+  bool remote = false;
+  Nanos remote_time = 0;  // of a block
+  unsigned borrows = 0;   // per mille of the ticks of the fault clock
+
   // time
   Nanos message_delay = 0;
   Nanos piece_time = 0;  // of half a block
@@ -83,6 +88,9 @@ struct SimPlan {
   unsigned disk_stalls = 0;
   unsigned disk_bad_slot = 0;
   unsigned disk_budget = 0;
+  unsigned remote_fails = 0;
+  unsigned remote_stalls = 0;
+  unsigned remote_stale = 0;
   // faults, per mille of the ticks of the fault clock (kFaultTick)
   unsigned agent_loses_node = 0;
   unsigned client_loses_node = 0;

@@ -25,6 +25,8 @@ void SimTotals::add(const SimTotals& other) {
   blocks_prefetched += other.blocks_prefetched;
   blocks_written += other.blocks_written;
   blocks_recovered += other.blocks_recovered;
+  blocks_imported += other.blocks_imported;
+  blocks_lent += other.blocks_lent;
   nodes += other.nodes;
   engines += other.engines;
   add_all(failed_loads, other.failed_loads);
@@ -32,6 +34,7 @@ void SimTotals::add(const SimTotals& other) {
   add_all(missed_blocks, other.missed_blocks);
   add_all(unfetched_blocks, other.unfetched_blocks);
   add_all(unwritten_blocks, other.unwritten_blocks);
+  add_all(unimported_blocks, other.unimported_blocks);
 }
 
 SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) { start_engines(); }
@@ -52,7 +55,7 @@ SimWorld::~SimWorld() {
 void SimWorld::start_node() {
   loop_.note("node: starts", ++epoch_);
   ++totals_.nodes;
-  node_ = std::make_unique<SimNode>(loop_, plan_, store_, epoch_);
+  node_ = std::make_unique<SimNode>(loop_, plan_, store_, elsewhere_, epoch_);
 }
 
 void SimWorld::stop_node() {
@@ -64,6 +67,9 @@ void SimWorld::stop_node() {
   totals_.blocks_prefetched += stats.blocks_prefetched;
   totals_.blocks_written += stats.to_disk.blocks;
   totals_.blocks_recovered += stats.disk_blocks_recovered;
+  totals_.blocks_imported += stats.from_remote.blocks;
+  totals_.blocks_lent += stats.blocks_lent;
+  add_all(totals_.unimported_blocks, stats.unimported_blocks);
   add_all(totals_.unfetched_blocks, stats.unfetched_blocks);
   add_all(totals_.unwritten_blocks, stats.unwritten_blocks);
   add_all(totals_.failed_loads, stats.failed_loads);
@@ -96,6 +102,9 @@ void SimWorld::strike() {
   }
   if (node_ != nullptr && node_->disk() != nullptr && loop_.chance(plan_.disk_flips)) {
     node_->disk()->flip(static_cast<unsigned>(loop_.below(plan_.drives)));
+  }
+  if (node_ != nullptr && node_->remote() != nullptr && !node_->paused() && loop_.chance(plan_.borrows)) {
+    node_->remote()->borrow();
   }
   SimEngine& engine = *engines_[loop_.below(engines_.size())];
   if (!engine.dead()) {
@@ -130,6 +139,7 @@ std::uint64_t SimWorld::run() {
 bool SimWorld::quiet() const {
   const auto disk = node_->core().disk_queues();
   return !node_->paused() && node_->core().jobs_in_flight() == 0 && disk.fetches == 0 && disk.writes == 0 &&
+         (node_->remote() == nullptr || node_->remote()->idle()) &&
          std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
 }
 

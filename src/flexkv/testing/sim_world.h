@@ -26,6 +26,8 @@ struct SimTotals {
   std::uint64_t blocks_prefetched = 0;
   std::uint64_t blocks_written = 0;  // to drives
   std::uint64_t blocks_recovered = 0;
+  std::uint64_t blocks_imported = 0;  // from beyond the machine
+  std::uint64_t blocks_lent = 0;
   std::uint64_t nodes = 0;
   std::uint64_t engines = 0;
   std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
@@ -33,6 +35,7 @@ struct SimTotals {
   std::array<std::uint64_t, proto::kReasonCount> missed_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unimported_blocks{};
   void add(const SimTotals& other);
 };
 
@@ -77,6 +80,7 @@ class SimWorld {
   SimPlan plan_;
   SimTotals totals_;
   SimStore store_;
+  SimElsewhere elsewhere_;
   std::unique_ptr<SimNode> node_;
   std::uint64_t epoch_ = 0;
   std::uint64_t last_weights_ = 0;

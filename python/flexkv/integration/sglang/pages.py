@@ -78,8 +78,8 @@ class PageStore:
         for prefix in (before, []) if before else ([],):
             chain = [*prefix, *pages[at:]]
             sequence = self.client.open_sequence()
-            kept = self._kept(sequence, chain)
             first = len(prefix)
+            kept = self._kept(sequence, chain, first)
             if kept > first:
                 if chain[kept - 1] not in self._chains:
                     self._chains.add(chain[:kept], 0)
@@ -87,10 +87,11 @@ class PageStore:
             self.client.close_sequence(sequence)
         return None
 
-    def _kept(self, sequence: int, chain: list[bytes]) -> int:
+    def _kept(self, sequence: int, chain: list[bytes], first: int) -> int:
+        """Of the chain; those before `first` are not asked for."""
         if self._from_drives:
-            return self.client.lookup(sequence, chain)[0]
-        in_host, anywhere = self.client.lookup_in_host_memory(sequence, chain)
+            return self.client.lookup(sequence, chain, first)[0]
+        in_host, anywhere = self.client.lookup_in_host_memory(sequence, chain, first)
         if anywhere > in_host:
             self.client.prefetch(sequence, chain)
         return in_host

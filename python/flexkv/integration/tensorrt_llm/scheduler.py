@@ -79,7 +79,9 @@ class SchedulerSide:
         if not self._may_be_kept(request):
             return 0, False
         tracked = self._track(request)
-        host, matched = self._client.lookup_in_host_memory(tracked.sequence, tracked.hashes)
+        host, matched = self._client.lookup_in_host_memory(
+            tracked.sequence, tracked.hashes, computed_tokens // self._block_tokens
+        )
         # A load from a drive may fail, which cannot be told: it is there when asked for the next time.
         if matched > host:
             self._client.prefetch(tracked.sequence, tracked.hashes)

@@ -93,7 +93,8 @@ class SchedulerSide:
         block_hashes = tracked.block_hashes()
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
             hashes = group.hashes(block_hashes)
-            matched, reason, disk_blocks = client.lookup(chain.sequence, hashes)
+            in_engine = num_computed_tokens // group.block_tokens
+            matched, reason, disk_blocks = client.lookup(chain.sequence, hashes, in_engine)
             on_drives = on_drives or disk_blocks > 0
             if self._trace:
                 logger.debug(

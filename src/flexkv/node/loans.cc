@@ -1,0 +1,151 @@
+// Blocks that other nodes read from this one.
+
+#include <algorithm>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/node/node_state.h"
+
+namespace flexkv::node {
+namespace {
+
+// Of the pool: what is lent cannot be evicted.
+constexpr std::uint64_t kLoanShare = 25;
+
+}  // namespace
+
+void Node::lend(LoanId id, const SpaceName& name, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
+                std::uint32_t first, Nanos deadline, Nanos now) {
+  tell_time(now);
+  const auto [at, fresh] = loans_.emplace(id, std::make_unique<Lent>());
+  FLEXKV_ASSERT(fresh);
+  Lent& lent = *at->second;
+  lent.deadline = deadline;
+  loan_deadlines_.emplace(deadline, id);
+  lent.first = lent.end = first;
+  lent.limit = Loan::Limit::kMissing;
+  const auto found = std::ranges::find_if(spaces_, [&](const auto& space) { return space->name == name; });
+  if (found == spaces_.end() || (*found)->slots.slot_bytes() != slot_bytes) return answer(id, lent);
+  Space& space = **found;
+  lent.space = &space;
+  lent.generation = space.generation;
+  ++space.loans;
+  const auto match = space.index.match(keys, true, now_);
+  lent.pin = match.pin;
+  lent.end = std::max(first, match.block_count);
+  if (lent.end == keys.size()) lent.limit = Loan::Limit::kNone;
+  const std::uint64_t most = options_.pool_bytes * kLoanShare / 100;
+  const std::uint64_t room = (most - std::min(most, lent_bytes_)) / slot_bytes;
+  if (lent.end - first > room) {
+    lent.end = first + static_cast<std::uint32_t>(room);
+    lent.limit = Loan::Limit::kBusy;
+  }
+  lent_bytes_ += lent.count() * slot_bytes;
+  lent.missing.resize(lent.count());
+  std::vector<index::Slot> slots(lent.count());
+  if (!slots.empty()) space.index.collect(lent.pin, kHostTier, first, slots);
+  Path* path = nullptr;
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] != index::kNoSlot) continue;
+    // From a drive, behind what this node's own requests need.
+    const key::BlockKey& key = keys[first + i];
+    auto fetch = space.fetches.find(key);
+    if (fetch == space.fetches.end()) {
+      if (path == nullptr) path = hold(space, space.index.clone(lent.pin));
+      add_fetch(space, path, first + i, key).prefetch = true;
+      disk_->prefetches.emplace_back(space.number, key);
+      fetch = space.fetches.find(key);
+    }
+    fetch->second.loans.push_back(id);
+    lent.missing[i] = true;
+    ++lent.missing_count;
+  }
+  if (path != nullptr) release(path);
+  lent.missing_count == 0 ? answer(id, lent) : pump_disk();
+}
+
+void Node::end_loan(LoanId id, Nanos now) {
+  tell_time(now);
+  const auto found = loans_.find(id);
+  if (found == loans_.end()) return;
+  Lent& lent = *found->second;
+  loan_deadlines_.erase({lent.deadline, id});
+  if (lent.space != nullptr) {
+    lent_bytes_ -= lent.count() * lent.space->slots.slot_bytes();
+    drop_pin(*lent.space, lent.pin);
+    --lent.space->loans;
+  }
+  loans_.erase(found);
+  pump_disk();
+}
+
+// With what is there by now.
+void Node::answer(LoanId id, Lent& lent) {
+  lent.answered = true;
+  loan_deadlines_.erase({lent.deadline, id});
+  Loan loan{id, {}, lent.limit};
+  if (lent.space != nullptr) {
+    const Space& space = *lent.space;
+    std::vector<index::Slot> slots(lent.count());
+    if (!slots.empty()) space.index.collect(lent.pin, kHostTier, lent.first, slots);
+    // What was reset is given to nobody.
+    if (lent.generation != space.generation) slots.clear();
+    const auto end = std::ranges::find(slots, index::kNoSlot);
+    for (auto slot = slots.begin(); slot != end; ++slot) loan.host_offsets.push_back(space.slots.offset(*slot));
+    if (loan.host_offsets.size() < lent.count() && loan.limit == Loan::Limit::kNone) {
+      loan.limit = Loan::Limit::kMissing;
+    }
+    shorten(lent, static_cast<std::uint32_t>(loan.host_offsets.size()));
+  }
+  ++stats_.loans;
+  stats_.blocks_lent += loan.host_offsets.size();
+  outbox_.lent(std::move(loan));
+}
+
+void Node::shorten(Lent& lent, std::uint32_t count) {
+  lent_bytes_ -= (lent.count() - count) * lent.space->slots.slot_bytes();
+  lent.end = lent.first + count;
+  lent.missing.resize(count);
+  lent.missing_count = static_cast<std::uint32_t>(std::ranges::count(lent.missing, true));
+}
+
+bool Node::waits_for(LoanId id, const Fetch& fetch) const {
+  const auto found = loans_.find(id);
+  if (found == loans_.end() || found->second->answered) return false;
+  const Lent& lent = *found->second;
+  return fetch.at < lent.end && lent.missing[fetch.at - lent.first];
+}
+
+void Node::lend_arrived(const Fetch& fetch) {
+  for (const LoanId id : fetch.loans) {
+    if (!waits_for(id, fetch)) continue;
+    Lent& lent = *loans_.at(id);
+    lent.missing[fetch.at - lent.first] = false;
+    if (--lent.missing_count == 0) answer(id, lent);
+  }
+}
+
+// It does not come: what follows is of no use either.
+void Node::lend_without(const Fetch& fetch, Reason reason) {
+  for (const LoanId id : fetch.loans) {
+    if (!waits_for(id, fetch)) continue;
+    Lent& lent = *loans_.at(id);
+    lent.limit = reason == Reason::kPoolFull ? Loan::Limit::kBusy : Loan::Limit::kMissing;
+    shorten(lent, fetch.at - lent.first);
+    if (lent.missing_count == 0) answer(id, lent);
+  }
+}
+
+// For check_invariants().
+std::uint32_t Node::loans_of(const Space& space) const {
+  std::uint64_t bytes = 0;
+  std::uint32_t count = 0;
+  for (const auto& [id, lent] : loans_) {
+    if (lent->space == nullptr) continue;
+    bytes += lent->count() * lent->space->slots.slot_bytes();
+    count += lent->space == &space;
+  }
+  FLEXKV_ASSERT(bytes == lent_bytes_);
+  return count;
+}
+
+}  // namespace flexkv::node
