@@ -142,7 +142,7 @@ void Dispatch::find_stalled(Nanos now) {
       if (direction_of(ops_.at(id).kind) == number) oldest = std::min(oldest, begun);
     }
     if (now - oldest < limits_.breaker.stall_after) continue;
-    direction.breaker.stalled(now - oldest, now);
+    direction.breaker.stalled("an operation", now - oldest, now);
     switch_off(number);
   }
 }
