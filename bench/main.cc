@@ -31,6 +31,7 @@ const Suite kSuites[] = {
     {"host", nullptr, {}, [](const std::string&, const Options&) { return register_host(), Status{}; }},
     {"replay", "TRACE", {"host-blocks", "ssd-blocks", "drive-gbs"}, register_replay},
     {"recovery", "DIR", {"blocks", "drives"}, register_recovery},
+    {"remote", "URL", {}, register_remote},
 };
 
 int wrong_usage() {

@@ -40,6 +40,8 @@ struct DriveReplay {
 Status register_replay_drives(std::shared_ptr<const std::vector<TraceRequest>> trace, const DriveReplay& options);
 // Makes its files below the directory, and removes them. Options: blocks, drives (both may be lists).
 Status register_recovery(const std::string& directory, const Options& options);
+// `url`: file:///... or s3://...; credentials as in S3Options::from_environment().
+Status register_remote(const std::string& url, const Options& options);
 void register_host();
 // Ends with the code of the process; not one of Google Benchmark's, as what it measures takes turns with fio.
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories);

@@ -1,0 +1,82 @@
+#include "flexkv/remote/location.h"
+
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
+#include "flexkv/remote/file_store.h"
+#include "flexkv/remote/s3_store.h"
+
+namespace flexkv::remote {
+namespace {
+
+constexpr std::string_view kFileScheme = "file://";
+constexpr std::string_view kS3Scheme = "s3://";
+constexpr unsigned kFileThreads = 8;
+// What needs no escape in a URL, so that nobody can differ about how it is signed.
+constexpr std::string_view kPrefixCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/";
+constexpr std::string_view kBucketCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-.";
+
+Error wrong(const std::string& url, const std::string& why) {
+  return {ErrorCode::kInvalidArgument, "remote store '" + url + "': " + why};
+}
+
+std::string environment(std::initializer_list<const char*> names) {
+  for (const char* const name : names) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr && *value != '\0') return value;
+  }
+  return {};
+}
+
+std::string without_slashes_behind(std::string_view text) {
+  while (text.size() > 1 && text.ends_with('/')) text.remove_suffix(1);
+  return std::string(text);
+}
+
+}  // namespace
+
+S3Options S3Options::from_environment() {
+  S3Options options;
+  options.endpoint = environment({"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"});
+  options.path_style = !options.endpoint.empty();
+  if (std::string region = environment({"AWS_REGION", "AWS_DEFAULT_REGION"}); !region.empty()) {
+    options.region = std::move(region);
+  }
+  options.access_key = environment({"AWS_ACCESS_KEY_ID"});
+  options.secret_key = environment({"AWS_SECRET_ACCESS_KEY"});
+  options.session_token = environment({"AWS_SESSION_TOKEN"});
+  options.ca_file = environment({"AWS_CA_BUNDLE"});
+  return options;
+}
+
+Result<Location> parse_location(const std::string& url) {
+  const std::string_view text(url);
+  if (text.starts_with(kFileScheme)) {
+    const std::string_view path = text.substr(kFileScheme.size());
+    if (!path.starts_with('/')) return wrong(url, "the path is not absolute; write file:///mnt/shared/prefix");
+    return Location{Location::Kind::kFile, {}, without_slashes_behind(path)};
+  }
+  if (!text.starts_with(kS3Scheme)) return wrong(url, "write file:///mnt/shared/prefix or s3://bucket/prefix");
+  const std::string_view rest = text.substr(kS3Scheme.size());
+  const std::string_view bucket = rest.substr(0, rest.find('/'));
+  if (bucket.size() < 3 || bucket.size() > 63 || bucket.find_first_not_of(kBucketCharacters) != bucket.npos) {
+    return wrong(url, "a bucket's name has 3 to 63 of a-z, 0-9, '-' and '.'; write s3://bucket/prefix");
+  }
+  std::string_view prefix = rest.substr(bucket.size());
+  while (prefix.starts_with('/')) prefix.remove_prefix(1);
+  while (prefix.ends_with('/')) prefix.remove_suffix(1);
+  if (prefix.find_first_not_of(kPrefixCharacters) != prefix.npos || prefix.size() > 512) {
+    return wrong(url, "a prefix has at most 512 of letters, digits, '-', '.', '_', '~' and '/'");
+  }
+  return Location{Location::Kind::kS3, std::string(bucket), std::string(prefix)};
+}
+
+Result<std::unique_ptr<Store>> open_store(const std::string& url, const S3Options& s3) {
+  auto location = parse_location(url);
+  if (!location.ok()) return location.error();
+  if (location.value().kind == Location::Kind::kS3) return S3Store::open(location.value(), s3);
+  return std::unique_ptr<Store>(std::make_unique<FileStore>(location.value().path, kFileThreads));
+}
+
+}  // namespace flexkv::remote
