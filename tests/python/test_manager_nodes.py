@@ -54,6 +54,26 @@ def test_data_parallel_ranks_share_the_node_of_the_first() -> None:
         assert group.ask("read", [6, 7])[1] == written
 
 
+@pytest.mark.parametrize("beyond", ["nothing", "drives", "cluster", "daemon"])
+def test_models_that_are_not_named_share_nothing_beyond_their_process(
+    beyond: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    variables = {
+        "nothing": {},
+        "drives": {"FLEXKV_SSD_CACHE_GB": "16MB", "FLEXKV_SSD_CACHE_DIR": str(tmp_path)},
+        "cluster": {"FLEXKV_ENABLE_P2P_CPU": "1", "FLEXKV_CLUSTER_SECRET_FILE": str(tmp_path / "secret")},
+        "daemon": {"FLEXKV_SERVER_LAUNCH_MODE": "external"},
+    }[beyond]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def fingerprint(**named: str) -> bytes:
+        return KVManager(model(**named), CacheConfig())._fingerprint()
+
+    assert (fingerprint() == fingerprint()) == (beyond == "nothing")
+    assert fingerprint(identity="weights") == fingerprint(identity="weights")
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = start_daemon()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flexkv.config import sizes
-from flexkv.config.cluster import ClusterSettings, cluster_options, cluster_problems
+from flexkv.config.cluster import ClusterSettings, cluster_options, cluster_problems, in_cluster
 from flexkv.config.setting import (
     IgnoredEntry,
     Setting,
@@ -387,6 +387,12 @@ class Settings(ClusterSettings):
             return NodeTarget("embedded", f"embedded-{os.getpid()}", self.runtime_dir)
         name = "default" if self.server_recv_port == _DEFAULT_PORT else self.server_recv_port.rpartition("/")[2]
         return NodeTarget("daemon" if self.server_launch_mode == "external" else "shared", name, self.runtime_dir)
+
+    @property
+    def reaches_beyond_memory(self) -> bool:
+        """The node may have blocks that are not in its host memory, or that others than this process have stored: of a
+        daemon, on drives, in a cluster."""
+        return self.node_target.mode != "embedded" or self.ssd_cache_bytes > 0 or in_cluster(self)
 
     def node_options(self) -> dict[str, bool | int | float | str | list[str]]:
         """What the core's Node takes, as plain values."""

@@ -362,8 +362,8 @@ class KVManager:
             "identity": model.identity,
             "namespace": settings.namespace,
         }
-        # An embedded cache without drives lives and dies with its engine: there is nobody to be mixed with.
-        shared = self._place.mode == "daemon" or settings.ssd_cache_bytes > 0
+        # An embedded cache without drives or a cluster lives and dies with its engine: there is nobody to be mixed with.
+        shared = self._place.mode == "daemon" or settings.reaches_beyond_memory
         if shared and not model.identity and not settings.namespace:
             logger.warning(
                 "KVManager: this cache outlives the engine, and ModelConfig.identity does not name the model and its "

@@ -51,7 +51,7 @@ class SchedulerSide:
         self._speculates = getattr(config, "speculative_config", None) is not None
         self._sleeps_after_reset = compat.sleep_follows_reset(config)
         self._steps = StepTimes()
-        self._may_have_drives = settings.node_target.mode != "embedded" or settings.ssd_cache_bytes > 0
+        self._prefetches = settings.reaches_beyond_memory
         self._trace = logger.isEnabledFor(logging.DEBUG)
         self._events = events.wanted(config, settings)
         self._engine_clears = False  # vLLM has told routers so, or is about to
@@ -64,8 +64,8 @@ class SchedulerSide:
     # ---- lookup and load
 
     def on_new_request(self, request: Request) -> None:
-        """While the request waits for its turn, its blocks come from drives to host memory."""
-        if self._may_have_drives:
+        """While the request waits for its turn, its blocks come from drives and other nodes to host memory."""
+        if self._prefetches:
             tracked = self._track(request)
             for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
                 client.prefetch(chain.sequence, group.hashes(tracked.block_hashes()))
