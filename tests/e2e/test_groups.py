@@ -145,7 +145,7 @@ class Client:
     def open_sequence(self) -> int:
         return 1
 
-    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str, int]:
+    def lookup(self, sequence: int, hashes: list[bytes], in_engine: int) -> tuple[int, str, int]:
         self.hashes = list(hashes)
         return min(self.kept, len(hashes)), "never_seen", 0
 
@@ -173,14 +173,12 @@ class Scheduling:
         clients = [self.window] if only_windows else [self.full, self.window]
         config, specs = (ONLY_WINDOWS, [WINDOW]) if only_windows else (CONFIG, [FULL, WINDOW])
         monkeypatch.setattr("flexkv.integration.vllm.scheduler.open_clients", lambda *_: (clients, None, None))
-        target = SimpleNamespace(mode="embedded")
         settings: Any = SimpleNamespace(
             sync_load_max_bytes=1 << 40,
             min_load_tokens=0,
             save_timeout_ms=100,
             kv_events=False,
-            node_target=target,
-            ssd_cache_bytes=0,
+            reaches_beyond_memory=False,
         )
         self.side = SchedulerSide(config, settings, groups_of(config, described(*specs)))
         self.request: Any = SimpleNamespace(

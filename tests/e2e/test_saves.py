@@ -55,7 +55,7 @@ class FakeClient:
     def open_sequence(self) -> int:
         return 1
 
-    def lookup(self, sequence: int, hashes: list[bytes]) -> tuple[int, str, int]:
+    def lookup(self, sequence: int, hashes: list[bytes], in_engine: int) -> tuple[int, str, int]:
         return 0, "never_seen", 0
 
     def save(self, sequence: int, hashes: list[bytes], first: int, blocks: list[int]) -> int:
@@ -108,8 +108,7 @@ class Decoding:
             min_load_tokens=0,
             save_timeout_ms=100,
             kv_events=False,
-            node_target=SimpleNamespace(mode="embedded"),
-            ssd_cache_bytes=0,
+            reaches_beyond_memory=False,
         )
         self.side = SchedulerSide(config, settings, [Group(0, 1, BLOCK, 1, None, None)])
         self.blocks = 0
