@@ -184,7 +184,9 @@ void Node::import_for(JobKey job_key, Job& job, const proto::TransferRequest& re
   Space& space = *job.space;
   const auto end = request.first_block + static_cast<std::uint32_t>(job.fetched.size());
   // Also what comes before those of the load: without it they could not be found afterwards.
-  for (std::uint32_t block = space.index.depth(job.pin); block < end;) {
+  const std::uint32_t depth = space.index.depth(job.pin);
+  const std::uint32_t first_missing = std::max(depth, request.first_block) - request.first_block;
+  for (std::uint32_t block = depth; block < end;) {
     const auto found = space.importing.find(keys[block]);
     if (found == space.importing.end()) {
       std::uint32_t stop = block + 1;
@@ -199,6 +201,8 @@ void Node::import_for(JobKey job_key, Job& job, const proto::TransferRequest& re
     if (block >= request.first_block) {
       const std::uint32_t at = block - request.first_block;
       import.waiters[number].push_back({job_key, at, request.device_blocks[at]});
+    } else {
+      import.waiters[number].push_back({job_key, first_missing, 0, true});
     }
     ++block;
   }
@@ -259,7 +263,8 @@ void Node::on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now) {
     Import& moved = *(remote_->imports[again->op] = std::move(again));
     return ask_remote(moved);
   }
-  give_up_rest(import, import.arrived, to_reason(outcome));
+  const bool reset = import.generation != space.generation;
+  give_up_rest(import, import.arrived, reset ? Reason::kReset : to_reason(outcome));
   std::vector<JobKey> arrived;
   publish_all(space, arrived);
   send_arrived(arrived);
@@ -285,7 +290,7 @@ void Node::publish(Import& import, std::vector<JobKey>& arrived) {
   for (const index::Slot slot : rejected) space.slots.give_back(slot);
   for (std::uint32_t i = import.published; i < import.arrived; ++i) {
     import.slots[i] = index::kNoSlot;
-    space.importing.erase(chain[import.first + i]);
+    space.importing.erase(chain[import.first + i]);  // its own, as it is of this generation
   }
   const std::uint32_t first = std::exchange(import.published, import.arrived);
   for (std::uint32_t i = first; i < import.published; ++i) {
@@ -310,7 +315,7 @@ void Node::publish_all(const Space& space, std::vector<JobKey>& arrived) {
 // A block that is in the index now. From here on the load's own pin keeps it.
 bool Node::deliver(const Import& import, std::uint32_t block, const Waiter& waiter) {
   Job* job = waiting_job(waiter.job, waiter.at);
-  if (job == nullptr) return false;
+  if (job == nullptr || waiter.precedes) return false;
   Space& space = *import.space;
   const std::uint32_t end = import.first + block + 1;
   std::uint32_t depth = space.index.depth(job->pin);
@@ -338,7 +343,7 @@ void Node::give_up_rest(Import& import, std::uint32_t from, Reason reason) {
   std::vector<Waiter> waiting;
   for (std::uint32_t i = from; i < import.blocks(); ++i) {
     space.slots.give_back(import.slots[i]);
-    space.importing.erase(import.chain[import.first + i]);
+    if (import.generation == space.generation) space.importing.erase(import.chain[import.first + i]);
     ++stats_.unimported_blocks[slot_of(reason)];
     waiting.insert(waiting.end(), import.waiters[i].begin(), import.waiters[i].end());
   }
@@ -378,11 +383,22 @@ void Node::sweep_imports(Space& space) {
   }
 }
 
+// Of before a reset: nobody is to wait for them any more, and what they bring is of no use.
+void Node::disown_imports(Space& space) {
+  space.importing.clear();
+  if (space.imports == 0) return;
+  for (auto& [op, import] : remote_->imports) {
+    if (import->space != &space || !import->reading || std::exchange(import->canceled, true)) continue;
+    remote_->port.cancel(op);
+  }
+}
+
 // For check_invariants().
 std::uint32_t Node::imported_slots(const Space& space) const {
   std::uint32_t count = 0;
   if (remote_ == nullptr) return count;
   std::uint32_t imports = 0;
+  std::uint32_t current = 0;
   std::uint64_t prefetching = 0;
   for (const auto& [op, import] : remote_->imports) {
     if (import->prefetch) prefetching += import->waiters.size() * import->space->slots.slot_bytes();
@@ -392,10 +408,12 @@ std::uint32_t Node::imported_slots(const Space& space) const {
       FLEXKV_ASSERT((import->slots[i] != index::kNoSlot) == (i >= import->published));
       if (i < import->published) continue;
       ++count;
+      if (import->generation != space.generation) continue;
+      ++current;
       FLEXKV_ASSERT(space.importing.at(import->chain[import->first + i]) == std::pair(op, i));
     }
   }
-  FLEXKV_ASSERT(imports == space.imports && count == space.importing.size());
+  FLEXKV_ASSERT(imports == space.imports && current == space.importing.size());
   FLEXKV_ASSERT(prefetching == remote_->prefetching_bytes);
   return count;
 }

@@ -160,9 +160,9 @@ TEST_F(NodeImportTest, LendsWhatItHasAndKeepsItMeanwhile) {
 TEST_F(NodeImportTest, LendsNothingOfBeforeAResetAndNotMoreThanItsShare) {
   start(16);
   const auto e = engine("e");
-  const auto keys = keys_of(1, 8);
+  const auto keys = keys_of(1, 10);
   keep(e, 1, 1, keys);
-  EXPECT_EQ(lend(1, keys).host_offsets.size(), 4U);
+  EXPECT_EQ(lend(1, keys, 2).host_offsets.size(), 6U) << "with the two before them, half of the pool";
   EXPECT_EQ(loans[1].limit, Loan::Limit::kBusy);
   EXPECT_EQ(lend(2, keys).host_offsets.size(), 0U);
   node->end_loan(1, now);
@@ -171,6 +171,49 @@ TEST_F(NodeImportTest, LendsNothingOfBeforeAResetAndNotMoreThanItsShare) {
   EXPECT_EQ(lend(3, keys).host_offsets.size(), 0U);
   EXPECT_EQ(loans[3].limit, Loan::Limit::kMissing);
   node->end_loan(3, now);
+}
+
+TEST_F(NodeImportTest, AfterAResetNobodyWaitsForWhatWasAskedForBefore) {
+  start(16);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 4);
+  store(keys);
+  lookup(e, 1, keys);
+  ASSERT_EQ(load(e, 1, 10, keys), Reason::kNone);
+  node->reset(e, now);
+  node->check_invariants();
+  EXPECT_EQ(remote.canceled.size(), 1U);
+  remote.stored.clear();
+  EXPECT_EQ(lookup(e, 2, keys).matched_blocks, 0U);
+  store(keys);
+  EXPECT_EQ(lookup(e, 3, keys).matched_blocks, 4U);
+  ASSERT_EQ(load(e, 3, 11, keys), Reason::kNone);
+  ASSERT_EQ(remote.reads.size(), 2U) << "the new load has a read of its own";
+  bring(2, RemoteOutcome::kCanceled);
+  bring(4);
+  report(agents[0], 10, JobStatus::kCanceled);
+  report(agents[0], 11);
+  EXPECT_EQ(failure(10), Reason::kReset);
+  EXPECT_TRUE(done(11));
+}
+
+TEST_F(NodeImportTest, WhatPrecedesALoadIsNotCanceledWithOthers) {
+  start(16);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 4);
+  store(keys);
+  EXPECT_EQ(node->prefetch(e, {1, 0, Keys(keys.begin(), keys.begin() + 2)}, now), Reason::kNone);
+  lookup(e, 2, keys);
+  ASSERT_EQ(load(e, 2, 10, keys, 2), Reason::kNone);
+  lookup(e, 3, keys);
+  ASSERT_EQ(load(e, 3, 11, keys, 2), Reason::kNone);
+  node->cancel(e, 11);
+  EXPECT_TRUE(remote.canceled.empty());
+  bring(2);
+  bring(2);
+  report(agents[0], 10);
+  report(agents[0], 11, JobStatus::kCanceled);
+  EXPECT_TRUE(done(10));
 }
 
 class NodeLoansFromDrivesTest : public NodeImportTest {
@@ -217,6 +260,20 @@ TEST_F(NodeLoansFromDrivesTest, ReadsThemFirst) {
   EXPECT_EQ(loans[1].host_offsets.size(), 2U);
   EXPECT_EQ(loans[1].limit, Loan::Limit::kNone);
   node->end_loan(1, now);
+}
+
+// Of a chain that is none, in the hope that a block is read from where another one lies.
+TEST_F(NodeLoansFromDrivesTest, BelievesNoKeyThatABorrowerSays) {
+  const auto keys = kept_on_drives();
+  for (const std::size_t forged : {0U, 1U}) {
+    Keys chain = keys;
+    chain[forged] = {7, 7};
+    EXPECT_EQ(lend(1, chain).limit, Loan::Limit::kMissing);
+    EXPECT_EQ(disk.reads.size(), forged) << "what comes before it, at most";
+    end_all(disk.reads);
+    EXPECT_EQ(loans[1].host_offsets.size(), forged);
+    node->end_loan(1, now);
+  }
 }
 
 TEST_F(NodeLoansFromDrivesTest, GivesWhatCameBeforeABadBlock) {

@@ -8,8 +8,8 @@
 namespace flexkv::node {
 namespace {
 
-// Of the pool: what is lent cannot be evicted.
-constexpr std::uint64_t kLoanShare = 25;
+// Of the pool: what is lent, and what precedes it, cannot be evicted.
+constexpr std::uint64_t kLoanShare = 50;
 
 }  // namespace
 
@@ -26,20 +26,21 @@ void Node::lend(LoanId id, const SpaceName& name, std::uint64_t slot_bytes, std:
   const auto found = std::ranges::find_if(spaces_, [&](const auto& space) { return space->name == name; });
   if (found == spaces_.end() || (*found)->slots.slot_bytes() != slot_bytes) return answer(id, lent);
   Space& space = **found;
+  const std::uint64_t most = options_.pool_bytes * kLoanShare / 100;
+  const std::uint64_t room = (most - std::min(most, lent_bytes_)) / slot_bytes;
+  std::uint32_t end = matching(space, keys);
+  if (end == keys.size()) lent.limit = Loan::Limit::kNone;
+  if (end > room) {
+    end = static_cast<std::uint32_t>(room);
+    lent.limit = Loan::Limit::kBusy;
+  }
+  if (end <= first) return answer(id, lent);
   lent.space = &space;
   lent.generation = space.generation;
   ++space.loans;
-  const auto match = space.index.match(keys, true, now_);
-  lent.pin = match.pin;
-  lent.end = std::max(first, match.block_count);
-  if (lent.end == keys.size()) lent.limit = Loan::Limit::kNone;
-  const std::uint64_t most = options_.pool_bytes * kLoanShare / 100;
-  const std::uint64_t room = (most - std::min(most, lent_bytes_)) / slot_bytes;
-  if (lent.end - first > room) {
-    lent.end = first + static_cast<std::uint32_t>(room);
-    lent.limit = Loan::Limit::kBusy;
-  }
-  lent_bytes_ += lent.count() * slot_bytes;
+  lent.pin = space.index.match(keys.first(end), true, now_).pin;
+  lent.end = lent.pinned = end;
+  lent_bytes_ += lent.pinned * slot_bytes;
   lent.missing.resize(lent.count());
   std::vector<index::Slot> slots(lent.count());
   if (!slots.empty()) space.index.collect(lent.pin, kHostTier, first, slots);
@@ -63,6 +64,16 @@ void Node::lend(LoanId id, const SpaceName& name, std::uint64_t slot_bytes, std:
   lent.missing_count == 0 ? answer(id, lent) : pump_disk();
 }
 
+// How many leading ones of `keys` are here. A stranger says them: each is compared, while match() takes it for granted
+// that equal keys follow equal ones.
+std::uint32_t Node::matching(Space& space, std::span<const key::BlockKey> keys) {
+  auto match = space.index.match(keys, false, now_);
+  std::vector<key::BlockKey> here(match.block_count);
+  if (!here.empty()) space.index.collect_keys(match.pin, 0, here);
+  drop_pin(space, match.pin);
+  return static_cast<std::uint32_t>(std::ranges::mismatch(here, keys).in1 - here.begin());
+}
+
 void Node::end_loan(LoanId id, Nanos now) {
   tell_time(now);
   const auto found = loans_.find(id);
@@ -70,7 +81,7 @@ void Node::end_loan(LoanId id, Nanos now) {
   Lent& lent = *found->second;
   loan_deadlines_.erase({lent.deadline, id});
   if (lent.space != nullptr) {
-    lent_bytes_ -= lent.count() * lent.space->slots.slot_bytes();
+    lent_bytes_ -= lent.pinned * lent.space->slots.slot_bytes();
     drop_pin(*lent.space, lent.pin);
     --lent.space->loans;
   }
@@ -102,7 +113,6 @@ void Node::answer(LoanId id, Lent& lent) {
 }
 
 void Node::shorten(Lent& lent, std::uint32_t count) {
-  lent_bytes_ -= (lent.count() - count) * lent.space->slots.slot_bytes();
   lent.end = lent.first + count;
   lent.missing.resize(count);
   lent.missing_count = static_cast<std::uint32_t>(std::ranges::count(lent.missing, true));
@@ -112,7 +122,7 @@ bool Node::waits_for(LoanId id, const Fetch& fetch) const {
   const auto found = loans_.find(id);
   if (found == loans_.end() || found->second->answered) return false;
   const Lent& lent = *found->second;
-  return fetch.at < lent.end && lent.missing[fetch.at - lent.first];
+  return fetch.at >= lent.first && fetch.at < lent.end && lent.missing[fetch.at - lent.first];
 }
 
 void Node::lend_arrived(const Fetch& fetch) {
@@ -141,7 +151,7 @@ std::uint32_t Node::loans_of(const Space& space) const {
   std::uint32_t count = 0;
   for (const auto& [id, lent] : loans_) {
     if (lent->space == nullptr) continue;
-    bytes += lent->count() * lent->space->slots.slot_bytes();
+    bytes += lent->pinned * lent->space->slots.slot_bytes();
     count += lent->space == &space;
   }
   FLEXKV_ASSERT(bytes == lent_bytes_);

@@ -707,6 +707,7 @@ void Node::on_time(Nanos now) {
 
 void Node::clear(Space& space, Nanos now) {
   ++space.generation;
+  disown_imports(space);
   space.index.clear(now, evicted_);
   give_back_evicted(space);
   if (disk_ != nullptr) disk_->port.reset_space(space.number);

@@ -428,9 +428,11 @@ class Node {
   bool awaited(const Import& import) const;
   void forsake_imports(const Job& job);
   void sweep_imports(Space& space);
+  void disown_imports(Space& space);
   std::uint32_t imported_slots(const Space& space) const;
 
   // loans.cc: to other nodes
+  std::uint32_t matching(Space& space, std::span<const key::BlockKey> keys);
   void answer(LoanId id, Lent& lent);
   void lend_arrived(const Fetch& fetch);
   void lend_without(const Fetch& fetch, Reason reason);

@@ -30,6 +30,7 @@ struct Node::Waiter {
   JobKey job;
   std::uint32_t at = 0;  // which of the job's blocks
   std::uint32_t device_block = 0;
+  bool precedes = false;  // what it waits for is not that block, but one without which it cannot be found
 };
 
 // A block on its way from a drive to host memory, or waiting for room there or for the drive.
@@ -86,6 +87,7 @@ struct Node::Lent {
   index::PinId pin{};
   std::uint32_t first = 0;
   std::uint32_t end = 0;
+  std::uint32_t pinned = 0;  // blocks, from the first one of the chain on
   Loan::Limit limit = Loan::Limit::kNone;
   std::vector<bool> missing;  // of [first, end)
   std::uint32_t missing_count = 0;

@@ -89,16 +89,27 @@ TEST(PeerLane, ReadsFromPeersAndServesThemAtTheSameTime) {
   std::vector<Buffers> from_a(kReads, Buffers(3, 700'001));
   std::vector<Buffers> from_b(kReads, Buffers(2, 4096));
   for (RequestId i = 0; i < kReads; ++i) {
-    b.lane->read(request_of(i, "a", a.lane->address(), from_a[i]));
-    a.lane->read(request_of(i, "b", b.lane->address(), from_b[i]));
+    b.lane->read(request_of(i + 1, "a", a.lane->address(), from_a[i]));
+    a.lane->read(request_of(i + 1, "b", b.lane->address(), from_b[i]));
   }
   for (RequestId i = 0; i < kReads; ++i) {
-    EXPECT_EQ(b.sink.wait(i), Outcome::kDone);
-    EXPECT_EQ(a.sink.wait(i), Outcome::kDone);
-    expect_right(from_a[i], i);
-    expect_right(from_b[i], i);
+    EXPECT_EQ(b.sink.wait(i + 1), Outcome::kDone);
+    EXPECT_EQ(a.sink.wait(i + 1), Outcome::kDone);
+    expect_right(from_a[i], i + 1);
+    expect_right(from_b[i], i + 1);
   }
   EXPECT_EQ(a.source.pins(), 0U);
+}
+
+// What belongs to the first request of a number must not meet a second one.
+TEST(PeerLane, GivesNothingForANumberThatIsNotAboveThoseBefore) {
+  Node owner("owner");
+  Node reader("reader");
+  Buffers buffers(1, 100);
+  reader.lane->read(request_of(7, "owner", owner.lane->address(), buffers));
+  EXPECT_EQ(reader.sink.wait(7), Outcome::kDone);
+  reader.lane->read(request_of(6, "owner", owner.lane->address(), buffers));
+  EXPECT_EQ(reader.sink.wait(6), Outcome::kUnreachable);
 }
 
 TEST(PeerLane, EndsReadsOfWhomItCannotReachOrTrust) {

@@ -58,7 +58,10 @@ Status Serving::on_frame(const FrameHead& head) {
 }
 
 Status Serving::begin(RequestId id, Read message) {
-  if (leases_.contains(id)) return Error{ErrorCode::kPeer, "two requests with one number"};
+  // What belongs to an earlier lease of the same number (its turn, the source's answer) would meet this one.
+  if (id <= last_id_) return Error{ErrorCode::kPeer, "a request whose number is not above those before it"};
+  last_id_ = id;
+  if (endings_.size() >= kEndingsMax) return Error{ErrorCode::kPeer, "it asks, and does not take the answers"};
   ++stats_.requests;
   const std::uint64_t room = (pinned_bytes_max_ - promised_bytes_) / message.slot_bytes;
   if (room == 0 || leases_.size() >= kRequestsMax) {
@@ -85,6 +88,8 @@ Status Serving::begin(RequestId id, Read message) {
                   }
                 });
               });
+  // Those before were only to say where the others belong.
+  if (const auto begun = leases_.find(id); begun != leases_.end()) begun->second.forget_unwanted();
   return {};
 }
 

@@ -19,6 +19,7 @@
 namespace flexkv::peer {
 
 constexpr std::size_t kRequestsMax = 256;
+constexpr std::size_t kEndingsMax = 4096;  // of requests, that the peer does not take
 constexpr Nanos kLeaseTimeMax = 60 * kSecond;
 
 struct ServingStats {
@@ -62,6 +63,11 @@ class Serving final : public net::FrameSink {
     std::optional<BlockChecksum> checksum;
 
     std::size_t wanted() const { return keys.size() - first; }
+    void forget_unwanted() {
+      keys.erase(keys.begin(), keys.begin() + first);
+      keys.shrink_to_fit();
+      first = 0;
+    }
   };
   struct Alive {};
 
@@ -84,6 +90,7 @@ class Serving final : public net::FrameSink {
   std::deque<RequestId> turns_;  // those with something to send
   std::deque<std::pair<RequestId, Outcome>> endings_;
   std::uint64_t promised_bytes_ = 0;  // by leases
+  RequestId last_id_ = 0;
   ServingStats stats_;
 };
 

@@ -15,7 +15,7 @@
 namespace flexkv::peer {
 
 using SpaceName = std::array<std::uint8_t, 32>;  // of a model, its layout and what else its blocks depend on
-using RequestId = std::uint64_t;                 // never used twice by a lane
+using RequestId = std::uint64_t;                 // from 1 on, of a lane each above those before
 
 enum class Outcome : std::uint8_t {
   kDone,

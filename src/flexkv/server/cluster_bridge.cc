@@ -7,6 +7,7 @@
 #include "flexkv/base/assert.h"
 #include "flexkv/base/log.h"
 #include "flexkv/cluster/names.h"
+#include "flexkv/peer/messages.h"
 
 namespace flexkv::server {
 namespace {
@@ -133,7 +134,7 @@ void ClusterBridge::enter_epoch() {
 // ---- this node's reads ---------------------------------------------------------------------------------------------
 
 void ClusterBridge::open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) {
-  if (!reads_) return;
+  if (!reads_ || slot_bytes > peer::kSlotBytesMax) return;
   auto known = indexes_.find(name);
   if (known == indexes_.end()) {
     const auto index = directory_->add_space(name);
@@ -196,6 +197,7 @@ void ClusterBridge::on_end(peer::RequestId id, peer::Outcome outcome) {
 void ClusterBridge::pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
                         std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) {
   apply_([&](node::Node& node) {
+    if (!reads_ || closing_) return done({0, {}, peer::Outcome::kBusy});  // it has not begun, or ends
     const node::LoanId id = ++last_loan_;
     lending_[id] = {std::move(done), slot_bytes};
     node.lend(id, space, slot_bytes, keys, first, deadline, monotonic_now());

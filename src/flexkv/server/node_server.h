@@ -131,6 +131,7 @@ class NodeServer final : private node::Outbox {
   mutable Mutex mutex_;
   std::condition_variable_any written_;       // nothing is left to be written to drives
   mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
+  Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);   // before the node, which says at its end what is gone
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
@@ -139,7 +140,6 @@ class NodeServer final : private node::Outbox {
   bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
   Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
   bool changed_ FLEXKV_GUARDED_BY(mutex_) = false;  // and peers were not told yet
-  Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);
   std::uint64_t next_peer_ = 1;
 
   std::thread lane_;

@@ -359,7 +359,8 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"disk_fetches", queues.fetches},
                       {"disk_writes", queues.writes}}},
                     {"health", {{"state", messages.empty() ? "ok" : "degraded"}, {"messages", messages}}}};
-  return out.dump();
+  // Other nodes, Redis and engines say some of it: whatever bytes these are, it stays JSON.
+  return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace flexkv::server
