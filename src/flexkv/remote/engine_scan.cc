@@ -29,12 +29,12 @@ void Engine::begin_due_scan(Nanos now) {
 }
 
 void Engine::list_page(std::string from) {
-  const auto make = [this, from = std::move(from)]() -> Dispatch::StoreOp {
-    return ListOp{scan_->space->codec.folder(), from};
-  };
-  scan_->ops.insert(dispatch_.order(Dispatch::Kind::kScan, make, [this](Ended& ended) {
+  const auto make = [this, from]() -> Dispatch::StoreOp { return ListOp{scan_->space->codec.folder(), from}; };
+  scan_->ops.insert(dispatch_.order(Dispatch::Kind::kScan, make, [this, from = std::move(from)](Ended& ended) {
     scan_->ops.erase(ended.id);
-    if (ended.outcome == StoreOutcome::kDone) {
+    // A store that does not go on from where it was asked to would be listed for ever.
+    const bool goes_on = ended.next.empty() || ended.next > from;
+    if (ended.outcome == StoreOutcome::kDone && goes_on) {
       take_page(ended);
     } else {
       end_scan(false);
