@@ -216,6 +216,7 @@ def test_daemon_killed_again_and_again_while_it_writes(tiny_model: Path, tmp_pat
     environment = (("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "default"))
     config = EngineConfig(flexkv=True, full=True, in_process=False, environment=environment)
     enough = tmp_path / "enough"
+    recovered = []
     with ThreadPoolExecutor() as pool:
         engine = pool.submit(run_engine, config, tiny_model, [churn(enough)], tmp_path / "engine")
         try:
@@ -225,9 +226,11 @@ def test_daemon_killed_again_and_again_while_it_writes(tiny_model: Path, tmp_pat
                     while not writing(status := status_of(runtime)) or written(status) < 4 * (kill + 1):
                         assert not engine.done(), engine.result()
                     daemon.kill()
-                assert kill == 0 or status["disk"]["recovered_blocks"] > 0
+                recovered.append(status["disk"]["recovered_blocks"])
         finally:
             enough.touch()
+        # Not after each kill: of the few blocks written by then, none may be the beginning of a prompt, which is needed.
+        assert sum(blocks > 0 for blocks in recovered[1:]) > _DAEMON_KILLS // 2
         assert engine.result()["churn"].outputs == expected
 
 
