@@ -229,7 +229,7 @@ def test_daemon_killed_again_and_again_while_it_writes(tiny_model: Path, tmp_pat
                 recovered.append(status["disk"]["recovered_blocks"])
         finally:
             enough.touch()
-        # Not after each kill: of the few blocks written by then, none may be the beginning of a prompt, which is needed.
+        # Not after each kill: of the few blocks written by then, none may begin a prompt, and the others are of no use.
         assert sum(blocks > 0 for blocks in recovered[1:]) > _DAEMON_KILLS // 2
         assert engine.result()["churn"].outputs == expected
 
