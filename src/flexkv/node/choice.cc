@@ -103,6 +103,28 @@ std::uint32_t Node::room_for_prompt(const Space& space) const {
   return static_cast<std::uint32_t>(std::max<std::uint64_t>(reach * kPromptShare / 100, reach > 0 ? 1 : 0));
 }
 
+double Node::from_now(Nanos time) const { return static_cast<double>(std::max<Nanos>(time - now_, 0)); }
+
+// How many blocks of what was found in the stretches to load, as the engine is now.
+plan::LoadChoice Node::choose_load(const Engine& engine, const Sequence& sequence,
+                                   std::span<const plan::Stretch> stretches, std::uint32_t behind) {
+  arrivals_.clear();
+  for (const auto& [job, one] : engine.arrivals) {
+    arrivals_.push_back({from_now(one.arrives), static_cast<double>(one.compute)});
+  }
+  std::ranges::sort(arrivals_, {}, &plan::Arrival::arrives);
+  plan::LoadQuestion question;
+  question.stretches = stretches;
+  question.block_tokens = engine.block_tokens;
+  question.prompt_blocks = static_cast<std::uint32_t>(sequence.keys.size());
+  question.engine_blocks = sequence.engine_blocks;
+  question.prefill = engine.prefill;
+  question.engine_free = from_now(engine.computes_until);
+  question.arrivals = arrivals_;
+  question.behind = behind;
+  return plan::choose_load(question);
+}
+
 // Of the first `blocks`, whose slots are in the scratch vectors.
 Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose) {
   Choice choice;
@@ -115,7 +137,6 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
   choice.read_bytes_per_second = look_at_drives(*engine.space, purpose);
   for (const auto& drive : disk_->reading) choice.read_wait = std::max(choice.read_wait, drive.free);
   look_at_blocks(*engine.space, sequence, choice, blocks, purpose);
-  const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
   choice.engine_wait = from_now(engine.computes_until);
   choice.behind = purpose == Purpose::kLookup ? engine.announced : 0;
   choice.basis = options_.always_load                                  ? Choice::Basis::kAlways
@@ -123,22 +144,7 @@ Choice Node::choose(const Engine& engine, const Sequence& sequence, std::uint32_
                  : !engine.prefill.known() || engine.block_tokens == 0 ? Choice::Basis::kPrefillUnknown
                                                                        : Choice::Basis::kCost;
   if (choice.read_bytes_per_second <= 0 || !engine.prefill.known() || engine.block_tokens == 0) return choice;
-  auto& arrivals = disk_->arrivals;
-  arrivals.clear();
-  for (const auto& [job, one] : engine.arrivals) {
-    arrivals.push_back({from_now(one.arrives), static_cast<double>(one.compute)});
-  }
-  std::ranges::sort(arrivals, {}, &plan::Arrival::arrives);
-  plan::LoadQuestion question;
-  question.stretches = disk_->stretches;
-  question.block_tokens = engine.block_tokens;
-  question.prompt_blocks = choice.prompt_blocks;
-  question.engine_blocks = choice.engine_blocks;
-  question.prefill = engine.prefill;
-  question.engine_free = choice.engine_wait;
-  question.arrivals = arrivals;
-  question.behind = choice.behind;
-  const plan::LoadChoice best = plan::choose_load(question);
+  const plan::LoadChoice best = choose_load(engine, sequence, disk_->stretches, choice.behind);
   choice.expected_if_all = best.nanos_if_all;
   choice.expected_if_none = best.nanos_if_none;
   choice.expected = choice.basis == Choice::Basis::kCost ? best.nanos : best.nanos_if_all;

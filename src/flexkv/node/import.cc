@@ -71,7 +71,6 @@ void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
   if (blocks == 0 || here + blocks <= sequence.engine_blocks) return;
 
   bytes += static_cast<double>(more.blocks) * static_cast<double>(space.slots.slot_bytes());
-  const auto from_now = [&](Nanos time) { return static_cast<double>(std::max<Nanos>(time - now_, 0)); };
   double arrives = from_now(served.arrives);
   if (more.bytes_per_second > 0) {
     const double reads = static_cast<double>(more.wait) + bytes / more.bytes_per_second * static_cast<double>(kSecond);
@@ -81,23 +80,7 @@ void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
       stretches.clear();
       if (here > 0) stretches.push_back({here, from_now(served.arrives), 0});
       stretches.push_back({blocks, arrives, 0});
-      auto& arrivals = remote_->arrivals;
-      arrivals.clear();
-      for (const auto& [job, one] : engine.arrivals) {
-        arrivals.push_back({from_now(one.arrives), static_cast<double>(one.compute)});
-      }
-      std::ranges::sort(arrivals, {}, &plan::Arrival::arrives);
-      plan::LoadQuestion question;
-      question.stretches = stretches;
-      question.block_tokens = engine.block_tokens;
-      question.prompt_blocks = static_cast<std::uint32_t>(keys.size());
-      question.engine_blocks = sequence.engine_blocks;
-      question.engine_blocks = sequence.engine_blocks;
-      question.prefill = engine.prefill;
-      question.engine_free = from_now(engine.computes_until);
-      question.arrivals = arrivals;
-      question.behind = engine.announced;
-      if (plan::choose_load(question).blocks <= here) {
+      if (choose_load(engine, sequence, stretches, engine.announced).blocks <= here) {
         found.reason = Reason::kNotWorthLoading;
         return;
       }

@@ -382,6 +382,9 @@ class Node {
   std::uint64_t slots_in_reach(const Space& space) const;
   std::uint32_t room_for_prompt(const Space& space) const;
   Choice choose(const Engine& engine, const Sequence& sequence, std::uint32_t blocks, Purpose purpose);
+  double from_now(Nanos time) const;  // in nanoseconds; 0: it is over
+  plan::LoadChoice choose_load(const Engine& engine, const Sequence& sequence, std::span<const plan::Stretch> stretches,
+                               std::uint32_t behind);
   double look_at_drives(const Space& space, Purpose purpose);
   void look_at_blocks(const Space& space, const Sequence& sequence, Choice& choice, std::uint32_t blocks,
                       Purpose purpose);
@@ -475,6 +478,7 @@ class Node {
   std::set<std::pair<Nanos, LoanId>> loan_deadlines_;  // of those that are not answered
   std::uint64_t lent_bytes_ = 0;
   std::vector<index::PrefixIndex::Evicted> evicted_;  // scratch
+  std::vector<plan::Arrival> arrivals_;               // scratch
   std::uint64_t sequence_keys_ = 0;
   SpaceNumber next_space_ = 1;
   EngineHandle next_engine_ = 1;

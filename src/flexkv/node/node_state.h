@@ -77,7 +77,6 @@ struct Node::Remote {
   std::map<RemoteOp, std::unique_ptr<Import>> imports;
   std::uint64_t prefetching_bytes = 0;
   std::vector<plan::Stretch> stretches;  // scratch
-  std::vector<plan::Arrival> arrivals;   // scratch
 };
 
 // Blocks [first, end) of the pinned path, lent to another node or on their way from drives for it.
@@ -188,7 +187,6 @@ struct Node::Disk {
   };
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
-  std::vector<plan::Arrival> arrivals;
   std::vector<key::BlockKey> keys;  // scratch of write_behind()
 };
 
