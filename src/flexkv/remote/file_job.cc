@@ -23,13 +23,6 @@ constexpr std::string_view kTemporary = ".tmp-";
 constexpr std::time_t kTemporarySeconds = 3600;  // who began it is gone by then
 constexpr unsigned kShards = 256;                // folders of a space's folder
 
-template <typename Part>
-std::uint64_t bytes_of(const std::vector<std::span<Part>>& parts) {
-  std::uint64_t bytes = 0;
-  for (const auto part : parts) bytes += part.size();
-  return bytes;
-}
-
 // Calls move(bytes of a part, offset in `size`) for each part that the bytes [at, at + size) lie in.
 template <typename Part, typename Move>
 void for_each_piece(const std::vector<std::span<Part>>& parts, std::uint64_t at, std::size_t size, Move move) {

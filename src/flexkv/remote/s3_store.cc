@@ -17,13 +17,6 @@ constexpr long kBufferBytes = 512 << 10;
 constexpr std::size_t kBodyBytesMax = 4 << 20;  // of an answer that is not an object's bytes
 constexpr const char* kPageObjects = "1000";
 
-template <typename Part>
-std::uint64_t bytes_of(const std::vector<std::span<Part>>& parts) {
-  std::uint64_t bytes = 0;
-  for (const auto part : parts) bytes += part.size();
-  return bytes;
-}
-
 // Where the next bytes of some parts are.
 template <typename Part>
 class Cursor {

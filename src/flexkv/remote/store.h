@@ -20,6 +20,14 @@ enum class StoreOutcome : std::uint8_t {
   kUnavailable,  // it was not asked (a Store never says so)
 };
 
+// Of the parts of an operation together.
+template <typename Part>
+std::uint64_t bytes_of(const std::vector<std::span<Part>>& parts) {
+  std::uint64_t bytes = 0;
+  for (const auto part : parts) bytes += part.size();
+  return bytes;
+}
+
 // What it writes or reads lies there until it has ended or is abandoned, and so do the spans' bytes.
 struct PutOp {
   std::string path;
