@@ -6,16 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "seeds.h"
+
 namespace flexkv::testing {
 namespace {
 
 constexpr std::uint64_t kDefaultSeeds = 2000;
 constexpr std::uint64_t kRepeatEvery = 20;  // one of so many seeds is run twice
-
-std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 TEST(DirectorySimulation, Seeds) {
   DirectorySimTotals totals;

@@ -8,16 +8,12 @@
 #include <cstdlib>
 
 #include "flexkv/base/log.h"
+#include "seeds.h"
 
 namespace flexkv::testing {
 namespace {
 
 constexpr std::uint64_t kDefaultSeeds = 3000;
-
-std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 void print(const DiskSimTotals& totals) {
   const auto show = [](const char* what, std::uint64_t value) {

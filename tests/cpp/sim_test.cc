@@ -6,6 +6,7 @@
 
 #include "flexkv/base/log.h"
 #include "flexkv/testing/sim_world.h"
+#include "seeds.h"
 
 namespace flexkv::testing {
 namespace {
@@ -13,11 +14,6 @@ namespace {
 constexpr std::uint64_t kDefaultSeeds = 2000;
 // Every so many seeds one is run twice.
 constexpr std::uint64_t kRepeatEvery = 20;
-
-std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 std::uint64_t run_seed(std::uint64_t seed, bool verbose, SimTotals& totals) {
   SimWorld world(seed, verbose);
