@@ -137,10 +137,26 @@ def test_clear_says_who_uses_it_and_clears_the_others(cache: Path, tmp_path: Pat
     assert not (cache / "01.blocks").exists()
 
 
-def test_clear_of_nothing(tmp_path: Path) -> None:
-    result = run("clear", "--yes", str(tmp_path / "none"))
-    assert (result.exit_code, result.stdout) == (0, "There is no SSD cache.\n")
-    assert not (tmp_path / "none").exists()
+def test_clear_names_what_is_not_there(cache: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    result = run("clear", "--yes", str(none), str(cache))
+    assert (result.exit_code, result.stdout) == (1, f"{cache}: 1 MiB freed\n")
+    assert result.stderr == f"flexkv: {none}: there is no such directory\n"
+    assert not none.exists()
+
+
+def test_clear_of_an_empty_directory(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = run("clear", "--yes", str(empty))
+    assert (result.exit_code, result.stdout) == (0, f"{empty}: nothing to remove, the directory is empty\n")
+
+
+@pytest.mark.parametrize("command", [["check"], ["clear", "--yes"]])
+def test_a_directory_in_use_is_named_once(cache: Path, command: list[str]) -> None:
+    (cache / "used").touch()
+    result = run(*command)
+    assert result.stderr == f"flexkv: the SSD cache directory {cache} is in use by the process 4711\n"
 
 
 # ---- serve

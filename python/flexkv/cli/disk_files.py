@@ -16,6 +16,7 @@ from flexkv.cli.common import EXIT_FAILED, load_settings, print_json, require_co
 from flexkv.config.sizes import MIB, PIB, format_size, parse_size
 
 _CORE_ERRORS = (RuntimeError, OSError, ValueError)
+_NOT_THERE = "there is no such directory"
 
 
 def check(directories: list[str], rate: str | None, as_json: bool, config: Path | None) -> None:
@@ -32,19 +33,23 @@ def check(directories: list[str], rate: str | None, as_json: bool, config: Path 
 
 
 def clear(directories: list[str], yes: bool, config: Path | None) -> None:
-    paths = [path for path in _directories(directories, config) if _exists(path)]
-    if not paths:
-        typer.echo("There is no SSD cache.")
-        return
+    paths = _directories(directories, config)
     core = require_core()
     failed = False
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
+        if not _exists(path):
+            failed = True
+            _tell(path, _NOT_THERE)
+            continue
         try:
-            found[path] = core.disk_contents(path)
+            if os.listdir(path):
+                found[path] = core.disk_contents(path)
+            else:
+                typer.echo(f"{path}: nothing to remove, the directory is empty")
         except _CORE_ERRORS as error:
             failed = True
-            typer.echo(f"flexkv: {path}: {error}", err=True)
+            _tell(path, error)
     if found and not yes:
         for path, contents in found.items():
             typer.echo(f"{path}: {format_size(contents['bytes'])}{_foreign(contents)}")
@@ -54,7 +59,7 @@ def clear(directories: list[str], yes: bool, config: Path | None) -> None:
             typer.echo(f"{path}: {format_size(core.disk_clear(path))} freed")
         except _CORE_ERRORS as error:
             failed = True
-            typer.echo(f"flexkv: {path}: {error}", err=True)
+            _tell(path, error)
     raise typer.Exit(EXIT_FAILED if failed else 0)
 
 
@@ -89,7 +94,7 @@ def _exists(path: str) -> bool:
 
 def _check_one(core: Any, path: str, bytes_per_second: int, quiet: bool) -> dict[str, Any]:
     if not _exists(path):
-        return {"directory": path, "error": "there is no such directory"}
+        return {"directory": path, "error": _NOT_THERE}
     try:
         contents = core.disk_contents(path)
         with ExitStack() as stack:
@@ -120,7 +125,7 @@ def _is_bad(result: dict[str, Any]) -> bool:
 def _print_result(result: dict[str, Any]) -> None:
     path = result["directory"]
     if "error" in result:
-        typer.echo(f"flexkv: {path}: {result['error']}", err=True)
+        _tell(path, result["error"])
         return
     counts = [f"{result.get('blocks', 0):,} blocks ({format_size(result.get('bytes', 0))}) checked"]
     for key, what in (("bad_blocks", "bad"), ("unreadable_blocks", "unreadable")):
@@ -128,7 +133,13 @@ def _print_result(result: dict[str, Any]) -> None:
             counts.append(f"{result[key]:,} {what}")
     typer.echo(f"{path}: {', '.join(counts)}{'' if _is_bad(result) else ', all good'}{_foreign(result)}")
     for problem in result.get("problems", []):
-        typer.echo(f"flexkv: {path}: {problem}", err=True)
+        _tell(path, problem)
+
+
+def _tell(path: str, problem: object) -> None:
+    """On stderr; the path only once, where the core has named it."""
+    text = str(problem)
+    typer.echo(f"flexkv: {text}" if path in text else f"flexkv: {path}: {text}", err=True)
 
 
 def _foreign(contents: dict[str, Any]) -> str:
