@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 
+# How a node's messages begin about what it was to use and does not.
+SSD_OFF = "SSD cache is off: "
+CLUSTER_OFF = "the cluster is off: "
+
+
 def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -23,6 +28,13 @@ def entries(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 def number(status: Mapping[str, Any], key: str) -> float | None:
     value = status.get(key)
     return value if is_number(value) else None
+
+
+def messages(status: Mapping[str, Any], beginning: str) -> list[str]:
+    """What the node says of its health after this beginning of a sentence."""
+    told = mapping(status, "health").get("messages")
+    texts = [str(one) for one in told] if isinstance(told, list) else []
+    return [text.removeprefix(beginning) for text in texts if text.startswith(beginning)]
 
 
 def buckets(histogram: Mapping[str, Any]) -> list[tuple[float, float]] | None:

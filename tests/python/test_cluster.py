@@ -90,7 +90,10 @@ def test_status_of_a_cluster(node: Any) -> None:
         "read by others: 30 blocks, 30 MiB in 4 requests, 0 under way",
     ):
         assert expected in result.output, expected
-    assert json.loads(run("cluster", "status", "--json").output) == {"nodes": [{"node": "default", "cluster": CLUSTER}]}
+    assert json.loads(run("cluster", "status", "--json").output) == {
+        "nodes": [{"node": "default", "cluster": CLUSTER}],
+        "off": {},
+    }
     assert "read from others: 80 blocks" in run("status").output
 
 
@@ -107,12 +110,29 @@ def test_a_node_that_is_alone_has_no_cluster(node: Any) -> None:
     assert not list(cluster_families(fake_core.STATUS))
 
 
+def test_why_the_cluster_is_off_is_told(node: Any) -> None:
+    why = "cluster_secret_file /x: Permission denied"
+    says(fake_core.STATUS | {"health": {"state": "degraded", "messages": ["pool is full", f"the cluster is off: {why}"]}})
+    result = run("cluster", "status")
+    assert (result.exit_code, result.stderr) == (1, f"flexkv: node default: the cluster is off: {why}\n")
+    assert json.loads(run("cluster", "status", "--json").stdout) == {"nodes": [], "off": {"default": why}}
+
+
+def test_a_wrong_name_is_told_with_those_that_run(node: Any) -> None:
+    for command in (["status"], ["reset"], ["cluster", "status"], ["cluster", "reset"]):
+        result = run(*command, "--name", "nope")
+        assert result.exit_code == 3
+        assert "no node named nope is running" in result.output
+        assert "These run: default." in result.output and "flexkv serve" not in result.output
+
+
 def test_no_node_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flexkv._core", fake_core)
     for command in ("status", "reset"):
         result = run("cluster", command, "--name", "x")
         assert result.exit_code == 3
         assert "no node named x is running" in result.stderr
+        assert "flexkv serve --name x" in result.stderr
 
 
 def test_reset_asks_the_node(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

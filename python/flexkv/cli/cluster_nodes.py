@@ -15,9 +15,10 @@ from rich.text import Text
 from flexkv.cli import cells
 from flexkv.cli.cluster_tables import cluster_lines, peer_table
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
+from flexkv.cli.no_node import no_node
 from flexkv.cli.show_status import ask_all
 from flexkv.node_sockets import CannotRead, node_sockets
-from flexkv.status_fields import mapping
+from flexkv.status_fields import CLUSTER_OFF, mapping, messages
 
 
 def show(as_json: bool, name: str | None, config: Path | None) -> None:
@@ -25,18 +26,26 @@ def show(as_json: bool, name: str | None, config: Path | None) -> None:
     report = ask_all(runtime_dir, name)
     for one in report.unreachable:
         typer.echo(f"flexkv: {one['socket']}: {one['error']}", err=True)
-    found = [(mapping(status, "node").get("name"), mapping(status, "cluster")) for status in report.nodes]
-    in_cluster = [(node, cluster) for node, cluster in found if cluster]
+    names = [mapping(status, "node").get("name") for status in report.nodes]
+    in_cluster = [(node, mapping(status, "cluster")) for node, status in zip(names, report.nodes, strict=True)]
+    in_cluster = [(node, cluster) for node, cluster in in_cluster if cluster]
+    off = {node: why for node, status in zip(names, report.nodes, strict=True) for why in messages(status, CLUSTER_OFF)}
     if as_json:
-        print_json({"nodes": [{"node": node, "cluster": cluster} for node, cluster in in_cluster]})
+        print_json({"nodes": [{"node": node, "cluster": cluster} for node, cluster in in_cluster], "off": off})
     else:
         for node, cluster in in_cluster:
             console().print(_view(str(node), cluster))
-    if not in_cluster:
-        if found:
-            fail(f"no node in {runtime_dir} is in a cluster (enable_p2p_cpu, docs/operations/cluster.md)", EXIT_NO_NODE)
-        fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
-    raise typer.Exit(EXIT_FAILED if report.unreachable else 0)
+    for node, why in off.items():
+        typer.echo(f"flexkv: node {node}: {CLUSTER_OFF}{why}", err=True)
+    if not in_cluster and not off and not report.unreachable:
+        if names:
+            which = f"node {name}" if name else f"no node in {runtime_dir}"
+            fail(
+                f"{which} is {'in no' if name else 'in a'} cluster (enable_p2p_cpu, docs/operations/cluster.md)",
+                EXIT_NO_NODE,
+            )
+        fail(no_node(runtime_dir, name), EXIT_NO_NODE)
+    raise typer.Exit(EXIT_FAILED if report.unreachable or off else 0)
 
 
 def reset(name: str | None, config: Path | None) -> None:
@@ -46,7 +55,7 @@ def reset(name: str | None, config: Path | None) -> None:
     except CannotRead as error:
         fail(error)
     if not paths:
-        fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
+        fail(no_node(runtime_dir, name), EXIT_NO_NODE)
     core = require_core()
     failed = False
     for path in paths:

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, fail, load_settings, require_core
+from flexkv.cli.no_node import no_node
 from flexkv.node_sockets import CannotRead, node_sockets
 
 
@@ -30,4 +31,4 @@ def run(name: str | None, config: Path | None) -> None:
     if failed:
         raise typer.Exit(EXIT_FAILED)
     if not done:
-        fail(f"no node {'named ' + name + ' ' if name else ''}is running in {runtime_dir}", EXIT_NO_NODE)
+        fail(no_node(runtime_dir, name), EXIT_NO_NODE)

@@ -21,9 +21,8 @@ from flexkv.config.sizes import format_size
 from flexkv.logs import formatter
 from flexkv.metrics import MetricsServer, start_metrics
 from flexkv.node_start import start_node
-from flexkv.status_fields import entries, is_number, mapping
+from flexkv.status_fields import CLUSTER_OFF, SSD_OFF, entries, is_number, mapping, messages
 
-_SSD_OFF = "SSD cache is off: "  # begins the node's message about it
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -102,7 +101,7 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
         size, pages = pool.get("bytes", settings.cpu_cache_bytes), pool.get("page_kind", "unknown")
         print(
             f"flexkv: node {target.name} listens on {target.socket}, "
-            f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}"
+            f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}{_cluster(status)}"
             f"{f'KV events at {settings.kv_events_endpoint}, ' if publisher else ''}pid {os.getpid()}",
             flush=True,
         )
@@ -134,13 +133,16 @@ def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:
     usable = [drive for drive in drives if drive.get("reads") is not False]
     lost = [f"{drive.get('directory')}: {drive.get('why')}" for drive in drives if drive.get("reads") is False]
     if not usable:
-        messages = mapping(status, "health").get("messages")
-        texts = map(str, messages if isinstance(messages, list) else [])
-        why = lost or [text.removeprefix(_SSD_OFF) for text in texts if text.startswith(_SSD_OFF)]
-        return f"SSD cache OFF ({'; '.join(why) or 'see the log'}), "
+        why = lost or messages(status, SSD_OFF) or ["see the log"]
+        return f"SSD cache OFF ({'; '.join(why)}; `flexkv doctor` says more), "
     size = sum(value for drive in usable if is_number(value := drive.get("bytes")))
-    but = f" (not in {'; '.join(lost)})" if lost else ""
+    but = f" (not in {'; '.join(lost)}; `flexkv doctor` says more)" if lost else ""
     return f"SSD cache {format_size(int(size))} in {', '.join(str(drive.get('directory')) for drive in usable)}{but}, "
+
+
+def _cluster(status: Mapping[str, Any]) -> str:
+    why = messages(status, CLUSTER_OFF)
+    return f"cluster OFF ({'; '.join(why)}), " if why else ""
 
 
 def _signal_name(stop: int) -> str:

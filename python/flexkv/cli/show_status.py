@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,11 +16,10 @@ from rich.live import Live
 from rich.text import Text
 
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, load_settings, print_json, require_core
+from flexkv.cli.no_node import no_node
 from flexkv.cli.status_tables import node_view
 from flexkv.node_sockets import CannotRead, node_sockets, somebody_listens
 from flexkv.status_fields import mapping
-
-_ROOTS_DIR = "/run/flexkv"
 
 
 @dataclass
@@ -29,6 +27,7 @@ class Report:
     """What was found in one round: the status of each node, and live sockets that gave none."""
 
     runtime_dir: str
+    name: str | None = None  # only the node of this name
     nodes: list[dict[str, Any]] = field(default_factory=list)
     unreachable: list[dict[str, str]] = field(default_factory=list)
     taken_at: float = field(default_factory=time.monotonic)
@@ -52,14 +51,14 @@ def run(as_json: bool, watch: float | None, name: str | None, config: Path | Non
         if report.nodes:
             console().print(_view(report, None))
         else:
-            typer.echo(_no_node(report.runtime_dir, name) if not report.unreachable else "", nl=False)
+            typer.echo(f"{no_node(report.runtime_dir, name)}\n" if not report.unreachable else "", nl=False)
         for one in report.unreachable:
             typer.echo(f"flexkv: {_unreachable(one)}", err=True)
     raise typer.Exit(report.exit_code)
 
 
 def ask_all(runtime_dir: str, name: str | None) -> Report:
-    report = Report(runtime_dir)
+    report = Report(runtime_dir, name)
     try:
         paths = node_sockets(runtime_dir, name)
     except CannotRead as error:
@@ -115,7 +114,7 @@ def _view(report: Report, previous: Report | None) -> RenderableType:
         seconds = report.taken_at - previous.taken_at if previous is not None else 0.0
         parts.append(node_view(status, before, seconds))
     parts += (Text(_unreachable(one), style="red") for one in report.unreachable)
-    return Group(*parts) if parts else Text(_no_node(report.runtime_dir, None).rstrip())
+    return Group(*parts) if parts else Text(no_node(report.runtime_dir, report.name))
 
 
 def _unreachable(one: Mapping[str, str]) -> str:
@@ -131,14 +130,3 @@ def _same_node(status: Mapping[str, Any], report: Report) -> Mapping[str, Any] |
         if (candidate.get("name"), candidate.get("pid")) == (node.get("name"), node.get("pid")):
             return other
     return None
-
-
-def _no_node(runtime_dir: str, name: str | None) -> str:
-    which = f"no node named {name} is running" if name else "no node is running"
-    text = (
-        f"{which} (looked in {runtime_dir}).\n"
-        "Start one with `flexkv serve`, or an engine with FlexKV, whose process then holds a node of its own.\n"
-    )
-    if os.geteuid() != 0 and runtime_dir != _ROOTS_DIR and os.path.isdir(_ROOTS_DIR):
-        text += f"Nodes that root started are in {_ROOTS_DIR}: run this as root to see them.\n"
-    return text
