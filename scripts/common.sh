@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the commands beside it. Sets `root`, `cache`, `venv`, `python`, JOBS; gives `say`, `fail` and `step`.
+# Sourced by the commands beside it. Sets `root`, `cache`, `venv`, `python`, JOBS; gives `say`, `fail`, `step` and
+# `help_if_asked`.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=$root/.cache
@@ -15,6 +16,16 @@ say() { printf '%s\n' "$*"; }
 fail() {
   printf 'ERROR: %s\n' "$*" >&2
   exit 1
+}
+
+# help_if_asked ARGUMENT...: for --help or -h, prints the comment that begins the command, and ends.
+help_if_asked() {
+  case " $* " in
+    *" --help "* | *" -h "*)
+      sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+  esac
 }
 
 # step LOG TITLE COMMAND...: runs the command with its output appended to LOG; shows its title and the elapsed time, and
