@@ -8,14 +8,16 @@ from typing import Any
 from flexkv.config import ConfigError, Settings
 from flexkv.config.cluster import unreachable_for_others
 from flexkv.config.sizes import AutoSize, HostMemory, fitting_cache_size, format_size, read_host_memory
-from flexkv.config.ssd import too_large_for_drives
+from flexkv.config.ssd import too_large_for_drives, without_size
 
 _log = logging.getLogger("flexkv.node")
 
 
 def start_node(core: Any, settings: Settings, mode: str, name: str) -> Any:
     """A node that listens. RuntimeError: another one has the name, or the core cannot; ConfigError: its pool does not
-    fit. A size that nobody asked for gives way to one that fits."""
+    fit, or drives are named without a size. A size that nobody asked for gives way to one that fits."""
+    if problems := without_size(settings):
+        raise ConfigError(problems)
     for warning in (*too_large_for_drives(settings), *unreachable_for_others(settings)):
         _log.warning("%s", warning)
     if settings.enable_gds:

@@ -61,7 +61,7 @@ def test_wrong_bytes_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_lengths_of_its_own(tmp_path: Path) -> None:
     result = run("--ssd", str(tmp_path), "--tokens", "16")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--tokens does not go with --ssd" in result.stderr
     shutil.rmtree(tmp_path)
     assert run("--ssd", str(tmp_path)).exit_code == 2

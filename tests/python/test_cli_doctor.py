@@ -92,7 +92,7 @@ def test_without_the_core_the_rest_is_looked_at(monkeypatch: pytest.MonkeyPatch)
 def test_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "much")
     result = run()
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("flexkv: cpu_cache_gb: wrong value 'much'")
 

@@ -145,7 +145,7 @@ def test_metrics_of_a_daemon() -> None:
 
 def test_exit_codes() -> None:
     assert finish(start("status"))[0] == 3
-    assert finish(start("serve", "--cpu-cache", "0"))[0] == 1
+    assert finish(start("serve", "--cpu-cache", "0"))[0] == 2
     assert finish(start("serve", "--cpu-cach", "1"))[0] == 2
     code, out, err = finish(start("version", "--json", with_core=False))
     assert (code, err) == (0, "")

@@ -166,3 +166,11 @@ def test_two_directories_on_one_drive(directory: Path) -> None:
     assert findings[-1].looked_at.startswith("directories on ")
     assert f"2: {directory}, {other}" in findings[-1].found
     assert not list(drives.shared_devices({"/a": Mount("ext4", "sda"), "/b": Mount("ext4", "sdb")}))
+
+
+def test_a_directory_without_a_size() -> None:
+    (found,) = drives.check_drives(load(extra={"ssd_cache_dir": "/a"}))
+    assert found.verdict is Verdict.WRONG
+    assert "ssd_cache_gb: not set, but ssd_cache_dir is, /a" in found.found
+    (found,) = drives.check_drives(load(extra={"ssd_cache_dir": "/a", "ssd_cache_gb": 0}))
+    assert found.verdict is Verdict.OK

@@ -32,7 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="KV cache for LLM engines: keeps what a GPU has computed, in host memory and beyond, and brings it back.\n\n"
     "An engine needs no daemon: its own process holds the cache unless it is told to share one.\n\n"
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no node is running.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage: a command line or a setting that cannot be used, 3 no node is running, "
+    "or none in a cluster.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
 app.add_typer(config_app, name="config")

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flexkv.cli.bench_progress import BenchProgress
-from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
+from flexkv.cli.common import EXIT_FAILED, EXIT_USAGE, console, fail, print_json
 from flexkv.cli.ssd_program import (
     DEPTH,
     FILE_BYTES_MIN,
@@ -77,9 +77,9 @@ def run(directories: list[str], size: str, seconds: float, as_json: bool) -> Non
     try:
         bytes_each = parse_size(size, GIB)
     except ValueError:
-        fail(f"--size: '{size}' is not a size; write for example 2G")
+        fail(f"--size: '{size}' is not a size; write for example 2G", EXIT_USAGE)
     if bytes_each < FILE_BYTES_MIN:
-        fail(f"--size: at least {format_size(FILE_BYTES_MIN)}")
+        fail(f"--size: at least {format_size(FILE_BYTES_MIN)}", EXIT_USAGE)
     bytes_each -= bytes_each % max(_BLOCKS)
     _check_space(directories, bytes_each)
     notes: list[str] = []

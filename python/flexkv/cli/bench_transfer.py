@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flexkv.cli import bench_from_drives
 from flexkv.cli.bench_progress import BenchProgress
-from flexkv.cli.common import EXIT_FAILED, console, fail, print_json
+from flexkv.cli.common import EXIT_FAILED, EXIT_USAGE, console, fail, print_json
 
 
 def run(
@@ -30,11 +30,11 @@ def run(
     device = torch.device("cpu" if not cuda else "cuda:0" if device_name in ("auto", "cuda") else device_name)
     for name, given, allowed in (("geometry", geometries, GEOMETRIES), ("layout", layouts, LAYOUTS)):
         if unknown := [value for value in given if value not in allowed]:
-            fail(f"--{name} {unknown[0]}: allowed are {', '.join(allowed)}")
+            fail(f"--{name} {unknown[0]}: allowed are {', '.join(allowed)}", EXIT_USAGE)
     if wrong := [count for count in tokens if count < 1]:
-        fail(f"--tokens {wrong[0]}: must be at least 1")
+        fail(f"--tokens {wrong[0]}: must be at least 1", EXIT_USAGE)
     if ssd and tokens:
-        fail("--tokens does not go with --ssd, which has lengths of its own: from one block to 768 MiB")
+        fail("--tokens does not go with --ssd, which has lengths of its own: from one block to 768 MiB", EXIT_USAGE)
     if cuda:
         torch.cuda.set_device(device)
     if ssd:

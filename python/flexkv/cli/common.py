@@ -15,6 +15,7 @@ from rich.console import Console
 from flexkv.config import ConfigError, Settings, load, untold
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_NO_NODE = 3
 
 # Tables in a pipe are for reading too: not cut at 80 columns.
@@ -41,7 +42,7 @@ def load_settings(file: Path | None) -> Settings:
     try:
         settings = load(file=file)
     except ConfigError as error:
-        fail(error)
+        fail(error, EXIT_USAGE)
     for warning in untold(settings):
         logging.getLogger("flexkv.config").warning("%s", warning)
     return settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from flexkv.config import kvbm
 from flexkv.config.sizes import format_size
 
 if TYPE_CHECKING:
@@ -36,6 +37,20 @@ def ssd_options(settings: Settings) -> dict[str, bool | int | float | str | list
         "ssd_direct_io": settings.ssd_direct_io,
         "always_load": settings.ssd_load_policy == "always",
     }
+
+
+def without_size(settings: Settings) -> list[str]:
+    """The problem of directories for which no size is set: without a word there would be no SSD tier. An explicit size of
+    0 means that, and KVBM's directory alone does nothing in KVBM either. Not for `load` to find: `flexkv disk` needs no
+    size."""
+    whence = settings.origin("ssd_cache_dir")
+    if settings.origin("ssd_cache_gb") != "default" or whence == "default" or whence.startswith(f"env {kvbm.PREFIX}"):
+        return []
+    return [
+        f"ssd_cache_gb: not set, but ssd_cache_dir is, {settings.show('ssd_cache_dir')} from "
+        f"{whence}; without a size there is no SSD tier: set FLEXKV_SSD_CACHE_GB (--ssd-cache of "
+        "flexkv serve), to 0 if none is wanted"
+    ]
 
 
 def too_large_for_drives(settings: Settings) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flexkv.config import Settings
 from flexkv.config.sizes import GIB, format_size
+from flexkv.config.ssd import without_size
 from flexkv.doctor.finding import Finding, better, wrong
 
 _PAGE = 4096
@@ -31,6 +32,9 @@ class Mount:
 
 
 def check_drives(settings: Settings) -> Iterator[Finding]:
+    if problems := without_size(settings):
+        yield wrong("SSD tier", problems[0], "set both, or neither")
+        return
     if settings.ssd_cache_bytes == 0:
         yield Finding("SSD tier", "none (ssd_cache_gb is 0)")
         return
