@@ -100,7 +100,7 @@ class KvEventPublisher:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise OSError(f"KV events cannot be published at {endpoint}: {error.strerror}") from None
+            raise OSError(f"KV events cannot be published at {endpoint}: {zmq.strerror(error.errno or 0)}") from None
         return socket
 
     def _run(self) -> None:

@@ -133,7 +133,7 @@ def test_config_errors_are_one_line_each(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("FLEXKV_EVICT_RATIO", "2")
     for command in (["config", "show"], ["serve"], ["status"]):
         result = run(*command)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert result.stderr.startswith("flexkv: evict_ratio: wrong value '2' from env FLEXKV_EVICT_RATIO")
         assert len(result.stderr.splitlines()) == 1
 
@@ -227,7 +227,7 @@ def test_status_tells_what_was_chosen_and_why() -> None:
     lines = [str(line) for line in drive_lines({"disk": fake_core.DISK})]
     at = next(i for i, line in enumerate(lines) if "requests were to load" in line)
     assert lines[at] == "SSD: of what was found, requests were to load all 41, none 2; 333 blocks computed instead"
-    assert lines[at + 1].endswith("ago 77 of 77 blocks (- in host memory): reads_unknown")
+    assert lines[at + 1].endswith("ago 77 of 77 blocks (- in host memory): all, as no drive was read yet")
     assert lines[at + 2].endswith(
         "ago 100 of 1,320 blocks (40 in the engine, 60 in host memory): 540.0 ms expected, 700.0 ms with all, 650.0 ms with none"
     )
@@ -324,7 +324,7 @@ def test_serve_without_the_compiled_part(no_core: None) -> None:
 
 def test_serve_that_cannot_start(core: types.ModuleType) -> None:
     result = run("serve", "--cpu-cache", "100T")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     last = result.stderr.splitlines()[-1]
     assert last.startswith("flexkv: cpu_cache_gb: 100 TiB from command line does not fit in host memory: ")
     assert last.endswith("; give less, or auto (FLEXKV_CPU_CACHE_GB, or --cpu-cache of flexkv serve)")
@@ -369,6 +369,8 @@ def test_warnings_come_once_and_in_one_form(core: types.ModuleType, monkeypatch:
 
 
 def test_serve_wrong_options(core: types.ModuleType) -> None:
-    assert "from command line" in run("serve", "--cpu-cache", "lots").stderr
-    assert run("serve", "--name", "a/b").exit_code == 1
+    result = run("serve", "--cpu-cache", "1XB")
+    assert result.exit_code == 2
+    assert "from command line" in result.stderr
+    assert run("serve", "--name", "a/b").exit_code == 2
     assert run("serve", "--name", "embedded").exit_code == 2

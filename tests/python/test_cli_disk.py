@@ -8,7 +8,6 @@ from pathlib import Path
 
 import fake_core
 import pytest
-from flexkv.cli import serve_node
 from flexkv.cli.app import app
 from typer.testing import CliRunner, Result
 
@@ -218,7 +217,7 @@ def test_serve_says_which_drives_it_has_and_that_the_cluster_is_off(monkeypatch:
 @pytest.mark.parametrize("given", ["/a;/b;/a", "/a;/b;/a/"])
 def test_a_directory_that_is_given_twice_is_named(given: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dir", given])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith(
         "flexkv: ssd_cache_dir: wrong value '/a;/b;/a' from command line; '/a' is given twice;"
     )
@@ -245,10 +244,24 @@ def test_serve_with_a_budget(
 
 def test_serve_refuses_budgets_that_contradict_each_other() -> None:
     result = CliRunner().invoke(app, ["serve", "--ssd-cache", "1", "--ssd-dwpd", "1", "--ssd-tbw", "5"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "ssd_tbw: wrong value 5 from command line; allowed: 0 beside ssd_dwpd" in result.output.replace("\n", " ")
 
 
-def test_a_directory_without_a_size_is_refused() -> None:
-    assert CliRunner().invoke(app, ["serve", "--ssd-dir", "/a"]).exit_code == 2
-    assert serve_node.Options().ssd_dirs == []
+@pytest.mark.parametrize("origin", ["command line", "env FLEXKV_SSD_CACHE_DIR"])
+def test_a_directory_without_a_size_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    if origin.startswith("env"):
+        monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", "/a")
+    given = ["--ssd-dir", "/a"] if origin == "command line" else []
+    result = CliRunner().invoke(app, ["serve", "--cpu-cache", "1", *given])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"flexkv: ssd_cache_gb: not set, but ssd_cache_dir is, /a from {origin}; ")
+    without = CliRunner().invoke(app, ["serve", "--cpu-cache", "1", *given, "--ssd-cache", "0"])
+    assert without.exit_code == 0, without.output
+
+
+def test_kvbms_directory_without_a_size_is_no_ssd_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", "/tmp")
+    assert CliRunner().invoke(app, ["serve", "--cpu-cache", "1"]).exit_code == 0

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_core
 import msgspec
 import pytest
 import zmq
 from flexkv import kv_publisher
+from flexkv.cli.app import app
 from flexkv.kv_events import Details, pack_details
 from flexkv.kv_publisher import KvEventPublisher, events_of
+from typer.testing import CliRunner
 
 END = (-1).to_bytes(8, "big", signed=True)
 PLAIN = pack_details(Details(None, None, 0, None))
@@ -206,5 +210,21 @@ def test_an_endpoint_in_use_is_told(script: Script) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         endpoint = "tcp://127.0.0.1:{}".format(other.getsockname()[1])
-        with pytest.raises(OSError, match=f"cannot be published at {endpoint}: "):
+        with pytest.raises(OSError, match=f"cannot be published at {endpoint}: Address already in use$"):
             KvEventPublisher(script, endpoint, "", "")
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_a_daemon_serves_without_an_endpoint_that_is_in_use(
+    script: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "flexkv._core", fake_core)
+    monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
+    monkeypatch.setattr(fake_core.Node, "follow", lambda self: script, raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        endpoint = "tcp://127.0.0.1:{}".format(other.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--cpu-cache", "1", "--events", endpoint])
+    assert result.exit_code == 0, result.output
+    assert "KV events OFF, pid" in result.output
+    assert any(f"at {endpoint}: Address already in use; no KV events: give another" in text for text in caplog.messages)

@@ -13,6 +13,12 @@ from flexkv.status_fields import entries, is_number, mapping, number
 
 
 _LATEST_CHOICES = 3
+# Why all was to be loaded, other than that it was expected to be the fastest.
+_BASES = {
+    "always": "all, as ssd_load_policy says",
+    "reads_unknown": "all, as no drive was read yet",
+    "prefill_unknown": "all, as the engine has not told how fast it computes",
+}
 
 
 def ssd_row(status: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -93,7 +99,8 @@ def _choice(choice: Mapping[str, Any]) -> str:
         f"{cells.count(number(choice, 'host_blocks'))} in host memory)"
     )
     if choice.get("basis") != "cost":
-        return f"{text}: {choice.get('basis', cells.DASH)}"
+        basis = str(choice.get("basis", cells.DASH))
+        return f"{text}: {_BASES.get(basis, basis)}"
     expected = (cells.microseconds(number(choice, f"expected{what}_us")) for what in ("", "_if_all", "_if_none"))
     return "{}: {} expected, {} with all, {} with none".format(text, *expected)
 

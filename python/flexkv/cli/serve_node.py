@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from flexkv.cli.common import fail, require_core
+from flexkv.cli.common import EXIT_USAGE, fail, require_core
 from flexkv.cli.disk_files import split_directories
 from flexkv.config import ConfigError, Settings, load, untold
 from flexkv.config.sizes import format_size
@@ -46,7 +46,7 @@ def run(given: Options, config: Path | None) -> None:
     try:
         settings = _settings(given, config)
     except ConfigError as error:
-        fail(error)
+        fail(error, EXIT_USAGE)
     _set_up_logging(settings)
     for warning in untold(settings):
         logging.getLogger("flexkv.config").warning("%s", warning)
@@ -55,7 +55,9 @@ def run(given: Options, config: Path | None) -> None:
         # Before the node starts: a signal that comes while it does must stop it too.
         with _stop_descriptor() as stop:
             _serve(core, settings, stop)
-    except (ConfigError, RuntimeError, OSError, ValueError, MemoryError) as error:
+    except ConfigError as error:
+        fail(error, EXIT_USAGE)
+    except (RuntimeError, OSError, ValueError, MemoryError) as error:
         fail(str(error) or type(error).__name__)
 
 
@@ -80,8 +82,6 @@ def _settings(given: Options, config: Path | None) -> Settings:
     if settings.node_target.mode == "embedded":
         # A daemon is what was asked for, whatever the environment tells the engines.
         settings = load(file=config, extra={**options, "node": "default"}, extra_origin="command line")
-    if given.ssd_dirs and settings.ssd_cache_bytes == 0:
-        raise typer.BadParameter("without a size there is no SSD tier; add --ssd-cache SIZE", param_hint="--ssd-dir")
     return settings
 
 
@@ -102,7 +102,7 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
         print(
             f"flexkv: node {target.name} listens on {target.socket}, "
             f"pool {format_size(size)} in {pages}, {_ssd(settings, status)}{_cluster(status)}"
-            f"{f'KV events at {settings.kv_events_endpoint}, ' if publisher else ''}pid {os.getpid()}",
+            f"{_events(settings, publisher)}pid {os.getpid()}",
             flush=True,
         )
         node.wait(stop)
@@ -116,13 +116,22 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
 
 
 def _publish_events(settings: Settings, node: Any) -> Any:
+    """None where an endpoint cannot be had, which is a warning: never fatal."""
     try:
         from flexkv.kv_publisher import KvEventPublisher
     except ImportError as error:
         raise RuntimeError(f"kv_events_endpoint needs pyzmq and msgspec ({error}): pip install 'flexkv[events]'") from None
-    return KvEventPublisher(
-        node.follow(), settings.kv_events_endpoint, settings.kv_events_replay_endpoint, settings.kv_events_topic
-    )
+    try:
+        return KvEventPublisher(
+            node.follow(), settings.kv_events_endpoint, settings.kv_events_replay_endpoint, settings.kv_events_topic
+        )
+    except OSError as error:
+        logging.getLogger("flexkv.events").warning(
+            "%s; no KV events: give another endpoint (kv_events_endpoint and kv_events_replay_endpoint, --events and "
+            "--events-replay)",
+            error,
+        )
+        return None
 
 
 def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:
@@ -138,6 +147,12 @@ def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:
     size = sum(value for drive in usable if is_number(value := drive.get("bytes")))
     but = f" (not in {'; '.join(lost)}; `flexkv doctor` says more)" if lost else ""
     return f"SSD cache {format_size(int(size))} in {', '.join(str(drive.get('directory')) for drive in usable)}{but}, "
+
+
+def _events(settings: Settings, publisher: Any) -> str:
+    if not settings.kv_events_endpoint:
+        return ""
+    return f"KV events at {settings.kv_events_endpoint}, " if publisher is not None else "KV events OFF, "
 
 
 def _cluster(status: Mapping[str, Any]) -> str:

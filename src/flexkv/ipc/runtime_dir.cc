@@ -40,7 +40,10 @@ Status ensure_private_dir(const std::string& dir) {
   if (!dir.starts_with('/')) {
     return Error{ErrorCode::kInvalidArgument, "runtime directory '" + dir + "' is not an absolute path"};
   }
-  if (!creatable(dir)) return errno_error("create runtime directory " + dir, errno);
+  if (!creatable(dir)) {
+    return errno_error("create runtime directory " + dir + " (make the one above it, or set FLEXKV_RUNTIME_DIR)",
+                       errno);
+  }
   const Fd fd(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.valid()) return errno_error("open runtime directory " + dir, errno);
   struct stat info {};

@@ -227,7 +227,10 @@ Result<HostRegion> HostRegion::map(Fd fd, std::uint64_t bytes) {
 Status HostRegion::open_sealed(std::uint64_t bytes, unsigned memfd_flags) {
   fd_ = Fd(memfd_create("flexkv", MFD_CLOEXEC | MFD_ALLOW_SEALING | memfd_flags));
   if (!fd_.valid()) return errno_error("host memory: memfd_create", errno);
-  if (ftruncate(fd_.get(), static_cast<off_t>(bytes)) != 0) return errno_error("host memory: ftruncate", errno);
+  if (ftruncate(fd_.get(), static_cast<off_t>(bytes)) != 0) {
+    return errno_error(
+        errno == EFBIG ? "host memory: its file is larger than `ulimit -f` allows" : "host memory: ftruncate", errno);
+  }
   if (fcntl(fd_.get(), F_ADD_SEALS, kSeals) != 0) return errno_error("host memory: sealing the size", errno);
   bytes_ = bytes;
   page_bytes_ = (memfd_flags & MFD_HUGETLB) != 0 ? kHugePage : normal_page();

@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -27,6 +29,19 @@ TEST(HostRegion, is_zeroed_writable_and_never_larger_than_asked) {
   for (std::size_t i = 0; i < region.value().bytes(); ++i) ASSERT_EQ(region.value().data()[i], std::byte{0});
   std::memset(region.value().data(), 7, region.value().bytes());
   EXPECT_NE(region.value().description().find("pages"), std::string::npos);
+}
+
+TEST(HostRegion, says_what_limits_the_size_of_its_file) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit low{1 << 20, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &low), 0);
+  const Result<HostRegion> region = HostRegion::create(2 << 20, kNormalPages);
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  ASSERT_FALSE(region);
+  EXPECT_NE(region.error().message.find("`ulimit -f`"), std::string::npos) << region.error().message;
 }
 
 TEST(HostRegion, another_mapping_sees_the_same_bytes) {
