@@ -66,6 +66,17 @@ def test_help_has_examples(command: list[str]) -> None:
     assert "flexkv " + " ".join(command) + " -" in run(*command, "--help").output
 
 
+def test_help_shows_flags_as_such_and_sentences_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for command in (["status"], ["serve"], ["bench", "transfer"]):
+        text = run(*command, "--help").output
+        assert "bool" not in text
+        assert re.search(r"--help +-h +Show", text)
+    assert "what it costs the GPU's other work" in text
+    assert "the program of `flexkv bench ssd`" in text
+    assert "bool" not in run("--help").output
+
+
 def test_wrong_usage() -> None:
     assert run("serve", "--no-such-option").exit_code == 2
     assert run("nonsense").exit_code == 2

@@ -22,9 +22,10 @@ from flexkv.cli import (
     show_status,
     versions,
 )
+from flexkv.cli.help import App
 from flexkv.config.reference import reference_page
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,13 +36,13 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 wrong usage: a command line or a setting that cannot be used, 3 no node is running, "
     "or none in a cluster.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
+config_app = App(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
 app.add_typer(config_app, name="config")
-disk_app = typer.Typer(no_args_is_help=True, help="The files of the SSD tier: check them, remove them.")
+disk_app = App(no_args_is_help=True, help="The files of the SSD tier: check them, remove them.")
 app.add_typer(disk_app, name="disk")
-cluster_app = typer.Typer(no_args_is_help=True, help="Nodes of several machines that read each other's blocks.")
+cluster_app = App(no_args_is_help=True, help="Nodes of several machines that read each other's blocks.")
 app.add_typer(cluster_app, name="cluster")
-bench_app = typer.Typer(
+bench_app = App(
     no_args_is_help=True,
     help="Measure this machine, each figure beside its target or what plain copies do in the same run.",
 )
