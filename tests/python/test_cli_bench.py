@@ -131,12 +131,26 @@ def test_help_says_where_the_trace_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_without_a_terminal_is_lines(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     program([measured("a"), measured("b")])
-    assert run("keys").stderr == "", "quick ones need none"
+    begun = "flexkv bench keys: 2 figures, about 10 s"
+    assert run("keys").stderr.splitlines() == [begun], "quick ones need no more"
     monkeypatch.setattr(bench_progress, "_LINE_SECONDS", 0)
     assert run("keys").stderr.splitlines() == [
+        begun,
         "flexkv bench keys: 1 of 2 done, last a",
         "flexkv bench keys: 2 of 2 done, last b",
     ]
+
+
+def test_names_are_whole_in_a_pipe(program: Any) -> None:
+    long = "drives/adaptive/admission/host:2000/ssd:300000/block_tokens:16"
+    program([measured(long, **{f"missed:reason_{i}_%": 1.0 for i in range(20)})])
+    assert f"{long} " in run("host").stdout
+
+
+def test_seconds_are_said_to_be(program: Any, tmp_path: Path) -> None:
+    program([measured("recovery/in_order/blocks:1/drives:1", raw_read=0.5, cpu=0.0025, kept_GB=0.25)])
+    output = run("recovery", str(tmp_path)).stdout
+    assert "500 ms" in output and "2.5 ms" in output and "0.25\n" in output
 
 
 def test_a_benchmark_that_failed(program: Any) -> None:

@@ -33,8 +33,8 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="KV cache for LLM engines: keeps what a GPU has computed, in host memory and beyond, and brings it back.\n\n"
     "An engine needs no daemon: its own process holds the cache unless it is told to share one.\n\n"
-    "Exit codes: 0 done, 1 failed, 2 wrong usage: a command line or a setting that cannot be used, 3 no node is running, "
-    "or none in a cluster.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage (a command line or a setting that cannot be used), 3 no node is "
+    "running, or none in a cluster.",
 )
 config_app = App(no_args_is_help=True, help="Settings: their values, where they came from, what they mean.")
 app.add_typer(config_app, name="config")
@@ -251,19 +251,23 @@ def reference() -> None:
 
 @bench_app.command(name="index")
 def bench_index(as_json: Json = False) -> None:
-    """The prefix index alone: match, insert and evict in trees of up to 10 million blocks, memory a block."""
+    """The prefix index alone: match, insert and evict in trees of up to 10 million blocks, memory a block.
+
+    Takes about 2 minutes."""
     run_bench.run("index", as_json)
 
 
 @bench_app.command(name="keys")
 def bench_keys(as_json: Json = False) -> None:
-    """Keys of blocks: from tokens, and from the hashes that an engine has made."""
+    """Keys of blocks: from tokens, and from the hashes that an engine has made. Takes about 10 s."""
     run_bench.run("keys", as_json)
 
 
 @bench_app.command(name="host")
 def bench_host(as_json: Json = False) -> None:
-    """The data path of host memory: copies by layout, start of a pool, round trips through node, agent and client."""
+    """The data path of host memory: copies by layout, start of a pool, round trips through node, agent and client.
+
+    Takes about a minute."""
     run_bench.run("host", as_json)
 
 
@@ -292,8 +296,7 @@ def bench_replay(
     """A trace of requests, as Mooncake publishes them, on virtual time.
 
     Requests a second; hits by policy and at best possible; with drives: hits by tier, what is missed and why, bytes
-    written with admission and without.
-    """
+    written with admission and without. Takes a minute or two with Mooncake's trace."""
     options = [f"--drive-gbs={drive_gbs:g}"]
     for name, sizes in (("host-blocks", host_blocks), ("ssd-blocks", ssd_blocks)):
         if sizes:
@@ -349,7 +352,9 @@ def bench_recovery(
     drives: Annotated[int, typer.Option(min=1, max=64, help="Directories of the store, all below DIR.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Start over full drives: from files to an index that finds every block. Payload is not written, only records."""
+    """Start over full drives: from files to an index that finds every block. Payload is not written, only records.
+
+    Takes a minute or two for 10 million blocks, as the drive is."""
     run_bench.run("recovery", as_json, directory, [f"--blocks={blocks}", f"--drives={drives}"])
 
 
@@ -363,13 +368,16 @@ def bench_ssd_(
         list[Path],
         typer.Argument(metavar="DIR...", exists=True, file_okay=False, help="Where to measure; one for each drive."),
     ],
-    size: Annotated[str, typer.Option(metavar="SIZE", help="Of the file in each directory: 2 (GiB), 512M.")] = "2G",
+    size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of the file in each directory: 2 (GiB), 512M; at least 256M.")
+    ] = "2G",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each figure, over all its rounds.")] = 3.0,
     as_json: Json = False,
 ) -> None:
     """Reads and writes of the SSD tier, in turns with fio and a loop of 32 threads on the same files.
 
-    Makes files in the directories, fills them, writes to them as fast as it can, and removes them at the end."""
+    Makes files in the directories, fills them, writes to them as fast as it can, and removes them at the end.
+    Takes about 3 minutes with one directory, 6 with several, at 3 s for each figure, and as long as filling the files."""
     bench_ssd.run([str(directory) for directory in directories], size, seconds, as_json)
 
 

@@ -24,7 +24,7 @@ _DRIVE_SECONDS = 0.5
 def measure(device: Any, geometries: list[str], layouts: list[str], directories: list[str]) -> dict[str, Any]:
     try:
         with (
-            BenchProgress("flexkv bench transfer --ssd") as progress,
+            BenchProgress("flexkv bench transfer --ssd", "fills files, then loads from them; minutes") as progress,
             sigterm_as_interrupt(),
             SsdProgram(directories, _FILE_BYTES) as program,
         ):

@@ -1,4 +1,5 @@
-"""How far a benchmark is, on stderr: a bar on a terminal, else a plain line now and then."""
+"""What a benchmark does and how far it is, on stderr: a line at its beginning, then a bar on a terminal, else a plain
+line now and then."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ _LINE_SECONDS = 10.0
 
 
 class BenchProgress:
-    """`total` 0: how many steps there are is not known, or only later."""
+    """`about`: what runs, and how long. `total` 0: how many steps there are is not known, or only later."""
 
-    def __init__(self, title: str, total: int = 0) -> None:
+    def __init__(self, title: str, about: str, total: int = 0) -> None:
+        self._about = about
         self._title, self._total, self._done = title, total, 0
         self._next_line = time.monotonic() + _LINE_SECONDS
         stderr = Console(stderr=True)
@@ -33,6 +35,7 @@ class BenchProgress:
         self._task = self._bar.add_task(title, total=total or None, current="")
 
     def __enter__(self) -> BenchProgress:
+        typer.echo(f"{self._title}: {self._about}", err=True)
         self._bar.start()
         return self
 

@@ -143,7 +143,10 @@ def _measure(
     rows: list[Row], measuring: SsdProgram, about: dict[str, Any], notes: list[str], seconds: float
 ) -> None:
     rounds = max(round(seconds / _ROUND_SECONDS), _ROUNDS_MIN)
-    with BenchProgress("flexkv bench ssd") as bar:
+    # flexkv, the threads and the two ways of fio take turns.
+    minutes = len(rows) * seconds * (2 + len(_FIO_WAYS)) / 60
+    what = f"{len(rows)} figures, about {max(round(minutes), 1)} min beside filling the files"
+    with BenchProgress("flexkv bench ssd", what) as bar:
         bar.say("filling the files")
         about |= measuring.fill()
         who = [_OURS, _THREADS, *_fio_ways(measuring, notes)]

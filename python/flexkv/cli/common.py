@@ -22,8 +22,8 @@ EXIT_NO_NODE = 3
 _PIPE_WIDTH = 160
 
 
-def console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+def console(pipe_width: int = _PIPE_WIDTH) -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=pipe_width)
 
 
 def print_json(value: object) -> None:

@@ -23,7 +23,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     directories = [path for path in settings.ssd_cache_dir if os.path.isdir(path)] if settings.ssd_cache_bytes else []
     gpu_steps = copies.STEPS if nvml.driver_is_there() else 0
     steps = gpu_steps + len(directories) + 1
-    with ssd_program.sigterm_as_interrupt(), BenchProgress("flexkv doctor --measure", steps) as progress:
+    about = "copies and drives, up to a minute"
+    with ssd_program.sigterm_as_interrupt(), BenchProgress("flexkv doctor --measure", about, steps) as progress:
         measured: dict[str, Any] = {"copies": _copies(progress), "drives": []}
         for path in directories:
             progress.say(path)

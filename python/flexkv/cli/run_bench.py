@@ -24,12 +24,22 @@ PROGRAM = Path(__file__).parents[1] / "bin" / "flexkv-bench"
 # conversation_trace.jsonl of Mooncake's FAST'25 release: the targets of `replay` are for it alone.
 _MOONCAKE_SHA256 = "b8cbb061a85206d729d91cdc2981f43c9e0d99209dce588d3af5f7934408b9df"
 _NAME_WIDTH = 32
+_PIPE_WIDTH = 2000  # no row is that wide: whoever reads a pipe looks for whole names
+# What a run takes on a machine with two cores at rest.
+_TAKES = {
+    "index": "about 2 minutes",
+    "keys": "about 10 s",
+    "host": "about a minute",
+    "replay": "a minute or two with Mooncake's trace",
+    "recovery": "a minute or two for 10 million blocks, as the drive is",
+}
 _NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 # What Google Benchmark writes about every run; all else that is a number are figures of the benchmark itself.
 _ABOUT_A_RUN = {
     *("family_index", "per_family_instance_index", "repetitions", "repetition_index", "threads", "iterations"),
     *("real_time", "cpu_time"),
 }
+_IN_SECONDS = {"per_block", "raw_read", "cpu", "found", "emitted", "inserted", "lookup"}
 _HOW_IT_WAS_RUN = re.compile(r"/(manual_time|real_time|iterations:\d+|min_time:[\d.]+)(?=/|$)")
 
 
@@ -68,10 +78,10 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
     listed = subprocess.run([*command, "--benchmark_list_tests"], check=False, capture_output=True, text=True)
     if listed.returncode != 0:
         fail(listed.stderr.strip() or f"{PROGRAM} ended with code {listed.returncode}")
-    names = listed.stdout.split()
+    names, title = listed.stdout.split(), f"flexkv bench {suite}"
     with tempfile.TemporaryDirectory(prefix="flexkv-bench-") as directory:
         out, messages = Path(directory) / "out.json", Path(directory) / "messages"
-        with messages.open("w") as stderr, BenchProgress(f"flexkv bench {suite}", len(names)) as progress:
+        with messages.open("w") as stderr, BenchProgress(title, f"{len(names)} figures, {_TAKES[suite]}", len(names)) as progress:
             process = subprocess.Popen(
                 [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"],
                 stdout=subprocess.PIPE,
@@ -134,7 +144,7 @@ def _show(runs: list[dict[str, Any]]) -> None:
             name = Text.assemble(row["name"], (f"  {row['error']}" if row["error"] else "", "red"))
             targets = row["targets"]
             table.add_row(name, *(_cell(column, row["figures"].get(column), targets.get(column)) for column in columns))
-        console().print(table, Text())
+        console(_PIPE_WIDTH).print(table, Text())
     if any(row["targets"] for row in runs):
         missed = sum(not target["met"] for row in runs for target in row["targets"].values())
         count = sum(len(row["targets"]) for row in runs)
@@ -154,7 +164,7 @@ def _cell(figure: str, value: float | None, target: Mapping[str, Any] | None) ->
 def _format(figure: str, value: float) -> str:
     if figure == "time_ns":
         return _seconds(value / 1e9)
-    if figure == "per_block":  # in seconds
+    if figure in _IN_SECONDS:
         return _seconds(value)
     if value >= 10_000:
         return f"{value:,.0f}"
