@@ -204,9 +204,11 @@ def test_serve_says_which_drives_it_has_and_that_the_cluster_is_off(monkeypatch:
     monkeypatch.setattr(fake_core.Node, "wait", lambda self, stop_fd: None)
     command = ["serve", "--ssd-cache", "1", "--ssd-dir", "/a", "--ssd-dir", "/b", "--cpu-cache", "1"]
     monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only"})
-    assert "SSD cache 512 MiB in /b (not in /a: read-only; `flexkv doctor` says more), pid" in CliRunner().invoke(app, command).output
+    expected = "SSD cache 512 MiB in /b (not in /a: read-only; `flexkv doctor` says more), pid"
+    assert expected in CliRunner().invoke(app, command).output
     monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only", "/b": "no such drive"})
-    assert "SSD cache OFF (/a: read-only; /b: no such drive; `flexkv doctor` says more), pid" in CliRunner().invoke(app, command).output
+    expected = "SSD cache OFF (/a: read-only; /b: no such drive; `flexkv doctor` says more), pid"
+    assert expected in CliRunner().invoke(app, command).output
     off = {"messages": ["SSD cache is off: in use by the process 4711", "the cluster is off: no secret"]}
     monkeypatch.setattr(fake_core.Node, "disk", lambda self: None)
     monkeypatch.setattr(fake_core, "STATUS", fake_core.STATUS | {"health": off})

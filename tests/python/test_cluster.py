@@ -112,7 +112,7 @@ def test_a_node_that_is_alone_has_no_cluster(node: Any) -> None:
 
 def test_why_the_cluster_is_off_is_told(node: Any) -> None:
     why = "cluster_secret_file /x: Permission denied"
-    says(fake_core.STATUS | {"health": {"state": "degraded", "messages": ["pool is full", f"the cluster is off: {why}"]}})
+    says(fake_core.STATUS | {"health": {"messages": ["pool is full", f"the cluster is off: {why}"]}})
     result = run("cluster", "status")
     assert (result.exit_code, result.stderr) == (1, f"flexkv: node default: the cluster is off: {why}\n")
     assert json.loads(run("cluster", "status", "--json").stdout) == {"nodes": [], "off": {"default": why}}

@@ -17,9 +17,7 @@ def no_node(runtime_dir: str, name: str | None) -> str:
         advice = f"These run: {', '.join(running)}. Give one of them as --name, or none for all."
     else:
         named = f" --name {name}" if name else ""
-        advice = (
-            f"Start one with `flexkv serve{named}`, or an engine with FlexKV, whose process then holds a node of its own."
-        )
+        advice = f"Start one with `flexkv serve{named}`, or an engine with FlexKV, whose process then holds one."
     text = f"{what} (looked in {runtime_dir}).\n{advice}"
     if os.geteuid() != 0 and runtime_dir != _ROOTS_DIR and os.path.isdir(_ROOTS_DIR):
         text += f"\nNodes that root started are in {_ROOTS_DIR}: run this as root to see them."

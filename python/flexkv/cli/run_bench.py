@@ -81,7 +81,8 @@ def _execute(command: list[str], suite: str) -> dict[str, Any]:
     names, title = listed.stdout.split(), f"flexkv bench {suite}"
     with tempfile.TemporaryDirectory(prefix="flexkv-bench-") as directory:
         out, messages = Path(directory) / "out.json", Path(directory) / "messages"
-        with messages.open("w") as stderr, BenchProgress(title, f"{len(names)} figures, {_TAKES[suite]}", len(names)) as progress:
+        about = f"{len(names)} figures, {_TAKES[suite]}"
+        with messages.open("w") as stderr, BenchProgress(title, about, len(names)) as progress:
             process = subprocess.Popen(
                 [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"],
                 stdout=subprocess.PIPE,

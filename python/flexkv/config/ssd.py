@@ -40,9 +40,9 @@ def ssd_options(settings: Settings) -> dict[str, bool | int | float | str | list
 
 
 def without_size(settings: Settings) -> list[str]:
-    """The problem of directories for which no size is set: without a word there would be no SSD tier. An explicit size of
-    0 means that, and KVBM's directory alone does nothing in KVBM either. Not for `load` to find: `flexkv disk` needs no
-    size."""
+    """The problem of directories for which no size is set: there would be no SSD tier, without a word. An explicit size
+    of 0 means that, and KVBM's directory alone does nothing in KVBM either. Not for `load` to find: `flexkv disk` needs
+    no size."""
     whence = settings.origin("ssd_cache_dir")
     if settings.origin("ssd_cache_gb") != "default" or whence == "default" or whence.startswith(f"env {kvbm.PREFIX}"):
         return []

@@ -23,8 +23,8 @@ class FlexKVConfig:
     def from_env(cls) -> FlexKVConfig:
         """From FLEXKV_* and the file FLEXKV_CONFIG_PATH. Raises ConfigError, with all problems at once."""
         settings = load_settings()
-        # Sizes stay with the settings, in bytes: how large a block is, is not known yet.
-        return cls(settings.enable_flexkv, CacheConfig(enable_ssd=settings.ssd_cache_bytes > 0))
+        # Sizes stay with the settings, in bytes: how large a block is, is not known yet. None: nothing else than those say.
+        return cls(settings.enable_flexkv, CacheConfig(enable_ssd=settings.ssd_cache_bytes > 0 or None))
 
     def post_init_from_sglang_config(
         self,
