@@ -19,8 +19,7 @@ Steps are objects with `op`:
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
-  spoil_states  from now on states are saved wrongly, `how`: "named after the block before"; "saved late", by workers that wait
-            40 steps, as on a machine where copies are slow; "never called off", whatever overwrites them. For engines in this process
+  spoil_states  from now on states are saved wrongly, as `how` says (spoilt_states.py)
   churn     generates the answers of `prompts`, one prompt after the other, with the engine's own cache empty, again and again
             until there is a file `until`; every time they must be the same
   status    writes the status of the node in FLEXKV_RUNTIME_DIR to the file `path`
@@ -42,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import spoilt_states
 from engine import marked_processes, open_descriptors
 
 
@@ -228,33 +228,6 @@ class Engine:
 
         WorkerSide.start_loads = give_up if step["on"] else original
 
-    @staticmethod
-    def spoil_states(step: dict[str, Any]) -> None:
-        from flexkv.integration.vllm.save_orders import SaveOrders
-        from flexkv.integration.vllm.worker import WorkerSide
-
-        save, start = SaveOrders._save_state, WorkerSide.start_saves
-        held: list[list[tuple[int, int]]] = []
-
-        def save_as_before(self: Any, group: Any, request_id: str, block: int, tokens: int, meta: Any) -> None:
-            if tokens > group.block_tokens:
-                save(self, group, request_id, block, tokens - group.block_tokens, meta)
-
-        def start_late(self: Any, meta: Any) -> None:
-            held.append([job for job in meta.saves if self._groups[job[0]].holds_states])
-            meta.saves = [job for job in meta.saves if job not in held[-1]]
-            if len(held) > _LATE_STEPS:
-                meta.saves += held.pop(0)
-            start(self, meta)
-
-        match step["how"]:
-            case "named after the block before":
-                SaveOrders._save_state = save_as_before
-            case "saved late":
-                WorkerSide.start_saves = start_late
-            case "never called off":
-                SaveOrders._call_off = lambda self, job: self._running.call_off(job)
-
     def close(self) -> None:
         # vLLM's engine waits in `Queue.get` for what ends it, and Python loses a signal that comes between its last look for
         # signals and that wait: on a busy machine one in a hundred that follow a reply at once.
@@ -306,7 +279,6 @@ class Engine:
         return counters
 
 
-_LATE_STEPS = 40
 _SPECULATION = {
     "vllm:spec_decode_num_draft_tokens": "drafted",
     "vllm:spec_decode_num_accepted_tokens": "accepted",
@@ -439,7 +411,7 @@ def main() -> None:
             case "fail_loads":
                 engine.fail_loads(step)
             case "spoil_states":
-                engine.spoil_states(step)
+                spoilt_states.spoil(step["how"])
             case "churn":
                 results[step["name"]] = engine.churn(step) | {"reset": last_reset}
             case "status":
