@@ -87,7 +87,8 @@ def baseline(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
 def runs(
     request: pytest.FixtureRequest, model: Path, baseline: Results, tmp_path_factory: pytest.TempPathFactory
 ) -> Runs:
-    return Runs(baseline, run_engine(request.param, model, situations(), tmp_path_factory.mktemp("states") / "engine"))
+    directory = tmp_path_factory.mktemp("states") / "engine"
+    return Runs(baseline, run_engine(request.param, model, situations(), directory, timeout=600))
 
 
 def assert_equal_outputs(runs: Runs, *names: str) -> None:
