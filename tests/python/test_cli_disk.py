@@ -206,8 +206,8 @@ def test_serve_says_which_drives_it_has_and_that_the_cluster_is_off(monkeypatch:
     monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only"})
     expected = "SSD cache 512 MiB in /b (not in /a: read-only; `flexkv doctor` says more), pid"
     assert expected in CliRunner().invoke(app, command).output
-    monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only", "/b": "no such drive"})
-    expected = "SSD cache OFF (/a: read-only; /b: no such drive; `flexkv doctor` says more), pid"
+    monkeypatch.setattr(fake_core.Node, "unusable", {"/a": "read-only", "/b": "open /b: No such file"})
+    expected = "SSD cache OFF (/a: read-only; open /b: No such file; `flexkv doctor` says more), pid"
     assert expected in CliRunner().invoke(app, command).output
     off = {"messages": ["SSD cache is off: in use by the process 4711", "the cluster is off: no secret"]}
     monkeypatch.setattr(fake_core.Node, "disk", lambda self: None)

@@ -140,7 +140,7 @@ def _ssd(settings: Settings, status: Mapping[str, Any]) -> str:
         return ""
     drives = entries(mapping(status, "disk"), "drives")
     usable = [drive for drive in drives if drive.get("reads") is not False]
-    lost = [f"{drive.get('directory')}: {drive.get('why')}" for drive in drives if drive.get("reads") is False]
+    lost = [_named(str(drive.get("directory")), str(drive.get("why"))) for drive in drives if drive.get("reads") is False]
     if not usable:
         why = lost or messages(status, SSD_OFF) or ["see the log"]
         return f"SSD cache OFF ({'; '.join(why)}; `flexkv doctor` says more), "
@@ -153,6 +153,10 @@ def _events(settings: Settings, publisher: Any) -> str:
     if not settings.kv_events_endpoint:
         return ""
     return f"KV events at {settings.kv_events_endpoint}, " if publisher is not None else "KV events OFF, "
+
+
+def _named(directory: str, why: str) -> str:
+    return why if directory in why else f"{directory}: {why}"
 
 
 def _cluster(status: Mapping[str, Any]) -> str:
