@@ -64,8 +64,8 @@ class TileSummer {
   }
 
   template <typename Unit>
-  FLEXKV_HOST_DEVICE static SumLane load(std::uint64_t address, std::uint32_t lane) {
-    const auto* const units = reinterpret_cast<const Unit*>(address + std::uint64_t{lane} * kSumLaneBytes);
+  FLEXKV_HOST_DEVICE static SumLane load(std::uint64_t address, std::uint32_t number) {
+    const auto* const units = reinterpret_cast<const Unit*>(address + std::uint64_t{number} * kSumLaneBytes);
     if constexpr (sizeof(Unit) == sizeof(SumLane)) {
       return *units;
     } else {
