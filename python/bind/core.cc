@@ -205,6 +205,14 @@ class PyClient {
     return {reply.host_blocks, reply.matched_blocks};
   }
 
+  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup_last(proto::SequenceId sequence,
+                                                                    const nb::object& hashes) {
+    const auto views = hash_views(hashes, 0);
+    nb::gil_scoped_release release;  // as in look_up()
+    const auto reply = get().lookup_last(sequence, views);
+    return {reply.matched_blocks, proto::reason_name(reply.reason), reply.disk_blocks};
+  }
+
   void prefetch(proto::SequenceId sequence, const nb::object& hashes) {
     const auto [known, views] = unknown(sequence, hashes);
     get().prefetch(sequence, known, views);
@@ -469,6 +477,9 @@ NB_MODULE(_core, m) {
       .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "engine_blocks"_a = 0,
            "(leading blocks to load, why the next one is not, how many of them are to be read from drives). "
            "`engine_blocks`: so many of them the engine has itself, and will not load.")
+      .def("lookup_last", &PyClient::lookup_last, "sequence"_a, "hashes"_a,
+           "Of blocks that need none of the others: (the number, from 1, of the last one that can be loaded, or 0; why "
+           "there is none; 1 if it is to be read from drives). The sequence is then that block alone, its block 0.")
       .def("prefetch", &PyClient::prefetch, "sequence"_a, "hashes"_a)
       .def("observe_step",
            [](PyClient& client, std::uint32_t tokens, double pairs, double seconds) {

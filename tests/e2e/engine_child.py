@@ -19,6 +19,7 @@ Steps are objects with `op`:
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
+  spoil_states  from now on states are saved wrongly, as `how` says (spoilt_states.py)
   churn     generates the answers of `prompts`, one prompt after the other, with the engine's own cache empty, again and again
             until there is a file `until`; every time they must be the same
   status    writes the status of the node in FLEXKV_RUNTIME_DIR to the file `path`
@@ -40,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import spoilt_states
 from engine import marked_processes, open_descriptors
 
 
@@ -408,6 +410,8 @@ def main() -> None:
                 engine.run(step)
             case "fail_loads":
                 engine.fail_loads(step)
+            case "spoil_states":
+                spoilt_states.spoil(step["how"])
             case "churn":
                 results[step["name"]] = engine.churn(step) | {"reset": last_reset}
             case "status":

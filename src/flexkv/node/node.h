@@ -194,6 +194,12 @@ class Node {
   // will not load them. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
                 Nanos now, std::uint32_t engine_blocks = 0);
+  // Of blocks that need none of the others: the last one that can be loaded, by its number from 1 in matched_blocks; 0:
+  // none, for the reason of the last one. The sequence is a chain of that block alone from now on, pinned as above, and
+  // transfers call it block 0.
+  Lookup lookup_last(EngineHandle engine, SequenceId sequence, std::span<const key::BlockKey> keys, Nanos now);
+  // Either of the two.
+  Lookup lookup(EngineHandle engine, const proto::LookupRequest& request, Nanos now);
   // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
   // to the client; a reason other than kNone means that nothing was queued.
   Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
@@ -342,6 +348,7 @@ class Node {
                                            std::span<const key::BlockKey> keys);
   void close(Engine& engine, Sequence& sequence);
   void refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now);
+  bool can_load(Engine& engine, const key::BlockKey& key, Nanos now);
   void drop_pin(Space& space, index::PinId& pin);
 
   // A save in flight, and how many of its blocks are meant.

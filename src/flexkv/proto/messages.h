@@ -156,6 +156,9 @@ struct LookupRequest {
   std::uint32_t base = 0;  // keys the client has sent before
   std::vector<key::BlockKey> keys;
   std::uint32_t engine_blocks = 0;  // leading ones that the engine has itself, and will not load
+  // The keys are blocks that need none of the others: the last one that can be loaded is looked for. See
+  // Node::lookup_last.
+  bool alone = false;
 };
 struct TransferRequest {
   bool save = false;

@@ -182,10 +182,9 @@ void NodeServer::detach_client(node::EngineHandle engine) {
   node_.detach_client(engine);
 }
 
-node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
-                                      std::span<const key::BlockKey> keys, std::uint32_t engine_blocks) {
+node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
   MutexLock lock(mutex_);
-  return node_.lookup(engine, sequence, base, keys, monotonic_now(), engine_blocks);
+  return node_.lookup(engine, request, monotonic_now());
 }
 
 proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::TransferRequest& request) {
@@ -609,8 +608,7 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   MutexLock lock(mutex_);
   const Nanos now = monotonic_now();
   if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
-    const auto found =
-        node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now, lookup->engine_blocks);
+    const auto found = node_.lookup(peer.engine, *lookup, now);
     const proto::LookupReply reply{lookup->request,   found.matched_blocks, found.reason,
                                    found.disk_blocks, found.host_blocks,    found.described_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));

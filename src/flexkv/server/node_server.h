@@ -43,8 +43,7 @@ class NodeServer final : private node::Outbox {
   // For the engine this node is embedded in; see Node.
   Result<node::EngineHandle> attach_client(const proto::ClientHello& hello);
   void detach_client(node::EngineHandle engine);
-  node::Node::Lookup lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
-                            std::span<const key::BlockKey> keys, std::uint32_t engine_blocks);
+  node::Node::Lookup lookup(node::EngineHandle engine, const proto::LookupRequest& request);
   proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
   proto::Reason prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request);
   void set_prefill(node::EngineHandle engine, const plan::PrefillTime& time);

@@ -87,8 +87,7 @@ void SimNode::drop(const std::shared_ptr<ClientLink>& link) {
 }
 
 proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
-  const auto found =
-      node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now(), request.engine_blocks);
+  const auto found = node_.lookup(engine, request, loop_.now());
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
   return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
