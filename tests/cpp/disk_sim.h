@@ -108,6 +108,7 @@ class DiskSim final : public disk::TierSink {
   void read_all();
   void reset(unsigned number);
   void hang(bool hanging);
+  bool stuck(std::size_t jobs) const { return jobs > 0 && stuck_.contains(static_cast<unsigned>(jobs - 1)); }
   bool run_job();
   void run_jobs();
   void advance(Nanos time);
@@ -149,9 +150,10 @@ class DiskSim final : public disk::TierSink {
 
   // ---- of one life
   Nanos now_ = kSecond;
-  std::vector<SimDrive*> drives_;  // null: away
-  std::set<unsigned> off_;         // as they were said to be
-  std::vector<std::shared_ptr<Jobs>> jobs_;
+  std::vector<SimDrive*> drives_;            // null: away
+  std::set<unsigned> off_;                   // as they were said to be
+  std::vector<std::shared_ptr<Jobs>> jobs_;  // for checksums, then of each drive's lane
+  std::set<unsigned> stuck_;                 // drives in which a call of the lane hangs
   std::map<disk::OpId, Op> ops_;
   std::unique_ptr<disk::DiskTier> tier_;
   disk::OpId next_op_ = 1;

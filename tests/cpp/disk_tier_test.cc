@@ -16,6 +16,11 @@ using Jobs = std::deque<disk::Job>;
 
 struct HandWorkers final : disk::Workers {
   explicit HandWorkers(Jobs& where) : jobs(where) {}
+  bool stop(Nanos, disk::Job last) override {
+    stop();
+    if (last) last();
+    return true;
+  }
   void post(disk::Job job) override { jobs.push_back(std::move(job)); }
   void stop() override { jobs.clear(); }
   Jobs& jobs;
@@ -107,7 +112,7 @@ struct World final : disk::TierSink {
   std::map<disk::OpId, disk::Outcome> done;
   std::size_t recovered = 0;
   std::map<std::uint32_t, Page> at_once;  // found blocks as read before the space was open, by slot
-  std::vector<std::uint32_t> slots;  // of those
+  std::vector<std::uint32_t> slots;       // of those
   disk::Opened opened;
   disk::Health health;
   std::unique_ptr<disk::DiskTier> tier;

@@ -17,6 +17,7 @@
 
 #include "flexkv/disk/commit.h"
 #include "flexkv/disk/types.h"
+#include "flexkv/disk/lane_calls.h"
 #include "flexkv/disk/workers.h"
 
 namespace flexkv::disk {
@@ -40,25 +41,30 @@ class Volume final : public file::DriveSink {
   void start(const VolumeSpec& spec);
   // Waits at most `patience` for what is in flight. False: the drive hangs with buffers in its hands, and may touch
   // them for the rest of the process's life; so this object must live that long. What the drive says is ignored
-  // afterwards; jobs of the workers for checksums may still run until those are stopped.
+  // afterwards; jobs of the lane, and of the workers for checksums, may still run.
   bool close(Nanos patience);
 
+  // Ends the lane, on which the files are closed. False: it hangs in a call to the drive, and will do nothing any more
+  // when that ends; but this object must live as long. REQUIRES: close() was called, the workers for checksums have
+  // stopped
+  bool end();
   // ---- volume_ops.cc
   Admission write(const WriteOp& op, std::uint32_t index, std::uint64_t sequence);
   Admission read(const ReadOp& op, std::uint32_t index);
   void cancel(OpId id);
 
-  // ---- volume_spaces.cc. `then` is called once, on any thread.
+  // ---- volume_spaces.cc. `then` is called once, on any thread; when the drive goes off meanwhile it is called with
+  // that as `why_not`, and the files are to be closed as if they had been opened.
   struct Found {
-    std::string why_not;    // not empty: the space has no place here
+    std::string why_not{};  // not empty: the space has no place here
     bool any_file = false;  // there were records
     HeaderFault fault = HeaderFault::kDamaged;
-    Header header;
+    Header header{};
   };
   void begin_open(SpaceHandle space, const SpaceCodec& codec, std::function<void(Found)> then);
   struct Adopted {
-    std::string why_not;
-    std::string dropped;  // why records that were there are gone
+    std::string why_not{};
+    std::string dropped{};  // why records that were there are gone
     std::uint32_t slots_max = 0;
     std::uint32_t slots_on_file = 0;
     std::uint32_t record_count = 0;
@@ -122,6 +128,8 @@ class Volume final : public file::DriveSink {
   struct Internal {
     SpaceFiles* files = nullptr;
     Buffer buffer;
+  // An answer that somebody waits for; not longer than the drive serves.
+  using Answer = std::function<void(const std::string& why_not)>;
     Ended ended;  // empty: nobody waits for it any more
   };
   // What a change under the mutex leads to outside of it.
@@ -142,6 +150,8 @@ class Volume final : public file::DriveSink {
   void run(SpaceFiles& files, file::Op op, file::FileId file, std::uint64_t offset, Buffer buffer, Nanos deadline,
            Ended ended);
   void set_health(const Health& health, Actions& actions);
+  std::uint64_t promise(Answer give_up);
+  bool keep_promise(std::uint64_t number);
   void note_write_error(int error_number, Actions& actions);
   void drop_flight(SpaceFiles& files, std::uint32_t count, Actions& actions);
 
@@ -165,7 +175,8 @@ class Volume final : public file::DriveSink {
   void write_first_header(SpaceFiles& files, unsigned tries, Adopted adopted, std::function<void(Adopted)> then);
   void end_header(SpaceFiles& files, std::uint64_t epoch, Outcome outcome, int error);
   void give_up_headers(SpaceFiles& files, Actions& actions);
-  void prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then);
+  void prepare_open(SpaceHandle space, const SpaceCodec& codec, std::uint64_t promise,
+                    const std::function<void(Found)>& then);
   Status open_files(SpaceFiles& files);
   Status recreate(SpaceFiles& files);
   Status cut(SpaceFiles& files, std::uint64_t blocks_bytes, std::uint64_t records_bytes);
@@ -193,11 +204,13 @@ class Volume final : public file::DriveSink {
   mutable std::mutex mutex_;
   std::condition_variable quiet_;
   bool closing_ = false;
+  LaneCalls calls_{drive_};
   bool abandoned_ = false;
   Health health_;
   bool available_ = true;
   std::string off_why_;
   std::string no_writes_why_;  // empty: writes are taken
+  bool quiet_drive_ = false;  // once closed: it has no buffers any more
   Nanos no_writes_until_ = 0;
   std::map<SpaceHandle, std::unique_ptr<SpaceFiles>> spaces_;
   FoundSpaces idle_;  // nobody has them open
@@ -207,6 +220,8 @@ class Volume final : public file::DriveSink {
   std::unordered_map<OpId, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<std::uint64_t, Internal> internals_;
   std::uint64_t next_internal_ = 0;
+  std::map<std::uint64_t, Answer> promises_;
+  std::uint64_t next_promise_ = 0;
   std::uint32_t queued_ = 0;
   VolumeStats stats_;
 };

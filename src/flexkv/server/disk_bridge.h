@@ -32,8 +32,8 @@ struct DiskOptions {
   // Of each drive; several directories on one share it. Without a capacity it is the file system's size.
   admission::Endurance endurance{};
   std::function<Nanos()> now = monotonic_now;  // of the budgets
-  std::function<Result<std::unique_ptr<file::Drive>>(const file::DriveOptions&, file::DriveSink&)> open_drive =
-      file::open_drive;
+  using OpenDrive = std::function<Result<std::unique_ptr<file::Drive>>(const file::DriveOptions&, file::DriveSink&)>;
+  OpenDrive open_drive = file::open_drive;
 };
 
 class DiskBridge final : public node::DiskPort, private disk::TierSink {
