@@ -317,14 +317,15 @@ void DiskSim::read(unsigned number) {
   if (prng_.chance(20)) op.deadline = now_ + static_cast<Nanos>(prng_.below(3 * kMillisecond)) + 1;
   op.excused = op.deadline > 0;
   op.generation = model.generation;
-  op.bytes.reset(static_cast<std::byte*>(std::aligned_alloc(4096, model.slot_bytes)));
+  const bool verifies = prng_.chance(25);
+  if (!verifies) op.bytes.reset(static_cast<std::byte*>(std::aligned_alloc(4096, model.slot_bytes)));
   const disk::OpId id = next_op_++;
   const auto admission = tier_->read({id,
                                       model.handle,
                                       op.slot,
                                       block_key(model, op.key),
-                                      {op.bytes.get(), model.slot_bytes},
-                                      static_cast<file::Urgency>(prng_.below(2)),
+                                      {op.bytes.get(), verifies ? 0 : model.slot_bytes},
+                                      verifies ? file::Urgency::kScrub : file::Urgency::kLoad,
                                       op.deadline});
   if (admission != disk::Admission::kQueued) {
     ++totals_.refused;
@@ -393,8 +394,8 @@ void DiskSim::hang(bool hanging) {
     check_time();
     return;
   }
-  for (SimDrive* drive : drives_) {
   stuck_.clear();
+  for (SimDrive* drive : drives_) {
     if (drive == nullptr) continue;
     drive->hang(false);
     drive->hang_call(false);

@@ -25,7 +25,7 @@ namespace flexkv::testing {
 struct DiskSimTotals {
   std::uint64_t lives = 0, kills = 0, power_cuts = 0, openings = 0;
   std::uint64_t writes_done = 0, writes_failed = 0;
-  std::uint64_t reads_done = 0, reads_failed = 0, checksum = 0, deadline = 0, overdue = 0, refused = 0;
+  std::uint64_t reads_done = 0, verified = 0, reads_failed = 0, checksum = 0, deadline = 0, overdue = 0, refused = 0;
   std::uint64_t resets = 0, resets_durable = 0;
   std::uint64_t recovered = 0, expected = 0;  // the latter: had to be there, and were
   std::uint64_t damages = 0, hangs = 0, unhealthy = 0, absent = 0;

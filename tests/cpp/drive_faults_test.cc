@@ -11,6 +11,7 @@
 #include <cstdarg>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -529,6 +530,56 @@ TEST_F(DriveFaultsTest, AFileThatHangsAsItIsCutOffKeepsTheOtherDriveNotWaiting) 
   EXPECT_TRUE(told("cutting a file off hangs for "));
   save_others();
   EXPECT_TRUE(eventually([&] { return status().at("disk").at("drives").at(1).at("blocks_written") > 0; }));
+}
+
+// Bytes of blocks on the drives, of which one in each of `count` blocks changes.
+void damage(const std::string& directory, std::uint64_t count) {
+  for (const auto& file : std::filesystem::directory_iterator(directory)) {
+    if (file.path().extension() != ".blocks") continue;
+    std::fstream blocks(file.path(), std::ios::binary | std::ios::in | std::ios::out);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const auto at = static_cast<std::streamoff>(i * kBlockBytes + 77);
+      blocks.seekg(at);
+      const char byte = static_cast<char>(blocks.get() ^ 1);
+      blocks.seekp(at);
+      blocks.put(byte);
+    }
+  }
+}
+
+TEST_F(DriveFaultsTest, AScrubWhileTheNodeServesFindsWhatIsDamagedAndNothingElse) {
+  start_with_prompts_on_drives();
+  EXPECT_TRUE(status().at("disk").at("scrub").is_null());
+  damage(directory_, 2);  // of its kPrompts / 2 blocks, which lie at the front
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  save_others();  // evicts, and writes to both drives, meanwhile
+  ASSERT_TRUE(eventually([&] { return status().at("disk").at("scrub").at("state") == "done"; }));
+  const nlohmann::json scrub = status().at("disk").at("scrub");
+  EXPECT_EQ(scrub.at("blocks"), kPrompts);
+  EXPECT_EQ(scrub.at("drives").at(0).at("directory"), directory_);
+  EXPECT_EQ(scrub.at("drives").at(0).at("damaged_blocks"), 2);
+  EXPECT_GE(scrub.at("drives").at(0).at("checked_blocks"), kPrompts / 2);
+  EXPECT_EQ(scrub.at("drives").at(1).at("damaged_blocks"), 0);
+  EXPECT_EQ(load_all(), kPrompts - 2);
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  ASSERT_TRUE(eventually([&] { return status().at("disk").at("scrub").at("state") == "done"; }));
+  EXPECT_EQ(status().at("disk").at("scrub").at("drives").at(0).at("damaged_blocks"), 0) << "none has stayed";
+}
+
+TEST_F(DriveFaultsTest, AScrubOfADriveThatHangsHoldsUpNothing) {
+  load_timeout_ = 600 * kSecond;
+  start_with_prompts_on_drives();
+  faults_->hang(Hang::kAll);
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  ASSERT_TRUE(eventually([&] { return drive().at("reads") == false; })) << "its reads are watched as others are";
+  EXPECT_EQ(load_all(), kPrompts / 2);
+  save_others();
+  ASSERT_TRUE(node_->scrub(0).ok());
+  EXPECT_EQ(status().at("disk").at("scrub").at("state"), "stopped");
+  ASSERT_TRUE(node_->scrub(1).ok());
+  stop();  // in time, with both under way
+  faults_->hang(Hang::kNothing);
+  ASSERT_TRUE(eventually([&] { return faults_->held() == 0; }));
 }
 
 class DisappearingDriveTest : public DriveFaultsTest, public ::testing::WithParamInterface<int> {};

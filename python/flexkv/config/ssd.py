@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from flexkv.config.sizes import format_size
@@ -51,7 +52,7 @@ def too_large_for_drives(settings: Settings) -> list[str]:
     places: dict[int, list[str]] = {}
     sizes: dict[int, int] = {}
     for path in settings.ssd_cache_dir:
-        place = _in_time(lambda path=path: _device_and_size(path))
+        place = _in_time(partial(_device_and_size, path))
         if place is None:
             continue  # the node says what is wrong there
         places.setdefault(place[0], []).append(path)
@@ -102,7 +103,7 @@ def ssd_problems(settings: Settings) -> list[str]:
         found.append(wrong("ssd_cache_dir", "allowed: at least one directory when ssd_cache_gb is more than 0"))
     by_place: dict[str, str] = {}
     for path in settings.ssd_cache_dir:
-        place = _in_time(lambda path=path: os.path.realpath(path)) or path
+        place = _in_time(partial(os.path.realpath, path)) or path
         first = by_place.setdefault(place, path)
         if first != path:
             found.append(wrong("ssd_cache_dir", f"{first} and {path} are the same directory"))

@@ -376,6 +376,7 @@ VolumeStats Volume::stats() const {
   stats.health = health_;
   stats.share_bytes = share_bytes_;
   stats.used_bytes = used_bytes_;
+  for (const auto& [id, idle] : idle_) stats.closed_bytes += idle.bytes;
   stats.queued = queued_;
   stats.drive = drive;
   return stats;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,8 +17,8 @@
 #include <vector>
 
 #include "flexkv/disk/commit.h"
-#include "flexkv/disk/types.h"
 #include "flexkv/disk/lane_calls.h"
+#include "flexkv/disk/types.h"
 #include "flexkv/disk/workers.h"
 
 namespace flexkv::disk {
@@ -43,11 +44,11 @@ class Volume final : public file::DriveSink {
   // them for the rest of the process's life; so this object must live that long. What the drive says is ignored
   // afterwards; jobs of the lane, and of the workers for checksums, may still run.
   bool close(Nanos patience);
-
   // Ends the lane, on which the files are closed. False: it hangs in a call to the drive, and will do nothing any more
   // when that ends; but this object must live as long. REQUIRES: close() was called, the workers for checksums have
   // stopped
   bool end();
+
   // ---- volume_ops.cc
   Admission write(const WriteOp& op, std::uint32_t index, std::uint64_t sequence);
   Admission read(const ReadOp& op, std::uint32_t index);
@@ -94,6 +95,9 @@ class Volume final : public file::DriveSink {
 
  private:
   struct Transfer;
+  struct FreeBytes {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
   enum class State : std::uint8_t { kOpening, kOpen, kClosing };
   struct SpaceFiles {
     explicit SpaceFiles(const SpaceCodec& space_codec) : codec(space_codec) {}
@@ -124,12 +128,12 @@ class Volume final : public file::DriveSink {
     std::unordered_map<std::uint32_t, std::uint32_t> failures;  // of reads, by slot
   };
   struct CommitGroup;
+  // An answer that somebody waits for; not longer than the drive serves.
+  using Answer = std::function<void(const std::string& why_not)>;
   // A request of the tier's own.
   struct Internal {
     SpaceFiles* files = nullptr;
     Buffer buffer;
-  // An answer that somebody waits for; not longer than the drive serves.
-  using Answer = std::function<void(const std::string& why_not)>;
     Ended ended;  // empty: nobody waits for it any more
   };
   // What a change under the mutex leads to outside of it.
@@ -146,12 +150,12 @@ class Volume final : public file::DriveSink {
   enum Part : std::uint64_t { kPayload = 0, kRecord = 1, kInternal = 2 };
 
   SpaceFiles* find(SpaceHandle space, State state);
+  std::uint64_t promise(Answer give_up);
+  bool keep_promise(std::uint64_t number);
   void act(Actions& actions);
   void run(SpaceFiles& files, file::Op op, file::FileId file, std::uint64_t offset, Buffer buffer, Nanos deadline,
            Ended ended);
   void set_health(const Health& health, Actions& actions);
-  std::uint64_t promise(Answer give_up);
-  bool keep_promise(std::uint64_t number);
   void note_write_error(int error_number, Actions& actions);
   void drop_flight(SpaceFiles& files, std::uint32_t count, Actions& actions);
 
@@ -200,28 +204,28 @@ class Volume final : public file::DriveSink {
   const std::shared_ptr<WriteMeter> meter_;  // null: all is granted
   std::unique_ptr<Workers> lane_;
   std::unique_ptr<file::Drive> drive_;  // null: the volume is off for good
+  LaneCalls calls_{drive_};
 
   mutable std::mutex mutex_;
   std::condition_variable quiet_;
   bool closing_ = false;
-  LaneCalls calls_{drive_};
   bool abandoned_ = false;
+  bool quiet_drive_ = false;  // once closed: it has no buffers any more
   Health health_;
   bool available_ = true;
   std::string off_why_;
   std::string no_writes_why_;  // empty: writes are taken
-  bool quiet_drive_ = false;  // once closed: it has no buffers any more
   Nanos no_writes_until_ = 0;
   std::map<SpaceHandle, std::unique_ptr<SpaceFiles>> spaces_;
   FoundSpaces idle_;  // nobody has them open
   std::int64_t closed_count_ = 0;
   std::vector<std::pair<SpaceId, Job>> waiting_opens_;
+  std::map<std::uint64_t, Answer> promises_;
+  std::uint64_t next_promise_ = 0;
   std::uint64_t used_bytes_;
   std::unordered_map<OpId, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<std::uint64_t, Internal> internals_;
   std::uint64_t next_internal_ = 0;
-  std::map<std::uint64_t, Answer> promises_;
-  std::uint64_t next_promise_ = 0;
   std::uint32_t queued_ = 0;
   VolumeStats stats_;
 };
@@ -234,6 +238,7 @@ struct Volume::Transfer {
   key::BlockKey key;
   key::BlockKey parent;
   std::span<std::byte> bytes;
+  std::unique_ptr<std::byte, FreeBytes> own_bytes{};  // of a block that is only verified
   file::Urgency urgency{};
   Nanos deadline = 0;
   std::uint64_t epoch = 0;

@@ -23,8 +23,8 @@ enum class FileId : std::uint32_t {};
 
 enum class Op : std::uint8_t { kRead, kWrite, kSync };
 
-// What is served first while the drive is busy.
-enum class Urgency : std::uint8_t { kLoad, kPrefetch, kSave };
+// What is served first while the drive is busy. What waits longest gets a turn now and then all the same.
+enum class Urgency : std::uint8_t { kLoad, kSave, kScrub };
 constexpr std::size_t kUrgencyCount = 3;
 
 struct Request {

@@ -213,6 +213,16 @@ node::DiskAdmission DiskBridge::read(const node::DiskTransfer& transfer) {
   return to_node(tier_->read(op));
 }
 
+node::DiskAdmission DiskBridge::verify(const node::DiskTransfer& transfer) {
+  disk::ReadOp op;
+  op.id = transfer.op;
+  op.space = disk::SpaceHandle{transfer.space};
+  op.slot = transfer.slot;
+  op.key = transfer.key;
+  op.urgency = file::Urgency::kScrub;
+  return to_node(tier_->read(op));
+}
+
 // ---- what the tier says --------------------------------------------------------------------------------------------
 
 void DiskBridge::on_completions(std::span<const disk::Completion> completions) {

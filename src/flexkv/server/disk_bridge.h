@@ -77,6 +77,7 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   void reset_closed_spaces(const std::optional<node::ModelName>& model) override;
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
+  node::DiskAdmission verify(const node::DiskTransfer& transfer) override;
   void cancel(node::DiskOp op) override { tier_->cancel(op); }
   bool can_read(unsigned drive) const override { return readable_[drive].load(std::memory_order_relaxed); }
   double write_pressure() const override;
