@@ -55,6 +55,8 @@ void print(const SimTotals& totals) {
   show("of them bad", totals.bad_blocks_scrubbed);
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
+  show("checked before they were written", totals.blocks_checked);
+  show("taken for damaged", totals.blocks_damaged);
   show("nodes", totals.nodes);
   show("engines", totals.engines);
   std::printf("\n");
@@ -95,6 +97,8 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_recovered, count / 10);
   EXPECT_GE(totals.blocks_imported, count);
   EXPECT_GE(totals.blocks_lent, count);
+  EXPECT_GE(totals.blocks_checked, count);
+  EXPECT_GE(totals.blocks_damaged, count / 10);
 }
 
 }  // namespace

@@ -239,6 +239,7 @@ struct Volume::Transfer {
   key::BlockKey parent;
   std::span<std::byte> bytes;
   std::unique_ptr<std::byte, FreeBytes> own_bytes{};  // of a block that is only verified
+  std::vector<SummedExtent> sums;
   file::Urgency urgency{};
   Nanos deadline = 0;
   std::uint64_t epoch = 0;

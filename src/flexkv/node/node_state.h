@@ -7,6 +7,7 @@
 #include "flexkv/key/namespace.h"
 #include "flexkv/node/disk_slots.h"
 #include "flexkv/node/node.h"
+#include "flexkv/node/slot_sums.h"
 
 namespace flexkv::node {
 
@@ -88,7 +89,8 @@ struct Node::Lent {
   std::uint32_t end = 0;
   std::uint32_t pinned = 0;  // blocks, from the first one of the chain on
   Loan::Limit limit = Loan::Limit::kNone;
-  std::vector<bool> missing;  // of [first, end)
+  std::vector<bool> missing;       // of [first, end)
+  std::vector<index::Slot> slots;  // once it is answered: where those lie that are lent
   std::uint32_t missing_count = 0;
   Nanos deadline = 0;
   bool answered = false;
@@ -99,13 +101,14 @@ struct Node::Lent {
 // All blocks of one kind: same model, same weights, same bytes in every shard.
 struct Node::Space {
   Space(RangeAllocator& ranges, std::uint64_t slot_bytes, std::uint64_t pool_bytes,
-        const index::PrefixIndex::Options& index_options)
-      : slots(ranges, slot_bytes, pool_bytes), index(index_options) {}
+        const index::PrefixIndex::Options& index_options, std::vector<SlotSums::Shard> shards)
+      : slots(ranges, slot_bytes, pool_bytes), sums(std::move(shards)), index(index_options) {}
 
   key::Root digest{};
   std::array<std::byte, 32> fingerprint{};  // of the model, as the client said it
   std::string model;
   SlotSpace slots;
+  SlotSums sums;
   std::optional<events::SpaceFeed> feed;  // once somebody follows; the index tells it
   index::PrefixIndex index;
   std::uint64_t block_bytes = 0;  // payload, each shard once
@@ -113,6 +116,11 @@ struct Node::Space {
   std::uint32_t jobs = 0;
   std::uint32_t reserved = 0;    // slots held by save jobs, not yet in the index
   std::uint64_t generation = 0;  // bumped by reset: what was begun before publishes nothing
+  struct Damaged {
+    index::Slot slot = index::kNoSlot;
+    Nanos found_at = 0;
+  };
+  std::vector<Damaged> damaged;  // slots of blocks that were dropped, and may still be read
   // Saves that run, by their first block. A prompt's blocks in flight are found from where its match ends: the next
   // one begins a save or nobody saves it; where that save ends, another may follow.
   std::unordered_map<key::BlockKey, JobKey, key::BlockKeyHash> in_flight;
@@ -148,8 +156,10 @@ struct Node::DiskIo {
   Kind kind = Kind::kFetch;
   bool prefetch = false;
   Nanos begun = 0;
-  bool dropped = false;     // the block was found bad by another read: this one gives the slot back
-  std::uint64_t scrub = 0;  // of a check: the number of its scrub
+  index::Slot host = index::kNoSlot;  // of a write
+  bool summed = false;                // of a write: the drive checks what it writes
+  bool dropped = false;               // the block was found bad by another read: this one gives the slot back
+  std::uint64_t scrub = 0;            // of a check: the number of its scrub
 };
 
 // The latest check of all blocks on drives.
@@ -264,6 +274,7 @@ struct Node::Engine {
     proto::AgentHello hello;
     // Once there is a space:
     std::uint64_t host_offset = 0;   // of its shard within a slot
+    std::uint32_t shard_place = 0;   // which of the slot's shards that is
     std::uint32_t holder_count = 1;  // ranks that hold the same shard
     std::uint32_t holder = 0;        // which of them this is
   };

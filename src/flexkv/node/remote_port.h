@@ -67,6 +67,8 @@ struct Loan {
   LoanId id = 0;
   std::vector<std::uint64_t> host_offsets;  // in the pool, of slot_bytes each
   Limit limit = Limit::kNone;               // why not all
+  // What must be in each, or it is not given to anybody; see Node::on_loan_damaged.
+  std::vector<std::vector<SummedExtent>> sums{};
 };
 
 }  // namespace flexkv::node

@@ -29,6 +29,7 @@ enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 
 
 constexpr std::uint32_t kRanksMax = 1024;
 constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
+constexpr std::uint32_t kSumsPerReportMax = device::CopyStream::kSumsMax;
 
 struct AgentHello {
   std::string engine_id;
@@ -112,6 +113,9 @@ struct JobReport {
   JobId job = 0;
   JobStatus status = JobStatus::kDone;
   std::uint32_t good_blocks = 0;  // of a load: leading ones that were copied whole, however it ended
+  // Of a save that is done: the sums of its command's blocks as the device held them (base/block_sum.h), in their
+  // order. kNoSum, or no entry: not known.
+  std::vector<std::uint64_t> sums = {};
 };
 
 // Why a block was not served, or not kept. One closed list, counted per reason.
@@ -132,7 +136,7 @@ enum class Reason : std::uint8_t {
   kRankFailed,
   kDeadline,
   kCanceled,
-  kChecksum,         // what lay on the drive was not the block
+  kChecksum,         // what was kept was not the block
   kDiskFailed,       // the drive could not read or write it
   kDiskOff,          // the drive does not serve
   kDiskFull,         // no place on a drive, and nothing there could be evicted
@@ -145,8 +149,9 @@ enum class Reason : std::uint8_t {
   kDiskBusy,         // not written to a drive: loads kept it busy
   kPeerBusy,         // another node has it, and gives no more for now
   kPeerUnreachable,  // another node has it, and does not answer
+  kDamaged,          // not written to a drive: what is in host memory is not what the device held
 };
-constexpr std::size_t kReasonCount = 29;
+constexpr std::size_t kReasonCount = 30;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -239,6 +239,10 @@ SimRemote::Callbacks SimNode::remote_callbacks() {
     node_.lend(id, space, slot_bytes, keys, first, deadline, loop_.now());
     after_call();
   };
+  callbacks.damaged = [this](node::LoanId id, std::uint32_t index) {
+    node_.on_loan_damaged(id, index, loop_.now());
+    after_call();
+  };
   callbacks.end_loan = [this](node::LoanId id) {
     node_.end_loan(id, loop_.now());
     after_call();

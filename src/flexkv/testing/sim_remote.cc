@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "flexkv/testing/sim_kv.h"
+
 namespace flexkv::testing {
 namespace {
 
@@ -125,22 +127,27 @@ void SimRemote::lent(const node::Loan& loan) {
   for (const std::uint64_t offset : loan.host_offsets) {
     borrow.claims.push_back(callbacks_.claim(false, offset, borrow.chain.space.slot_bytes));
   }
-  loop_.after(loop_.delay(plan_.remote_time), [this, id = loan.id, offsets = loan.host_offsets, alive = alive_] {
-    if (*alive) take(id, offsets);
+  loop_.after(loop_.delay(plan_.remote_time), [this, loan, alive = alive_] {
+    if (*alive) take(loan);
   });
 }
 
-void SimRemote::take(node::LoanId id, const std::vector<std::uint64_t>& offsets) {
-  const Borrow borrow = std::move(borrows_.extract(id).mapped());
+void SimRemote::take(const node::Loan& loan) {
+  const Borrow borrow = std::move(borrows_.extract(loan.id).mapped());
   const Space& space = borrow.chain.space;
-  for (std::size_t i = 0; i < offsets.size(); ++i) {
-    const auto bytes = callbacks_.pool(offsets[i], space.slot_bytes);
-    if (borrow.resets == elsewhere_.resets) {
+  bool right = true;
+  for (std::uint32_t i = 0; i < loan.host_offsets.size(); ++i) {
+    const auto bytes = callbacks_.pool(loan.host_offsets[i], space.slot_bytes);
+    if (right && !check_sums(bytes, loan.sums[i])) {
+      right = false;
+      callbacks_.damaged(loan.id, i);
+    }
+    if (right && borrow.resets == elsewhere_.resets) {
       elsewhere_.spaces[space.name][borrow.chain.keys[borrow.first + i]] = {bytes.begin(), bytes.end()};
     }
     callbacks_.release(borrow.claims[i]);
   }
-  callbacks_.end_loan(id);
+  callbacks_.end_loan(loan.id);
 }
 
 }  // namespace flexkv::testing
