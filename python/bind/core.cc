@@ -369,10 +369,11 @@ class PyAgent {
 };
 
 // Asks the node that listens at `socket_path` one question; the answer is its status.
-std::string ask(const std::string& socket_path, proto::Role role) {
+std::string ask(const std::string& socket_path, proto::Role role, std::vector<std::byte> question = {}) {
   nb::gil_scoped_release release;
   ipc::Hello hello;
   hello.role = static_cast<std::uint32_t>(role);
+  hello.payload = std::move(question);
   auto connected = unwrap(ipc::Channel::connect(socket_path, hello, 5 * kSecond));
   return {reinterpret_cast<const char*>(connected.payload.data()), connected.payload.size()};
 }
@@ -402,6 +403,15 @@ NB_MODULE(_core, m) {
       "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
       "Makes the node that listens at this path, and its cluster, forget all blocks. Returns its status, as JSON.");
 
+  m.def(
+      "scrub",
+      [](const std::string& path, std::uint64_t bytes_per_second) {
+        return ask(path, proto::Role::kScrub, proto::encode(proto::ScrubRequest{bytes_per_second}));
+      },
+      "socket_path"_a, "bytes_per_second"_a,
+      "Has the node that listens at this path check all blocks on its drives, reading at most so many bytes a second; "
+      "0: "
+      "it is to stop. Returns its status, as JSON. RuntimeError: it has no SSD tier, or none answers.");
   m.def(
       "disk_check",
       [](const std::string& directory, std::uint64_t bytes_per_second, const nb::callable& progress) {

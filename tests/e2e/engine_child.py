@@ -49,7 +49,7 @@ def settle(seconds: float) -> None:
     from flexkv import _core
 
     time.sleep(seconds)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for path in Path(os.environ.get("FLEXKV_RUNTIME_DIR", "/nowhere")).glob("*.sock"):
         try:
             while json.loads(_core.query_status(str(path)))["queues"]["jobs_in_flight"] > 0:
@@ -182,7 +182,7 @@ class Engine:
 
     def reset(self, step: dict[str, Any]) -> bool:
         # With the engine in a process of its own an abort may still be on its way there.
-        deadline = time.monotonic() + step.get("patience", 5.0)
+        deadline = time.monotonic() + step.get("patience", 60.0)
         arguments = {"reset_connector": True} if step.get("connector") else {}
         while not (done := self._llm.reset_prefix_cache(**arguments)) and time.monotonic() < deadline:
             time.sleep(0.1)

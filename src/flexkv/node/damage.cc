@@ -47,7 +47,7 @@ void Node::give_back_damaged(Space& space) {
              std::ranges::find(loan.second->slots, damaged.slot) != loan.second->slots.end();
     };
     const auto written = [&](const auto& io) {
-      return io.second.space == &space && io.second.write && io.second.host == damaged.slot;
+      return io.second.space == &space && io.second.kind == DiskIo::Kind::kWrite && io.second.host == damaged.slot;
     };
     return std::ranges::any_of(jobs_, began_before) || std::ranges::any_of(loans_, lent) ||
            (disk_ != nullptr && std::ranges::any_of(disk_->ios, written));

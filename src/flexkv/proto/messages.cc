@@ -188,6 +188,17 @@ Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes) {
   return finish(reader, std::move(value), "client hello");
 }
 
+std::vector<std::byte> encode(const ScrubRequest& value) {
+  Writer writer;
+  writer.pod(value.bytes_per_second);
+  return writer.take();
+}
+
+Result<ScrubRequest> decode_scrub_request(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  return finish(reader, ScrubRequest{reader.pod<std::uint64_t>()}, "scrub request");
+}
+
 std::vector<std::byte> encode(const Welcome& value) {
   Writer writer;
   writer.pod(value.epoch);

@@ -131,6 +131,16 @@ void SimNode::report(node::AgentHandle agent, const proto::JobReport& report) {
   after_call();
 }
 
+void SimNode::scrub(std::uint64_t bytes_per_second) {
+  loop_.note("node: scrub", bytes_per_second);
+  if (bytes_per_second > 0) {
+    node_.begin_scrub(bytes_per_second, loop_.now());
+  } else {
+    node_.stop_scrub(loop_.now());
+  }
+  after_call();
+}
+
 void SimNode::after_call() {
   node_.check_invariants();
   const Nanos deadline = node_.next_deadline().value_or(kNever);
