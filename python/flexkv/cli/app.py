@@ -355,7 +355,7 @@ def bench_recovery(
 ) -> None:
     """Start over full drives: from files to an index that finds every block. Payload is not written, only records.
 
-    Takes a minute or two for 10 million blocks, as the drive is."""
+    Takes about a minute for 10 million blocks."""
     run_bench.run("recovery", as_json, directory, [f"--blocks={blocks}", f"--drives={drives}"])
 
 

@@ -31,7 +31,7 @@ _TAKES = {
     "keys": "about 10 s",
     "host": "about a minute",
     "replay": "a minute or two with Mooncake's trace",
-    "recovery": "a minute or two for 10 million blocks, as the drive is",
+    "recovery": "about a minute for 10 million blocks",
 }
 _NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 # What Google Benchmark writes about every run; all else that is a number are figures of the benchmark itself.
