@@ -53,6 +53,7 @@ void print(const SimTotals& totals) {
   show("recovered", totals.blocks_recovered);
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
+  show("stored beyond", totals.blocks_stored);
   show("nodes", totals.nodes);
   show("engines", totals.engines);
   std::printf("\n");
@@ -62,6 +63,7 @@ void print(const SimTotals& totals) {
   print_reasons("unfetched blocks", totals.unfetched_blocks);
   print_reasons("unwritten blocks", totals.unwritten_blocks);
   print_reasons("unimported blocks", totals.unimported_blocks);
+  print_reasons("unstored blocks", totals.unstored_blocks);
 }
 
 TEST(Simulation, Seeds) {
@@ -93,6 +95,7 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_recovered, count / 10);
   EXPECT_GE(totals.blocks_imported, count);
   EXPECT_GE(totals.blocks_lent, count);
+  EXPECT_GE(totals.blocks_stored, count);
 }
 
 }  // namespace

@@ -140,8 +140,10 @@ enum class Reason : std::uint8_t {
   kDiskBusy,         // not written to a drive: loads kept it busy
   kPeerBusy,         // another node has it, and gives no more for now
   kPeerUnreachable,  // another node has it, and does not answer
+  kStoreOff,         // the remote store is not asked for a while, because it failed or hung
+  kStoreFailed,      // the remote store did not give or take it
 };
-constexpr std::size_t kReasonCount = 29;
+constexpr std::size_t kReasonCount = 31;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -28,6 +28,7 @@ struct SimTotals {
   std::uint64_t blocks_recovered = 0;
   std::uint64_t blocks_imported = 0;  // from beyond the machine
   std::uint64_t blocks_lent = 0;
+  std::uint64_t blocks_stored = 0;  // beyond the machine
   std::uint64_t nodes = 0;
   std::uint64_t engines = 0;
   std::array<std::uint64_t, proto::kReasonCount> failed_loads{};
@@ -36,6 +37,7 @@ struct SimTotals {
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unimported_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unstored_blocks{};
   void add(const SimTotals& other);
 };
 
