@@ -162,7 +162,7 @@ TEST_F(RemoteNodesTest, ANodeThatStartsAnewAndAnotherNodeFindWhatOneHasComputed)
   EXPECT_EQ(objects().size(), 1U);
   a->start();
   EXPECT_TRUE(a->loads_all(1));
-  EXPECT_EQ(a->remote().at("read").at("blocks"), kBlocks);
+  EXPECT_EQ(a->status().at("transfers").at("from_remote").at("blocks"), kBlocks);
   a->stop();
   const auto b = machine("b");
   EXPECT_TRUE(b->loads_all(1));
@@ -269,18 +269,22 @@ TEST_F(RemoteNodesTest, WithDrivesAndPeersAndBehindThem) {
   const testing::RedisServer redis;
   Machine::Options in_cluster;
   in_cluster.redis = &redis;
-  in_cluster.pool_bytes = 64U << 12;  // less than a prompt and a half
   in_cluster.disk_bytes = 64U << 20;
   const auto a = machine("a", in_cluster);
   auto b = machine("b", in_cluster);
   a->compute(1);
   ASSERT_TRUE(b->loads_all(1));  // from a, or from the store
   a->node().reset_all();
-  EXPECT_TRUE(eventually([&] { return a->load(1) == 0 && b->load(1) == 0; }));
-  EXPECT_TRUE(eventually([&] {
-    a->compute(2);
-    return b->load(2) == kBlocks;
-  }));
+  // Each hears of it by Redis and from the store.
+  const auto settled = [](const Machine& machine) {
+    const auto status = machine.status();
+    return status.at("cluster").at("directory").at("epoch") == 1 && status.at("remote").at("resets") == 2;
+  };
+  ASSERT_TRUE(eventually([&] { return settled(*a) && settled(*b); })) << a->node().status_json();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(b->load(1), 0U);
+  a->compute(2);
+  EXPECT_TRUE(b->loads_all(2));
   a->stop();
   const auto c = machine("c", in_cluster);
   EXPECT_TRUE(c->loads_all(2));

@@ -121,6 +121,7 @@ void Engine::end_looking(std::string why) {
   if (well && marks_->unstored.empty()) marks_->backoff.succeeded();
   marks_->due = now_ + (well ? options_.scan_every : marks_->backoff.failed());
   publish();
+  if (!well && !marks_->listed) sink_.on_no_marks();
 }
 
 }  // namespace flexkv::remote

@@ -58,6 +58,7 @@ class RemoteTier final : private RemoteSink {
   void on_end(RequestId id, Outcome outcome) override;
   void on_written(RequestId id, Outcome outcome) override;
   void on_marks(const std::set<Mark>& marks) override { sink_.on_marks(marks); }
+  void on_no_marks() override { sink_.on_no_marks(); }
 
   bool admit(RequestId id, std::uint64_t& refused, Command command);
   void order(Command command);

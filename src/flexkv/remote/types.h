@@ -77,6 +77,8 @@ class RemoteSink {
   virtual void on_written(RequestId id, Outcome outcome) = 0;
   // All marks that are known, when the store was first asked for them and whenever there are more. After watch_marks().
   virtual void on_marks(const std::set<Mark>&) {}
+  // They could not be listed yet; that is tried again.
+  virtual void on_no_marks() {}
 };
 
 // What was found wrong with objects; each is a miss.

@@ -131,9 +131,18 @@ void RemoteBridge::reopen() {
 }
 
 void RemoteBridge::add_mark(const remote::Mark& mark) {
-  marks_.insert(mark);
+  for (const node::StoreWrite& write : std::exchange(early_, {})) {
+    end_write(write.op, node::RemoteOutcome::kCanceled);  // of before the reset
+  }
+  if (!marks_.insert(mark).second) return;
   tier_->put_mark(mark);
   if (listed_) reopen();
+}
+
+// The node must not be called from where this is.
+void RemoteBridge::end_write(node::RemoteOp op, node::RemoteOutcome outcome) {
+  tier_->post(
+      [this, op, outcome] { apply_([&](node::Node& node) { node.on_store_written(op, outcome, monotonic_now()); }); });
 }
 
 void RemoteBridge::reset() {
@@ -149,13 +158,14 @@ void RemoteBridge::enter_epoch(const std::string& cluster, std::uint64_t epoch) 
   remote::Mark mark{};
   std::copy_n(digest.begin(), mark.size(), mark.begin());
   // Should Redis have begun to count anew, this is another reset than the one that has left the mark.
-  add_mark(marks_.contains(mark) ? random_mark() : mark);
+  add_mark(!listed_ || first_marks_.contains(mark) ? random_mark() : mark);
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
   apply_([&](node::Node& node) {
     if (closing_) return;
     const bool first = !std::exchange(listed_, true);
+    if (first) first_marks_ = marks;
     const std::size_t before = marks_.size();
     marks_.insert(marks.begin(), marks.end());
     const bool more = marks_.size() > before;
@@ -164,6 +174,16 @@ void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
       node.reset_here(monotonic_now());
     }
     if (more || first) reopen();
+    for (node::StoreWrite& early : std::exchange(early_, {})) write(std::move(early));
+  });
+}
+
+void RemoteBridge::on_no_marks() {
+  apply_([&](node::Node& node) {
+    unlisted_ = true;
+    for (const node::StoreWrite& early : std::exchange(early_, {})) {
+      node.on_store_written(early.op, node::RemoteOutcome::kStoreOff, monotonic_now());
+    }
   });
 }
 
@@ -244,7 +264,8 @@ void RemoteBridge::on_end(remote::RequestId id, remote::Outcome outcome) {
 
 std::uint32_t RemoteBridge::write_blocks(node::SpaceNumber number) const {
   const auto space = spaces_.find(number);
-  if (!serves() || space == spaces_.end() || !tier_->takes_writes()) return 0;
+  if (closing_ || tier_ == nullptr || (unlisted_ && !listed_) || space == spaces_.end()) return 0;
+  if (!tier_->takes_writes()) return 0;
   return static_cast<std::uint32_t>(
       std::min(tier_->object_blocks(space->second.slot_bytes), std::uint64_t{remote::kKeysMax}));
 }
@@ -255,6 +276,10 @@ bool RemoteBridge::has(node::SpaceNumber number, const key::BlockKey& key) const
 }
 
 void RemoteBridge::write(node::StoreWrite write) {
+  if (!listed_) {
+    early_.push_back(std::move(write));
+    return;
+  }
   const Space& space = spaces_.at(write.space);
   remote::WriteRequest request;
   request.id = next_request_++;
@@ -268,10 +293,11 @@ void RemoteBridge::write(node::StoreWrite write) {
   }
   request.deadline = write.deadline;
   const remote::RequestId id = request.id;
-  writings_.emplace(id, write.op);
-  if (tier_->write(std::move(request))) return;
-  // The node must not be called from here.
-  tier_->post([this, id] { on_written(id, remote::Outcome::kBusy); });
+  if (tier_->write(std::move(request))) {
+    writings_.emplace(id, write.op);
+  } else {
+    end_write(write.op, node::RemoteOutcome::kStoreFailed);
+  }
 }
 
 void RemoteBridge::on_written(remote::RequestId id, remote::Outcome outcome) {

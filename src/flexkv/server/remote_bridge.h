@@ -99,9 +99,11 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void on_end(remote::RequestId id, remote::Outcome outcome) override;
   void on_written(remote::RequestId id, remote::Outcome outcome) override;
   void on_marks(const std::set<remote::Mark>& marks) override;
+  void on_no_marks() override;
 
   bool serves() const { return !closing_ && tier_ != nullptr && listed_; }
   void add_mark(const remote::Mark& mark);
+  void end_write(node::RemoteOp op, node::RemoteOutcome outcome);
   void open(Space& space);
   void reopen();
 
@@ -119,7 +121,10 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   std::map<remote::RequestId, node::RemoteOp> writings_;
   remote::RequestId next_request_ = 1;
   std::set<remote::Mark> marks_;
-  bool listed_ = false;  // the marks in the store are known
+  std::set<remote::Mark> first_marks_;   // those that were there before this node
+  bool listed_ = false;                  // the marks in the store are known
+  bool unlisted_ = false;                // and could not be listed so far
+  std::vector<node::StoreWrite> early_;  // wait for that
   bool closing_ = false;
   plan::FlowRate rate_;
   telemetry::Histogram read_latency_;
