@@ -31,6 +31,7 @@ class NoDevice final : public device::Device {
  public:
   std::string_view name() const override { return "no device"; }
   std::uint32_t efficient_copy_bytes() const override { return 1; }
+  std::uint32_t saves_per_sum() const override { return 1; }
   Status register_pool(std::byte*, std::size_t) override { return {}; }
   void unregister_pool() override {}
   Result<std::unique_ptr<device::CopyStream>> open_stream(device::Direction, const layout::BlockLayout&,
@@ -51,6 +52,7 @@ class NoDevice final : public device::Device {
   struct Stream final : device::CopyStream {
     Status order_after(const device::EngineEvent&) override { return {}; }
     Status submit(std::span<const device::BlockCopy>, std::size_t) override { return {}; }
+    Status sum(std::span<const device::BlockCopy>, std::span<std::uint64_t>) override { return {}; }
     Status synchronize() override { return {}; }
   };
 };

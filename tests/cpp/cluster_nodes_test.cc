@@ -11,7 +11,9 @@
 #include <string>
 #include <thread>
 
+#include "flexkv/device/host_device.h"
 #include "flexkv/server/node_server.h"
+#include "flexkv/testing/faulty_device.h"
 #include "real_engine.h"
 #include "redis_server.h"
 
@@ -34,6 +36,7 @@ class Machine {
     std::string secret = kSecret;
     std::uint64_t pool_bytes = 1U << 20;
     std::uint64_t disk_bytes = 0;
+    std::shared_ptr<device::Device> device = device::open_host_device().value();
   };
 
   Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, Options options)
@@ -62,7 +65,7 @@ class Machine {
     cluster.share_drives = true;
     options_ = node;
     start();
-    engine_ = std::make_unique<Engine>(dir_, "engine", 2);
+    engine_ = std::make_unique<Engine>(dir_, "engine", 2, 0, options.device);
     engine_->connect(dir_);
   }
 
@@ -160,6 +163,52 @@ TEST_F(ClusterTest, WhatIsOnDrivesIsFoundByOthersAfterARestart) {
   EXPECT_TRUE(a->loads_all(1));
   EXPECT_TRUE(b->loads_all(1));
 }
+
+// The first block that its engine saves is not what the device held.
+class DamageTest : public ClusterTest, public ::testing::WithParamInterface<testing::Fault::Kind> {
+ protected:
+  Machine::Options damaged(std::uint64_t disk_bytes) const {
+    auto device = std::make_shared<testing::FaultyDevice>(device::open_host_device(1).value());
+    device->add({.direction = device::Direction::kToHost, .submit = 0, .kind = GetParam()});
+    return {kSecret, 1U << 20, disk_bytes, device};
+  }
+  static int damaged_blocks(const Machine& machine) { return machine.status().at("saves").at("damaged_blocks"); }
+};
+
+TEST_P(DamageTest, IsFoundBeforeItReachesADrive) {
+  const auto a = machine("a", damaged(64U << 20));
+  a->compute(1);
+  ASSERT_TRUE(eventually([&] { return damaged_blocks(*a) == 1; }));
+  a->compute(1);
+  a->wait_until_written();
+  EXPECT_EQ(damaged_blocks(*a), 1);
+  const auto status = a->status();
+  EXPECT_EQ(status.at("transfers").at("to_disk").at("failed_blocks").at("damaged"), 1);
+  EXPECT_EQ(status.at("transfers").at("to_disk").at("checked_blocks"), kBlocks);
+  EXPECT_EQ(status.at("health").at("state"), "degraded");
+  a->stop();
+  a->start();
+  EXPECT_TRUE(a->loads_all(1)) << "and all of it is right";
+}
+
+TEST_P(DamageTest, IsFoundBeforeItReachesAnotherNode) {
+  const auto a = machine("a", damaged(0));
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(eventually([&] {
+    EXPECT_EQ(b->load(1), 0U) << "it is the first block";
+    return damaged_blocks(*a) == 1;
+  }));
+  a->compute(1);
+  EXPECT_TRUE(b->loads_all(1)) << "and all of it is right";
+  EXPECT_EQ(damaged_blocks(*a), 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(, DamageTest,
+                         ::testing::Values(testing::Fault::Kind::kFlipBit, testing::Fault::Kind::kWrongBlock),
+                         [](const auto& kind) {
+                           return kind.param == testing::Fault::Kind::kFlipBit ? "flipped_bit" : "wrong_block";
+                         });
 
 TEST_F(ClusterTest, ANodeThatGoesWhileItIsReadFromCostsMissesOnly) {
   const std::uint64_t pool = 8U << 20;  // holds all

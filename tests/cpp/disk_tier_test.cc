@@ -107,11 +107,34 @@ struct World final : disk::TierSink {
   std::map<disk::OpId, disk::Outcome> done;
   std::size_t recovered = 0;
   std::map<std::uint32_t, Page> at_once;  // found blocks as read before the space was open, by slot
-  std::vector<std::uint32_t> slots;  // of those
+  std::vector<std::uint32_t> slots;       // of those
   disk::Opened opened;
   disk::Health health;
   std::unique_ptr<disk::DiskTier> tier;
 };
+
+TEST(DiskTier, WritesNothingThatIsNotWhatItsSumsSay) {
+  const auto medium = std::make_shared<SimMedium>();
+  World world(medium);
+  Page out, in;
+  std::memset(out.bytes, 5, sizeof out.bytes);
+  const std::span<const std::byte> bytes(out.bytes);
+  disk::WriteOp op{1, SpaceHandle{1}, 0, {1, 1}, disk::kNoParent, bytes};
+  op.sums = {{0, 100, block_sum(bytes.first(100))}, {2048, 1000, block_sum(bytes.subspan(2048, 1000))}};
+  ASSERT_EQ(world.tier->write(op), disk::Admission::kQueued);
+  world.settle();
+  EXPECT_EQ(world.done.at(1), disk::Outcome::kDone);
+  op.id = 2;
+  op.slot = 1;
+  op.key = {1, 2};
+  out.bytes[2048 + 999] ^= std::byte{1};
+  ASSERT_EQ(world.tier->write(op), disk::Admission::kQueued);
+  world.settle();
+  EXPECT_EQ(world.done.at(2), disk::Outcome::kDamaged);
+  EXPECT_EQ(world.tier->queue_depth(0), 0U);
+  EXPECT_EQ(world.read(3, 1, {1, 2}, in), disk::Outcome::kChecksum);
+  EXPECT_EQ(world.tier->stats()[0].blocks_written, 1U);
+}
 
 TEST(DiskTier, FindsBlocksAfterAKillAndNoneAfterAReset) {
   const auto medium = std::make_shared<SimMedium>();

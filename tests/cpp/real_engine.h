@@ -29,8 +29,9 @@ constexpr std::uint32_t kBlocks = 24;
 // Attaches to the node named "node" in `dir`.
 class Engine {
  public:
-  // Ranks whose numbers are equal modulo `shards` hold the same bytes; 0: none do.
-  Engine(const std::string& dir, const std::string& id, std::uint32_t ranks, std::uint32_t shards = 0)
+  // Ranks whose numbers are equal modulo `shards` hold the same bytes; 0: none do. `device`: of all ranks.
+  Engine(const std::string& dir, const std::string& id, std::uint32_t ranks, std::uint32_t shards = 0,
+         const std::shared_ptr<device::Device>& device = device::open_host_device().value())
       : id_(id), ranks_(ranks), shards_(shards > 0 ? shards : ranks) {
     for (std::uint32_t rank = 0; rank < ranks; ++rank) {
       memory_.push_back(std::make_unique<std::vector<std::byte>>(std::size_t{kDeviceBlocks} * kBlockBytes));
@@ -52,7 +53,7 @@ class Engine {
       options.rank = rank;
       options.rank_count = ranks;
       if (shards > 0) options.shard = shard_of(rank);
-      auto agent = agent::RankAgent::start(options, device::open_host_device().value(), std::move(layout).value());
+      auto agent = agent::RankAgent::start(options, device, std::move(layout).value());
       EXPECT_TRUE(agent.ok());
       agents_.push_back(std::move(agent).value());
     }

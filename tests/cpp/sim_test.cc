@@ -54,6 +54,8 @@ void print(const SimTotals& totals) {
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
   show("stored beyond", totals.blocks_stored);
+  show("checked before they were written", totals.blocks_checked);
+  show("taken for damaged", totals.blocks_damaged);
   show("nodes", totals.nodes);
   show("engines", totals.engines);
   std::printf("\n");
@@ -96,6 +98,8 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_imported, count);
   EXPECT_GE(totals.blocks_lent, count);
   EXPECT_GE(totals.blocks_stored, count);
+  EXPECT_GE(totals.blocks_checked, count);
+  EXPECT_GE(totals.blocks_damaged, count / 10);
 }
 
 }  // namespace

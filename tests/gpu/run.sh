@@ -52,6 +52,7 @@ for part in $parts; do
       for load in sync async; do
         run equality_stock_$load python3 tests/gpu/vllm_equality.py --load $load
       done
+      run equality_full_sleep python3 tests/gpu/vllm_equality.py --connector full --sleep
       ;;
     paired) run paired python3 tests/gpu/vllm_paired.py --logs "$out" ;;
     paired_graphs) run paired_graphs python3 tests/gpu/vllm_paired.py --logs "$out" --graphs ;;

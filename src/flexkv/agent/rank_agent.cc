@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "flexkv/agent/copy_chunks.h"
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
 #include "flexkv/ipc/wait.h"
@@ -265,7 +266,7 @@ void RankAgent::lane_loop(device::Direction direction) {
       if (!work) return;
       session = session_.get();  // stays while a job runs: see close_session
     }
-    const auto [status, copied] = run(*work, *session);
+    auto [status, copied, sums] = run(*work, *session);
     const Change change(*this);
     if (status == JobStatus::kDone) {
       auto& blocks = direction == device::Direction::kToHost ? counters_.saved_blocks : counters_.loaded_blocks;
@@ -273,7 +274,7 @@ void RankAgent::lane_loop(device::Direction direction) {
     } else {
       ++counters_.failed_jobs;
     }
-    jobs_.finished(*work, status, copied);
+    jobs_.finished(*work, status, copied, std::move(sums));
   }
 }
 
@@ -288,6 +289,8 @@ RankAgent::Outcome RankAgent::run(const RankJobs::Work& work, Session& session) 
   const bool in_parts = work.gate != nullptr && work.command->piece == 0 && work.command->last;
   const std::size_t parts = in_parts ? layout_.parts().size() : 0;
   std::size_t submitted = 0;
+  std::vector<std::uint64_t> sums;
+  if (status && work.command->direction == device::Direction::kToHost) status = sum(work, stream, sums);
   for (std::size_t part = 0; part < parts && status && !canceled; ++part) {
     status = submit(work, stream, part, canceled, submitted);
     if (status && !canceled) status = work.gate->raise_after(stream, static_cast<std::uint32_t>(part + 1));
@@ -300,7 +303,7 @@ RankAgent::Outcome RankAgent::run(const RankJobs::Work& work, Session& session) 
     log_error("rank " + std::to_string(options_.rank) + ": copy failed: " + status.error().message);
     return {JobStatus::kFailed, 0};
   }
-  if (!canceled) return {JobStatus::kDone, submitted};
+  if (!canceled) return {JobStatus::kDone, submitted, std::move(sums)};
   // A part is some layers of each block: none is whole before the last part.
   return {JobStatus::kCanceled, in_parts ? 0 : submitted};
 }
@@ -320,6 +323,20 @@ Status RankAgent::submit(const RankJobs::Work& work, device::CopyStream& stream,
     submitted += blocks.size();
   }
   return {};
+}
+
+// Before the copies: what is overwritten while they run has another sum then.
+Status RankAgent::sum(const RankJobs::Work& work, device::CopyStream& stream, std::vector<std::uint64_t>& sums) {
+  const std::vector<device::BlockCopy> blocks = work.command->blocks();
+  const std::size_t count = std::min<std::size_t>(blocks.size(), proto::kSumsPerReportMax);
+  sums.assign(count, kNoSum);
+  const std::uint32_t step = device_->saves_per_sum();
+  if (step == 1) return stream.sum(std::span(blocks).first(count), sums);
+  std::size_t at = saves_until_sum_;
+  Status status;
+  for (; at < count && status; at += step) status = stream.sum({&blocks[at], 1}, {&sums[at], 1});
+  saves_until_sum_ = static_cast<std::uint32_t>(at - std::min(at, count));
+  return status;
 }
 
 // ---- the engine's worker -------------------------------------------------------------------------------------------

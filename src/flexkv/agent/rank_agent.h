@@ -99,12 +99,14 @@ class RankAgent {
   struct Outcome {
     JobStatus status = JobStatus::kDone;
     std::size_t copied = 0;  // see RankJobs::finished
+    std::vector<std::uint64_t> sums = {};
   };
   Outcome run(const RankJobs::Work& work, Session& session);
   void arm(std::span<const JobId> jobs, bool loads, std::uintptr_t engine_stream, bool in_parts);
   // `submitted`: how many blocks.
   Status submit(const RankJobs::Work& work, device::CopyStream& stream, std::size_t part, bool& canceled,
                 std::size_t& submitted);
+  Status sum(const RankJobs::Work& work, device::CopyStream& stream, std::vector<std::uint64_t>& sums);
   void wake_all();
   // Holds the mutex, for changing the jobs. At its end hands reports to the node and, once the mutex is free, wakes
   // those whom the change concerns: each wake-up costs a switch of threads, twice that if the mutex is still taken.
@@ -137,6 +139,8 @@ class RankAgent {
   std::unique_ptr<Session> session_;
   Nanos control_wakeup_ = 0;
   Counters counters_;
+
+  std::uint32_t saves_until_sum_ = 0;  // blocks; the save lane's
 
   std::thread control_thread_;
   std::thread lanes_[2];

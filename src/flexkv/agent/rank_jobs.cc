@@ -79,7 +79,7 @@ bool RankJobs::canceled(JobId id) const {
   return found == jobs_.end() || found->second.canceled;
 }
 
-void RankJobs::finished(const Work& work, JobStatus status, std::size_t copied) {
+void RankJobs::finished(const Work& work, JobStatus status, std::size_t copied, std::vector<std::uint64_t> sums) {
   const auto found = jobs_.find(work.job);
   if (found == jobs_.end()) return;
   Job& job = found->second;
@@ -91,7 +91,7 @@ void RankJobs::finished(const Work& work, JobStatus status, std::size_t copied) 
   }
   const bool all_copied = job.complete && job.pieces.empty();
   if (status != JobStatus::kDone || all_copied) {
-    end(work.job, status);
+    end(work.job, status, std::move(sums));
   } else if (job.canceled) {
     end(work.job, JobStatus::kCanceled);
   } else {
@@ -100,13 +100,13 @@ void RankJobs::finished(const Work& work, JobStatus status, std::size_t copied) 
   }
 }
 
-void RankJobs::end(JobId id, JobStatus status) {
+void RankJobs::end(JobId id, JobStatus status, std::vector<std::uint64_t> sums) {
   ended_ = true;
   auto node = jobs_.extract(id);
   Job& job = node.mapped();
   deadlines_.erase({job.deadline, id});
   const std::uint32_t good = job.copied.count();
-  if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status, good});
+  if (job.pieces_seen > 0 && job.node_knows) reports_.push_back({id, status, good, std::move(sums)});
   if (job.is_load) loads_.push_back({id, good > 0 && good == job.job_blocks, good});
   if (job.gate != nullptr) job.gate->open();
 }

@@ -63,8 +63,9 @@ class RankJobs {
   };
   std::optional<Work> next(device::Direction direction);
   bool canceled(JobId job) const;  // asked by a lane between chunks
-  // `copied`: of the piece's blocks, in order, how many were copied whole; all if it is kDone.
-  void finished(const Work& work, JobStatus status, std::size_t copied);
+  // `copied`: of the piece's blocks, in order, how many were copied whole; all if it is kDone. `sums`: of a save, as in
+  // proto::JobReport.
+  void finished(const Work& work, JobStatus status, std::size_t copied, std::vector<std::uint64_t> sums = {});
 
   std::optional<Nanos> next_deadline() const;
   void on_time(Nanos now);
@@ -106,7 +107,7 @@ class RankJobs {
 
   void start_if_ready(JobId id, Job& job);
   void give_up(JobId id);
-  void end(JobId id, JobStatus status);
+  void end(JobId id, JobStatus status, std::vector<std::uint64_t> sums = {});
   void remember_given_up(JobId id);
 
   std::unordered_map<JobId, Job> jobs_;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/prng.h"
 #include "flexkv/device/device.h"
 #include "flexkv/layout/element_walk.h"
@@ -58,6 +59,10 @@ class Conformance {
     for (std::size_t part = 0; by_parts && part < layout_.parts().size(); ++part) {
       if (Status status = stream.value()->submit(copies, part); !status) return status.error().message;
     }
+    if (direction == Direction::kToHost) {
+      sums_.assign(copies.size(), kNoSum);
+      if (Status status = stream.value()->sum(copies, sums_); !status) return status.error().message;
+    }
     if (!by_parts) {
       if (Status status = stream.value()->submit(copies); !status) return status.error().message;
     }
@@ -76,6 +81,10 @@ class Conformance {
       }
     }
     if (std::string wrong = copy(Direction::kToHost, copies); !wrong.empty()) return wrong;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      const auto extent = std::span(expected).subspan(copies[i].host_offset, layout_.shard_bytes());
+      if (sums_[i] != block_sum(extent)) return "wrong sum of block " + std::to_string(copies[i].device_block);
+    }
     return std::equal(pool_.begin(), pool_.end(), expected.begin()) ? "" : "wrong bytes in the pool";
   }
 
@@ -119,6 +128,7 @@ class Conformance {
   const std::span<std::byte> pool_;
   const layout::BlockLayout layout_;
   std::vector<std::byte> memory_;
+  std::vector<std::uint64_t> sums_;
 };
 
 }  // namespace flexkv::device

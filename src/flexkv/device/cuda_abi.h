@@ -8,7 +8,7 @@
 
 namespace flexkv::device {
 
-constexpr std::uint32_t kCudaAbiVersion = 2;
+constexpr std::uint32_t kCudaAbiVersion = 3;
 constexpr std::uint32_t kCudaAbi = kCudaAbiVersion << 24 |
                                    static_cast<std::uint32_t>(sizeof(layout::BlockLayout)) << 12 |
                                    static_cast<std::uint32_t>(sizeof(layout::Strip));

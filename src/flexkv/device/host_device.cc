@@ -5,6 +5,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "flexkv/base/block_sum.h"
+
 namespace flexkv::device {
 namespace {
 
@@ -35,6 +37,19 @@ class HostStream final : public CopyStream {
           copy_run(address + row * r.row_step, host + r.host_offset + row * r.host_step, r.row_bytes);
         }
       }
+    }
+    return {};
+  }
+
+  Status sum(std::span<const BlockCopy> copies, std::span<std::uint64_t> sums) override {
+    FLEXKV_ASSERT(direction_ == Direction::kToHost && copies.size() == sums.size());
+    if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      BlockSummer summer;
+      layout_.for_each_run(copies[i].device_block, [&](std::uint64_t address, std::uint32_t, std::uint32_t bytes) {
+        summer.add({pointer(address), bytes});
+      });
+      sums[i] = summer.value();
     }
     return {};
   }
@@ -85,8 +100,11 @@ class HostGate final : public Gate {
 
 class HostDevice final : public Device {
  public:
+  explicit HostDevice(std::uint32_t saves_per_sum) : saves_per_sum_(saves_per_sum) {}
+
   std::string_view name() const override { return "host memory"; }
   std::uint32_t efficient_copy_bytes() const override { return 1; }
+  std::uint32_t saves_per_sum() const override { return saves_per_sum_; }
   Status register_pool(std::byte*, std::size_t) override { return {}; }
   void unregister_pool() override {}
 
@@ -107,10 +125,15 @@ class HostDevice final : public Device {
     std::memcpy(pointer(address), bytes.data(), bytes.size());
     return {};
   }
+
+ private:
+  const std::uint32_t saves_per_sum_;
 };
 
 }  // namespace
 
-Result<std::shared_ptr<Device>> open_host_device() { return std::shared_ptr<Device>(std::make_shared<HostDevice>()); }
+Result<std::shared_ptr<Device>> open_host_device(std::uint32_t saves_per_sum) {
+  return std::shared_ptr<Device>(std::make_shared<HostDevice>(saves_per_sum));
+}
 
 }  // namespace flexkv::device

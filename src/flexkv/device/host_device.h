@@ -8,6 +8,9 @@
 
 namespace flexkv::device {
 
-Result<std::shared_ptr<Device>> open_host_device();
+// A sum takes the thread about as long as a copy, so few blocks are summed.
+constexpr std::uint32_t kHostSavesPerSum = 64;
+
+Result<std::shared_ptr<Device>> open_host_device(std::uint32_t saves_per_sum = kHostSavesPerSum);
 
 }  // namespace flexkv::device

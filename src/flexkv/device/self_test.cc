@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/prng.h"
 #include "flexkv/layout/element_walk.h"
 
@@ -74,6 +75,10 @@ class SelfTest {
     if (Status status = copy(Direction::kToHost, block, pool); !status) return status;
     const std::vector<std::byte> back(pool.begin() + kGuardBytes, pool.end() - kGuardBytes);
     if (back != pattern) return mismatch("reading", block, pieces, back, pattern);
+    if (sum_ != kNoSum && sum_ != block_sum(pattern)) {
+      return Error{ErrorCode::kDevice, "self test: the device adds up the bytes of block " + std::to_string(block) +
+                                           " to another sum than the host. The cache must stay off for these tensors."};
+    }
     const auto is_poison = [](std::byte byte) { return byte == kPoison; };
     if (!std::all_of(pool.begin(), pool.begin() + kGuardBytes, is_poison) ||
         !std::all_of(pool.end() - kGuardBytes, pool.end(), is_poison)) {
@@ -86,7 +91,8 @@ class SelfTest {
     Result<std::unique_ptr<CopyStream>> stream = device_.open_stream(direction, layout_, pool);
     if (!stream) return stream.error();
     const BlockCopy one{block, kGuardBytes};
-    const Status submitted = stream.value()->submit({&one, 1});
+    Status submitted = stream.value()->submit({&one, 1});
+    if (submitted && direction == Direction::kToHost) submitted = stream.value()->sum({&one, 1}, {&sum_, 1});
     const Status done = stream.value()->synchronize();
     return submitted ? done : submitted;
   }
@@ -135,6 +141,7 @@ class SelfTest {
   Device& device_;
   const layout::BlockLayout& layout_;
   const std::span<const layout::TensorDesc> tensors_;
+  std::uint64_t sum_ = kNoSum;  // of the block read last
 };
 
 }  // namespace

@@ -43,6 +43,7 @@ class Scribbler final : public Device {
   Scribbler(std::shared_ptr<Device> inner, std::byte* victim) : inner_(std::move(inner)), victim_(victim) {}
 
   std::uint32_t efficient_copy_bytes() const override { return inner_->efficient_copy_bytes(); }
+  std::uint32_t saves_per_sum() const override { return inner_->saves_per_sum(); }
   Result<std::shared_ptr<Gate>> make_gate() override { return inner_->make_gate(); }
   std::string_view name() const override { return "scribbler"; }
   Status register_pool(std::byte* base, std::size_t bytes) override { return inner_->register_pool(base, bytes); }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/time.h"
 #include "flexkv/disk/directory.h"
 #include "flexkv/disk/recovery.h"
@@ -32,6 +33,7 @@ struct WriteOp {
   key::BlockKey parent;              // kNoParent: first block of a chain
   std::span<const std::byte> bytes;  // slot_bytes of them, 4 KiB aligned, unchanged until the completion
   Nanos deadline = 0;                // by which it must have begun; 0: none
+  std::vector<SummedExtent> sums{};  // what must be in the bytes
 };
 
 struct ReadOp {
@@ -73,6 +75,7 @@ enum class Outcome : std::uint8_t {
   kCanceled,     // by cancel()
   kUnavailable,  // the drive went off
   kNoRoom,       // the drive or its share is full: the slot cannot be made
+  kDamaged,      // what was to be written is not what its sums say
 };
 const char* outcome_name(Outcome outcome);
 

@@ -49,6 +49,8 @@ const char* outcome_name(Outcome outcome) {
       return "unavailable";
     case Outcome::kNoRoom:
       return "no room";
+    case Outcome::kDamaged:
+      return "damaged";
   }
   return "?";
 }

@@ -219,6 +219,7 @@ struct Volume::Transfer {
   key::BlockKey key;
   key::BlockKey parent;
   std::span<std::byte> bytes;
+  std::vector<SummedExtent> sums;
   file::Urgency urgency{};
   Nanos deadline = 0;
   std::uint64_t epoch = 0;

@@ -60,6 +60,7 @@ Admission Volume::write(const WriteOp& op, std::uint32_t index, std::uint64_t se
       created->parent = op.parent;
       // The drive takes one kind of pointer, and does not write to what it is told to write.
       created->bytes = {const_cast<std::byte*>(op.bytes.data()), op.bytes.size()};
+      created->sums = op.sums;
       created->urgency = file::Urgency::kSave;
       created->deadline = op.deadline;
       created->epoch = files->epoch;
@@ -86,6 +87,14 @@ Admission Volume::admit_write(const SpaceFiles& files, std::uint32_t index) cons
 }
 
 void Volume::prepare_write(Transfer& transfer) {
+  if (!holds_sums(transfer.bytes, transfer.sums)) {
+    Actions actions;
+    {
+      std::lock_guard lock(mutex_);
+      finish(transfer, Outcome::kDamaged, 0, actions);
+    }
+    return act(actions);
+  }
   const SpaceCodec& codec = transfer.files->codec;
   const std::uint64_t checksum = codec.payload_checksum(transfer.key, transfer.epoch, transfer.bytes);
   transfer.record =

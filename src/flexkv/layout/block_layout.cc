@@ -164,7 +164,7 @@ void BlockLayout::append(std::vector<Strip>& strips, const Strip& strip) {
   strips.push_back(strip);
 }
 
-std::vector<Rectangle> BlockLayout::gather(std::span<const Strip> strips) {
+std::vector<Run> BlockLayout::runs_of(std::span<const Strip> strips) {
   std::vector<Run> runs;
   for (const Strip& strip : strips) {
     std::uint32_t host_offset = strip.host_offset;
@@ -173,8 +173,10 @@ std::vector<Rectangle> BlockLayout::gather(std::span<const Strip> strips) {
     };
     walk(std::span(strip.loops).first(strip.loop_count), strip.address, strip.run_bytes, host_offset, add);
   }
-  return gather_rectangles(runs);
+  return runs;
 }
+
+std::vector<Rectangle> BlockLayout::gather(std::span<const Strip> strips) { return gather_rectangles(runs_of(strips)); }
 
 std::vector<std::uint32_t> BlockLayout::cut_parts(std::span<const Strip> strips, std::uint32_t min_part_bytes) {
   const std::uint32_t count = std::clamp(shard_bytes_ / std::max(min_part_bytes, 1U), 1U, kMaxParts);

@@ -63,6 +63,9 @@ class BlockLayout {
   const LayoutId& id() const { return id_; }
   std::span<const Strip> strips() const { return strips_; }
   std::span<const Rectangle> rectangles() const { return rectangles_; }
+  // All runs of a block, in the order of the host form. They come from the strips: who checks copies of rectangles with
+  // them finds rectangles that are wrong.
+  std::vector<Run> runs() const { return runs_of(strips_); }
   // For people: one line for each distinct shape of tensor.
   const std::string& describe() const { return description_; }
 
@@ -101,6 +104,7 @@ class BlockLayout {
 
   static Strip make_strip(const TensorPlan& plan, std::uint32_t host_offset);
   static void append(std::vector<Strip>& strips, const Strip& strip);
+  static std::vector<Run> runs_of(std::span<const Strip> strips);
   static std::vector<Rectangle> gather(std::span<const Strip> strips);
   // `strips`: one for each distinct tensor. Returns the part of each.
   std::vector<std::uint32_t> cut_parts(std::span<const Strip> strips, std::uint32_t min_part_bytes);

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -99,8 +100,9 @@ class Joiner {
 };
 
 // Gives the file its pages, so that no later access can fail.
-Status reserve(int fd, std::uint64_t bytes, Joiner& joiner) {
+Status reserve(int fd, std::uint64_t bytes, std::span<const NumaNode> nodes, Joiner& joiner) {
   for (std::uint64_t done = 0; done < bytes;) {
+    const NearNode near(nodes, done / kReserveStep);
     const std::uint64_t step = std::min(kReserveStep, bytes - done);
     if (!has_room(bytes - done)) return no_room(bytes, done, kTooLittle);
     joiner.join(done, done + step);
@@ -139,6 +141,7 @@ HostRegion& HostRegion::operator=(HostRegion&& other) noexcept {
   std::swap(bytes_, other.bytes_);
   std::swap(page_bytes_, other.page_bytes_);
   std::swap(touch_threads_, other.touch_threads_);
+  std::swap(nodes_, other.nodes_);
   std::swap(description_, other.description_);
   return *this;
 }
@@ -147,8 +150,10 @@ HostRegion::~HostRegion() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
+HostRegion::HostRegion(const Options& options)
+    : touch_threads_(std::clamp(options.touch_threads, 1U, kMaxTouchThreads)), nodes_(options.numa.nodes) {}
+
 Result<HostRegion> HostRegion::create(std::uint64_t bytes, const Options& options) {
-  const unsigned threads = std::clamp(options.touch_threads, 1U, kMaxTouchThreads);
   if (bytes < normal_page() || bytes > static_cast<std::uint64_t>(PTRDIFF_MAX)) {
     return Error{ErrorCode::kInvalidArgument, "host memory: cannot make a region of " + std::to_string(bytes) +
                                                   " bytes; the least is one page of " + std::to_string(normal_page()) +
@@ -156,18 +161,21 @@ Result<HostRegion> HostRegion::create(std::uint64_t bytes, const Options& option
   }
   std::string why_normal;
   if (options.huge_pages && bytes >= kHugePage) {
-    Result<HostRegion> huge = create_huge(bytes, threads);
-    if (huge) return huge;
+    Result<HostRegion> huge = create_huge(bytes, options);
+    if (huge) {
+      huge.value().describe(options.numa.text);
+      return huge;
+    }
     why_normal = " (" + huge.error().message + ")";
   }
-  Result<HostRegion> normal = create_normal(bytes, threads);
+  Result<HostRegion> normal = create_normal(bytes, options);
   if (normal) normal.value().description_ += why_normal;
+  if (normal) normal.value().describe(options.numa.text);
   return normal;
 }
 
-Result<HostRegion> HostRegion::create_huge(std::uint64_t bytes, unsigned touch_threads) {
-  HostRegion region;
-  region.touch_threads_ = touch_threads;
+Result<HostRegion> HostRegion::create_huge(std::uint64_t bytes, const Options& options) {
+  HostRegion region(options);
   const std::uint64_t whole = bytes - bytes % kHugePage;
   if (Status status = region.open_sealed(whole, MFD_HUGETLB | MFD_HUGE_2MB); !status) return status.error();
   // Mapping books the pages. Filling them at once catches what booking does not know of: a control group's limit on
@@ -181,15 +189,14 @@ Result<HostRegion> HostRegion::create_huge(std::uint64_t bytes, unsigned touch_t
   return region;
 }
 
-Result<HostRegion> HostRegion::create_normal(std::uint64_t bytes, unsigned touch_threads) {
-  HostRegion region;
-  region.touch_threads_ = touch_threads;
+Result<HostRegion> HostRegion::create_normal(std::uint64_t bytes, const Options& options) {
+  HostRegion region(options);
   const std::uint64_t whole = bytes - bytes % normal_page();
   if (Status status = region.open_sealed(whole, 0); !status) return status.error();
   if (!has_room(whole)) return no_room(whole, 0, kTooLittle);
   if (Status status = region.map_bytes(); !status) return status.error();
   Joiner joiner(region.fd(), region.data());
-  if (Status status = reserve(region.fd(), whole, joiner); !status) return status.error();
+  if (Status status = reserve(region.fd(), whole, region.nodes_, joiner); !status) return status.error();
   if (joiner.joined_bytes() > 0) {
     region.description_ += ", " + std::to_string(joiner.joined_bytes() * 100 / whole) + " % joined to 2 MiB";
   }
@@ -255,6 +262,7 @@ Status HostRegion::touch() {
   std::optional<Error> first_error;  // guarded by mutex
   auto work = [&] {
     for (std::size_t at; (at = next.fetch_add(kTouchStep)) < bytes_;) {
+      const NearNode near(nodes_, at / kTouchStep);
       Status status = populate(data_ + at, std::min<std::size_t>(kTouchStep, bytes_ - at), page_bytes_);
       if (status) continue;
       next = bytes_;

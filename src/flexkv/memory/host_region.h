@@ -10,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "flexkv/base/fd.h"
 #include "flexkv/base/result.h"
+#include "flexkv/memory/numa.h"
 
 namespace flexkv::memory {
 
@@ -23,6 +25,7 @@ class HostRegion {
     // kernel is asked to join, which succeeds as far as it finds 2 MiB together, within 5 s and 2 s for each GiB.
     bool huge_pages = true;
     unsigned touch_threads = 8;  // of touch() and of filling huge pages, 1 to kMaxTouchThreads
+    NumaPlacement numa{};        // where its pages should lie
   };
   static constexpr unsigned kMaxTouchThreads = 64;
 
@@ -48,9 +51,11 @@ class HostRegion {
 
  private:
   HostRegion() = default;
+  explicit HostRegion(const Options& options);
+  void describe(const std::string& place) { description_ += place.empty() ? "" : ", " + place; }
 
-  static Result<HostRegion> create_huge(std::uint64_t bytes, unsigned touch_threads);
-  static Result<HostRegion> create_normal(std::uint64_t bytes, unsigned touch_threads);
+  static Result<HostRegion> create_huge(std::uint64_t bytes, const Options& options);
+  static Result<HostRegion> create_normal(std::uint64_t bytes, const Options& options);
   Status open_sealed(std::uint64_t bytes, unsigned memfd_flags);
   Status map_bytes();
 
@@ -59,6 +64,7 @@ class HostRegion {
   std::size_t bytes_ = 0;
   std::size_t page_bytes_ = 0;
   unsigned touch_threads_ = 1;
+  std::vector<NumaNode> nodes_;
   std::string description_;
 };
 

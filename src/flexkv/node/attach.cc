@@ -195,6 +195,7 @@ Node::Space* Node::open_space(Engine& engine) {
   digest_of.add(key::Field::kModel, engine.fingerprint);
   std::uint64_t slot_bytes = 0;
   std::uint64_t block_bytes = 0;
+  std::vector<SlotSums::Shard> shards;
   std::map<std::uint32_t, std::vector<Engine::Rank*>> holders;
   for (Engine::Rank& rank : engine.ranks) holders[rank.hello.shard_number()].push_back(&rank);
   for (const auto& [shard, ranks] : holders) {
@@ -203,9 +204,11 @@ Node::Space* Node::open_space(Engine& engine) {
     digest_of.add(key::Field::kParallel, std::as_bytes(std::span(&hello.shard_bytes, 1)));
     for (std::uint32_t holder = 0; holder < ranks.size(); ++holder) {
       ranks[holder]->host_offset = slot_bytes;
+      ranks[holder]->shard_place = static_cast<std::uint32_t>(shards.size());
       ranks[holder]->holder_count = static_cast<std::uint32_t>(ranks.size());
       ranks[holder]->holder = holder;
     }
+    shards.push_back({slot_bytes, hello.shard_bytes});
     slot_bytes += aligned(hello.shard_bytes);
     block_bytes += hello.shard_bytes;
   }
@@ -217,7 +220,7 @@ Node::Space* Node::open_space(Engine& engine) {
   index_options.tier_count = disk_ == nullptr ? 1 : 2;
   index_options.policy[kHostTier] = index_options.policy[kDiskTier] = options_.policy;
   index_options.ghost_count_max = std::clamp<std::uint64_t>(options_.pool_bytes / slot_bytes, 1024, 1U << 22);
-  auto space = std::make_unique<Space>(ranges_, slot_bytes, options_.pool_bytes, index_options);
+  auto space = std::make_unique<Space>(ranges_, slot_bytes, options_.pool_bytes, index_options, std::move(shards));
   space->digest = digest;
   space->fingerprint = engine.fingerprint;
   space->model = engine.model;
@@ -268,7 +271,8 @@ std::vector<Node::SpaceInfo> Node::spaces() const {
     infos.push_back({hex_prefix(std::as_bytes(std::span(space->digest))), space->model, space->block_bytes,
                      space->slots.slot_bytes(), space->slots.slot_count(),
                      space->slots.slot_count() - space->slots.free_count(), space->reserved,
-                     space->index.memory_bytes(), space->engines, space->disk_slots ? space->disk_slots->capacity() : 0,
+                     space->index.memory_bytes() + space->sums.memory_bytes(), space->engines,
+                     space->disk_slots ? space->disk_slots->capacity() : 0,
                      space->disk_slots ? space->disk_slots->used() : 0, space->disk_state == Space::DiskState::kOpening,
                      space->admission ? space->admission->stats() : admission::AdmissionFilter::Stats{},
                      space->store_admission ? space->store_admission->stats() : admission::AdmissionFilter::Stats{}});
@@ -310,7 +314,8 @@ void Node::check_invariants() const {
     FLEXKV_ASSERT(loans_of(*space) == space->loans);
     const std::uint32_t importing = imported_slots(*space);
     const std::uint32_t used = space->slots.slot_count() - space->slots.free_count();
-    FLEXKV_ASSERT(used == reserved + fetching + importing + space->index.block_count(kHostTier));
+    FLEXKV_ASSERT(used ==
+                  reserved + fetching + importing + space->damaged.size() + space->index.block_count(kHostTier));
     if (space->disk_slots) {
       FLEXKV_ASSERT(space->disk_slots->used() == space->writing.size() + space->index.block_count(kDiskTier));
     }

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/time.h"
 #include "flexkv/index/block_array.h"
 #include "flexkv/key/block_key.h"
@@ -25,9 +27,10 @@ struct DiskTransfer {
   SpaceNumber space = 0;
   index::Slot slot = 0;
   key::BlockKey key;
-  key::BlockKey parent;           // zero: the block is the first of a chain (writes)
-  std::uint64_t host_offset = 0;  // of slot_bytes in the pool, not touched by others until on_disk_done
-  Nanos deadline = 0;             // by which it must have begun; 0: none
+  key::BlockKey parent;              // zero: the block is the first of a chain (writes)
+  std::uint64_t host_offset = 0;     // of slot_bytes in the pool, not touched by others until on_disk_done
+  Nanos deadline = 0;                // by which it must have begun; 0: none
+  std::vector<SummedExtent> sums{};  // what must be there, or it is not written (writes)
 };
 
 enum class DiskAdmission : std::uint8_t {
@@ -47,6 +50,7 @@ enum class DiskOutcome : std::uint8_t {
   kUnavailable,  // the drive went off
   kNoRoom,       // there cannot be such a slot now (writes)
   kCanceled,     // by cancel(), before all of it had begun
+  kDamaged,      // what was to be written is not what its sums say (writes)
 };
 
 struct DiskResult {

@@ -29,6 +29,8 @@ Reason to_reason(DiskOutcome outcome) {
       return Reason::kDiskFull;
     case DiskOutcome::kCanceled:
       return Reason::kCanceled;
+    case DiskOutcome::kDamaged:
+      return Reason::kDamaged;
     case DiskOutcome::kFailed:
       break;
   }
@@ -217,7 +219,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
 
   const std::size_t waiting = disk_->loads.size() + disk_->prefetches.size();
   if (reserve(space, static_cast<std::uint32_t>(std::min(waiting, kReserveAhead)), now_) == 0) return Begun::kNoRoom;
-  host = space.slots.take();
+  host = take_slot(space);
   DiskTransfer transfer;
   transfer.op = disk_->next_op++;
   transfer.space = space.number;

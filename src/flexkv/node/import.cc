@@ -95,7 +95,7 @@ Node::Import* Node::begin_import(Space& space, std::span<const key::BlockKey> ke
   import.pin = pin;
   import.waiters.resize(count);
   for (std::uint32_t i = 0; i < count; ++i) {
-    import.slots.push_back(space.slots.take());
+    import.slots.push_back(take_slot(space));
     space.importing[import.chain[first + i]] = {import.op, i};
   }
   ++space.imports;

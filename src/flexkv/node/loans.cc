@@ -85,7 +85,9 @@ void Node::end_loan(LoanId id, Nanos now) {
     drop_pin(*lent.space, lent.pin);
     --lent.space->loans;
   }
+  Space* const space = lent.space;
   loans_.erase(found);
+  if (space != nullptr) give_back_damaged(*space);
   pump_disk();
 }
 
@@ -101,7 +103,12 @@ void Node::answer(LoanId id, Lent& lent) {
     // What was reset is given to nobody.
     if (lent.generation != space.generation) slots.clear();
     const auto end = std::ranges::find(slots, index::kNoSlot);
-    for (auto slot = slots.begin(); slot != end; ++slot) loan.host_offsets.push_back(space.slots.offset(*slot));
+    slots.erase(end, slots.end());
+    for (const index::Slot slot : slots) {
+      loan.host_offsets.push_back(space.slots.offset(slot));
+      loan.sums.push_back(space.sums.of(slot));
+    }
+    lent.slots = std::move(slots);
     if (loan.host_offsets.size() < lent.count() && loan.limit == Loan::Limit::kNone) {
       loan.limit = Loan::Limit::kMissing;
     }

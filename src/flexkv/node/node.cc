@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/node/node_state.h"
@@ -275,8 +276,16 @@ void Node::dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed) {
   if (job.failed) cancel_ranks(key, job);
 }
 
-// Of a save, only the rank's slice: those that hold a shard alike divide the blocks as evenly as they can, and who gets
+// Which blocks of a save a rank copies: those that hold a shard alike divide them as evenly as they can, and who gets
 // the larger part, or any at all of a few, goes round with the jobs.
+std::pair<std::uint64_t, std::uint64_t> Node::save_slice(JobKey key, const Job& job, const Engine& engine,
+                                                         std::uint32_t number) {
+  const Engine::Rank& rank = engine.ranks[number];
+  const std::uint64_t turn = (rank.holder + key.second) % rank.holder_count;
+  return {job.blocks * turn / rank.holder_count, job.blocks * (turn + 1) / rank.holder_count};
+}
+
+// Of a save, only the rank's slice.
 bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed) {
   const Engine& engine = *find_engine(key.first);
   const Engine::Rank& rank = engine.ranks[number];
@@ -286,11 +295,7 @@ bool Node::send_piece(JobKey key, const Job& job, std::uint32_t number, const Sl
   std::uint64_t begin = 0;
   std::uint64_t end = std::numeric_limits<std::uint64_t>::max();
   const bool save = job.direction == device::Direction::kToHost;
-  if (save) {
-    const std::uint64_t turn = (rank.holder + key.second) % rank.holder_count;
-    begin = job.blocks * turn / rank.holder_count;
-    end = job.blocks * (turn + 1) / rank.holder_count;
-  }
+  if (save) std::tie(begin, end) = save_slice(key, job, engine, number);
   proto::CopyCommand command;
   command.job = key.second;
   command.direction = job.direction;
@@ -496,7 +501,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
     for (std::size_t i = 0; i < granted && begin + i < known.size(); ++i) job.descriptions[i] = known[begin + i];
   }
   job.slots.reserve(granted);
-  for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(space.slots.take());
+  for (std::uint32_t i = 0; i < granted; ++i) job.slots.push_back(take_slot(space));
   space.reserved += granted;
   if (granted > 0) {
     space.in_flight.insert_or_assign(job.keys.front(), job_key);  // what failed is not followed any more
@@ -560,6 +565,7 @@ void Node::rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobR
     job.failure = report.status == JobStatus::kCanceled ? Reason::kCanceled : Reason::kRankFailed;
     cancel_ranks(key, job);
   }
+  if (!report.sums.empty() && !load) note_sums(key, job, rank, report.sums);
   finish_if_quiet(key, now);
 }
 
@@ -639,6 +645,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
 // Forgets the job; returns those that waited for it.
 std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
   const std::unique_ptr<Job> job = std::move(jobs_.extract(key).mapped());
+  give_back_damaged(*job->space);
   if (job->deadline != 0) deadlines_.erase({job->deadline, key});
   if (job->pinned) drop_pin(*job->space, job->pin);
   if (job->parent) std::erase(jobs_.at(*job->parent)->followers, key);

@@ -166,6 +166,8 @@ struct NodeStats {
   DiskFlowStats to_store;
   std::uint64_t store_writes = 0;                                    // of them
   std::array<std::uint64_t, proto::kReasonCount> unstored_blocks{};  // were worth it, or offered, and not written
+  std::uint64_t blocks_checked = 0;  // written to drives, and found to be what the device held
+  std::uint64_t blocks_damaged = 0;  // in host memory, found not to be that, and dropped
 };
 
 class Node {
@@ -248,6 +250,8 @@ class Node {
   void on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now);
   // From the store; see StorePort.
   void on_store_written(RemoteOp op, RemoteOutcome outcome, Nanos now);
+  // Its block `index` is not what its sums say; on_store_written follows.
+  void on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now);
   // The node ends soon: what is gathered for the store is written.
   void flush_store(Nanos now);
   std::uint32_t store_queue() const;  // blocks that are gathered or being written
@@ -256,6 +260,8 @@ class Node {
   // returns; then end_loan() has to be called, also for a loan of no blocks. `keys`: the chain from its first block on.
   void lend(LoanId id, const SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
             std::uint32_t first, Nanos deadline, Nanos now);
+  // Block `index` of those lent is not what its sums say.
+  void on_loan_damaged(LoanId id, std::uint32_t index, Nanos now);
   // Before lent() as well: then it does not come.
   void end_loan(LoanId id, Nanos now);
 
@@ -372,6 +378,8 @@ class Node {
                                    std::span<const index::Slot> slots, std::uint32_t first, SlotRuns& runs);
   void dispatch(JobKey key, Job& job, const SlotRuns& runs, bool armed);
   bool send_piece(JobKey key, const Job& job, std::uint32_t number, const SlotRuns& runs, bool armed);
+  static std::pair<std::uint64_t, std::uint64_t> save_slice(JobKey key, const Job& job, const Engine& engine,
+                                                            std::uint32_t rank);
   void fail(JobKey key, Job& job, Reason reason);
   void cut(JobKey key, Job& job, std::uint32_t at, Reason reason);
   void rank_done(JobKey key, Job& job, std::uint32_t rank, const proto::JobReport& report, Nanos now);
@@ -458,6 +466,12 @@ class Node {
   bool waits_for(LoanId id, const Fetch& fetch) const;
   void shorten(Lent& lent, std::uint32_t count);
   std::uint32_t loans_of(const Space& space) const;
+
+  // damage.cc
+  static index::Slot take_slot(Space& space);
+  void note_sums(JobKey key, const Job& job, std::uint32_t number, std::span<const std::uint64_t> sums);
+  void drop_damaged(Space& space, index::PinId pin, std::uint32_t at, index::Slot host);
+  void give_back_damaged(Space& space);
 
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);

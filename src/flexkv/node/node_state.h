@@ -7,6 +7,7 @@
 #include "flexkv/key/namespace.h"
 #include "flexkv/node/disk_slots.h"
 #include "flexkv/node/node.h"
+#include "flexkv/node/slot_sums.h"
 
 namespace flexkv::node {
 
@@ -91,6 +92,7 @@ struct Node::StoreRun {
   std::uint32_t end = 0;
   key::BlockKey last;  // of them, while they are gathered
   Nanos since = 0;     // the first of them is gathered, or they are written
+  std::vector<index::Slot> slots{};  // while they are written: where they lie
 };
 
 struct Node::Store {
@@ -119,7 +121,8 @@ struct Node::Lent {
   std::uint32_t end = 0;
   std::uint32_t pinned = 0;  // blocks, from the first one of the chain on
   Loan::Limit limit = Loan::Limit::kNone;
-  std::vector<bool> missing;  // of [first, end)
+  std::vector<bool> missing;       // of [first, end)
+  std::vector<index::Slot> slots;  // once it is answered: where those lie that are lent
   std::uint32_t missing_count = 0;
   Nanos deadline = 0;
   bool answered = false;
@@ -130,13 +133,14 @@ struct Node::Lent {
 // All blocks of one kind: same model, same weights, same bytes in every shard.
 struct Node::Space {
   Space(RangeAllocator& ranges, std::uint64_t slot_bytes, std::uint64_t pool_bytes,
-        const index::PrefixIndex::Options& index_options)
-      : slots(ranges, slot_bytes, pool_bytes), index(index_options) {}
+        const index::PrefixIndex::Options& index_options, std::vector<SlotSums::Shard> shards)
+      : slots(ranges, slot_bytes, pool_bytes), sums(std::move(shards)), index(index_options) {}
 
   key::Root digest{};
   std::array<std::byte, 32> fingerprint{};  // of the model, as the client said it
   std::string model;
   SlotSpace slots;
+  SlotSums sums;
   std::optional<events::SpaceFeed> feed;  // once somebody follows; the index tells it
   index::PrefixIndex index;
   std::uint64_t block_bytes = 0;  // payload, each shard once
@@ -144,6 +148,11 @@ struct Node::Space {
   std::uint32_t jobs = 0;
   std::uint32_t reserved = 0;    // slots held by save jobs, not yet in the index
   std::uint64_t generation = 0;  // bumped by reset: what was begun before publishes nothing
+  struct Damaged {
+    index::Slot slot = index::kNoSlot;
+    Nanos found_at = 0;
+  };
+  std::vector<Damaged> damaged;  // slots of blocks that were dropped, and may still be read
   // Saves that run, by their first block. A prompt's blocks in flight are found from where its match ends: the next
   // one begins a save or nobody saves it; where that save ends, another may follow.
   std::unordered_map<key::BlockKey, JobKey, key::BlockKeyHash> in_flight;
@@ -179,6 +188,8 @@ struct Node::DiskIo {
   bool write = false;
   bool prefetch = false;
   Nanos begun = 0;
+  index::Slot host = index::kNoSlot;  // of a write
+  bool summed = false;                // of a write: the drive checks what it writes
 };
 
 struct Node::Disk {
@@ -280,6 +291,7 @@ struct Node::Engine {
     proto::AgentHello hello;
     // Once there is a space:
     std::uint64_t host_offset = 0;   // of its shard within a slot
+    std::uint32_t shard_place = 0;   // which of the slot's shards that is
     std::uint32_t holder_count = 1;  // ranks that hold the same shard
     std::uint32_t holder = 0;        // which of them this is
   };

@@ -40,6 +40,7 @@ enum class RemoteOutcome : std::uint8_t {
   kCanceled,
   kStoreOff,     // a store is left alone for a while, because it failed or hung
   kStoreFailed,  // a store did not do it
+  kDamaged,      // what was to be stored is not what its sums say
 };
 
 // Called under the node's lock; must not call back and must not block.
@@ -69,6 +70,8 @@ struct Loan {
   LoanId id = 0;
   std::vector<std::uint64_t> host_offsets;  // in the pool, of slot_bytes each
   Limit limit = Limit::kNone;               // why not all
+  // What must be in each, or it is not given to anybody; see Node::on_loan_damaged.
+  std::vector<std::vector<SummedExtent>> sums{};
 };
 
 }  // namespace flexkv::node

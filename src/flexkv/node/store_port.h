@@ -16,7 +16,9 @@ struct StoreWrite {
   key::BlockKey parent;  // of the first one; zero: it begins a chain
   std::vector<key::BlockKey> keys;
   std::vector<std::uint64_t> host_offsets;  // of slot_bytes each in the pool; they do not change until on_store_written
-  Nanos deadline = 0;                       // by which it has ended
+  // What must be in each, or nothing from there on is written; see Node::on_store_damaged.
+  std::vector<std::vector<SummedExtent>> sums;
+  Nanos deadline = 0;  // by which it has ended
 };
 
 // Called under the node's lock; must not call back and must not block.

@@ -156,6 +156,27 @@ TEST_F(NodeStoreTest, AResetTakesBackWhatIsGathered) {
   EXPECT_EQ(shared.writes[0].keys, part(keys, 0, 4));
 }
 
+TEST_F(NodeStoreTest, WhatIsNotWhatTheDeviceHeldIsDroppedAndItsPlaceKeptUntilTheWriteHasEnded) {
+  start(8);
+  shared.group = 2;
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 2);
+  ASSERT_EQ(save(e, 1, 1, keys), Reason::kNone);
+  node->on_report(agents[0], {1, JobStatus::kDone, 0, {11, 12}}, now);
+  node->close_sequence(e, 1);
+  ASSERT_EQ(shared.writes.size(), 1U);
+  ASSERT_EQ(shared.writes[0].sums.size(), 2U);
+  EXPECT_EQ(shared.writes[0].sums[1][0].sum, 12U);
+  node->on_store_damaged(shared.writes[0].op, 1, now);
+  node->check_invariants();
+  EXPECT_EQ(lookup(e, 2, keys).matched_blocks, 1U);
+  EXPECT_EQ(node->blocks_in_use(), 2U);
+  end_write(RemoteOutcome::kDamaged);
+  EXPECT_EQ(node->blocks_in_use(), 1U);
+  EXPECT_EQ(unstored(Reason::kDamaged), 2U);
+  EXPECT_EQ(node->stats().blocks_damaged, 1U);
+}
+
 TEST_F(NodeStoreTest, WhatWasReadFromThereIsNotWrittenBack) {
   start(64);
   const auto e = engine("e");

@@ -34,6 +34,8 @@ Reason reason_of(RemoteOutcome outcome) {
       return Reason::kStoreOff;
     case RemoteOutcome::kStoreFailed:
       return Reason::kStoreFailed;
+    case RemoteOutcome::kDamaged:
+      return Reason::kDamaged;
     case RemoteOutcome::kDone:
     case RemoteOutcome::kMissing:
       break;
@@ -141,20 +143,40 @@ void Node::pump_store() {
 
 void Node::begin_store_write(StoreRun& run) {
   Space& space = *run.space;
-  const std::uint32_t count = run.end - run.begin;
+  run.slots.resize(run.end - run.begin);
+  space.index.collect(run.pin, kHostTier, run.begin, run.slots);
+  // What turned out to be damaged meanwhile is gone, and what follows could not be found.
+  const auto gone = std::ranges::find(run.slots, index::kNoSlot);
+  const auto count = static_cast<std::uint32_t>(gone - run.slots.begin());
+  if (count < run.slots.size()) {
+    StoreRun rest = run;
+    rest.pin = space.index.clone(run.pin);
+    rest.begin = run.end = run.begin + count;
+    ++space.storing;
+    run.slots.resize(count);
+    give_up_run(rest, Reason::kDamaged);
+    if (count == 0) return end_run(run);
+  }
   StoreWrite write;
   write.op = store_->next_op++;
   write.space = space.number;
   write.keys.resize(count);
   space.index.collect_keys(run.pin, run.begin, write.keys);
   if (run.begin > 0) space.index.collect_keys(run.pin, run.begin - 1, {&write.parent, 1});
-  std::vector<index::Slot> slots(count);
-  space.index.collect(run.pin, kHostTier, run.begin, slots);
-  for (const index::Slot slot : slots) write.host_offsets.push_back(space.slots.offset(slot));
+  for (const index::Slot slot : run.slots) {
+    write.host_offsets.push_back(space.slots.offset(slot));
+    write.sums.push_back(space.sums.of(slot));
+  }
   write.deadline = now_ + kWriteTime;
   run.since = now_;
   store_->writes.emplace(write.op, run);
   store_->port.write(std::move(write));
+}
+
+void Node::on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now) {
+  tell_time(now);
+  const StoreRun& run = store_->writes.at(op);
+  if (run.generation == run.space->generation) drop_damaged(*run.space, run.pin, run.begin + index, run.slots[index]);
 }
 
 void Node::on_store_written(RemoteOp op, RemoteOutcome outcome, Nanos now) {
@@ -172,6 +194,7 @@ void Node::on_store_written(RemoteOp op, RemoteOutcome outcome, Nanos now) {
     stats_.to_store.latency.record(now_ - run.since);
     end_run(run);
   }
+  give_back_damaged(*run.space);
   pump_store();
   pump_disk();  // what it held may be what fetches wait for
 }

@@ -213,6 +213,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
     transfer.key = keys[1];
     transfer.parent = keys[0];
     transfer.host_offset = space.slots.offset(host);
+    transfer.sums = space.sums.of(host);
     transfer.deadline = now_ + options_.save_timeout;
     const DiskAdmission admission = disk_->port.write(transfer);
     switch (admission) {
@@ -220,7 +221,7 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
         ++path->users;
         ++disk_->writes[drive];
         space.writing.insert(keys[1]);
-        disk_->ios[transfer.op] = {&space, keys[1], path, at, *slot, true, false, now_};
+        disk_->ios[transfer.op] = {&space, keys[1], path, at, *slot, true, false, now_, host, !transfer.sums.empty()};
         return Begun::kYes;
       case DiskAdmission::kBusy:
         space.disk_slots->give_back(*slot);
@@ -258,10 +259,14 @@ void Node::end_write(const DiskIo& io, DiskOutcome outcome, Reason reason) {
     ++stats_.to_disk.blocks;
     stats_.to_disk.bytes += space.slots.slot_bytes();
     stats_.to_disk.latency.record(now_ - io.begun);
+    stats_.blocks_checked += io.summed;
+  } else if (outcome == DiskOutcome::kDamaged) {
+    drop_damaged(space, io.path->pin, io.at, io.host);
   }
   for (const index::Slot slot : rejected) space.disk_slots->give_back(slot);
   if (outcome == DiskOutcome::kNoRoom) space.disk_slots->end_before(io.disk);
   if (reason != Reason::kNone) ++stats_.unwritten_blocks[slot_of(reason)];
+  give_back_damaged(space);
   release(io.path);
 }
 

@@ -131,6 +131,16 @@ TEST_F(Exchange, BringsBlocksAndSaysWhereTheyEnd) {
   EXPECT_EQ(source.pins(), 0U);
 }
 
+TEST_F(Exchange, BringsWhatComesBeforeADamagedBlockAndSaysWhichThatIs) {
+  source.damage(3);
+  const auto all = read({1, 2, 3, 4}, 100'000);
+  run();
+  EXPECT_EQ(outcome(all), Outcome::kMissing);
+  EXPECT_EQ(got(all), 2U);
+  EXPECT_EQ(source.found_damaged(), std::vector<std::uint32_t>{2});
+  EXPECT_EQ(source.pins(), 0U);
+}
+
 TEST_F(Exchange, BringsTheEndOfAChain) {
   const auto end = read({1, 2, 3, 4, 5}, 1000, 10 * kSecond, 3);
   const auto some = read({1, 2, 3, kHas}, 1000, 10 * kSecond, 2);

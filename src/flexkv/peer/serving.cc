@@ -137,7 +137,15 @@ bool Serving::send_next(RequestId id, Lease& lease) {
     if (++lease.block == lease.pinned.blocks.size()) end(id, lease.pinned.outcome);
     return true;
   }
-  if (!lease.checksum) lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
+  if (!lease.checksum) {
+    const auto& sums = lease.pinned.sums;
+    if (lease.block < sums.size() && !holds_sums(bytes, sums[lease.block])) {
+      source_.on_damaged(lease.pinned.pin, lease.block);
+      end(id, Outcome::kMissing);
+      return true;
+    }
+    lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
+  }
   const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
   lease.checksum->add(part);
   FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "flexkv/base/mutex.h"
@@ -34,7 +35,11 @@ class TestSource final : public BlockSource {
       const MutexLock lock(mutex_);
       auto& blocks = pins_[++last_];
       const auto here = std::ranges::find_if(keys, [&](const key::BlockKey& key) { return key.low >= end_; });
-      for (auto key = keys.begin() + first; key < here; ++key) blocks.push_back(bytes_of(*key, slot_bytes));
+      for (auto key = keys.begin() + first; key < here; ++key) {
+        blocks.push_back(bytes_of(*key, slot_bytes));
+        const std::span<const std::byte> payload = std::span(blocks.back()).first(slot_bytes - 1);
+        pinned.sums.push_back({{0, payload.size(), block_sum(payload) + (damaged_ == key->low)}});
+      }
       if (blocks.size() < keys.size() - first) pinned.outcome = Outcome::kMissing;
       for (const auto& block : blocks) pinned.blocks.emplace_back(block);
       pinned.pin = last_;
@@ -45,6 +50,20 @@ class TestSource final : public BlockSource {
       }
     }
     done(std::move(pinned));
+  }
+  // Of the blocks that are pinned from now on, the one with this `low` is not what its sum says.
+  void damage(std::uint64_t low) {
+    const MutexLock lock(mutex_);
+    damaged_ = low;
+  }
+  std::vector<std::uint32_t> found_damaged() const {
+    const MutexLock lock(mutex_);
+    return found_damaged_;
+  }
+  void on_damaged(std::uint64_t pin, std::uint32_t block) override {
+    const MutexLock lock(mutex_);
+    FLEXKV_ASSERT(pins_.contains(pin));
+    found_damaged_.push_back(block);
   }
   void unpin(std::uint64_t pin) override {
     const MutexLock lock(mutex_);
@@ -79,6 +98,8 @@ class TestSource final : public BlockSource {
   std::uint64_t last_ FLEXKV_GUARDED_BY(mutex_) = 0;
   std::map<std::uint64_t, std::vector<std::vector<std::byte>>> pins_ FLEXKV_GUARDED_BY(mutex_);
   bool late_ FLEXKV_GUARDED_BY(mutex_) = false;
+  std::optional<std::uint64_t> damaged_ FLEXKV_GUARDED_BY(mutex_);
+  std::vector<std::uint32_t> found_damaged_ FLEXKV_GUARDED_BY(mutex_);
   std::vector<std::function<void()>> waiting_ FLEXKV_GUARDED_BY(mutex_);
 };
 

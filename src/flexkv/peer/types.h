@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/time.h"
 #include "flexkv/key/block_key.h"
 
@@ -35,6 +36,7 @@ struct Pinned {
   std::uint64_t pin = 0;
   std::vector<std::span<const std::byte>> blocks;  // each of the slot bytes asked for
   Outcome outcome = Outcome::kDone;                // why not all
+  std::vector<std::vector<SummedExtent>> sums{};   // what must be in each; empty: that is not known of any
 };
 
 // The owner's cache. Thread-safe; must not block. Called on the lane.
@@ -46,6 +48,8 @@ class BlockSource {
   virtual void pin(const SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
                    std::uint32_t first, Nanos deadline, std::function<void(Pinned)> done) = 0;
   virtual void unpin(std::uint64_t pin) = 0;
+  // What lies in this block is not what its sums say: it is given to nobody. The pin stays until unpin().
+  virtual void on_damaged(std::uint64_t pin, std::uint32_t block) = 0;
 };
 
 struct ReadRequest {

@@ -121,6 +121,8 @@ const char* reason_name(Reason reason) {
                                                                    "disk_busy",
                                                                    "peer_busy",
                                                                    "peer_unreachable",
+                                                                   "damaged",
+
                                                                    "store_off",
                                                                    "store_failed"};
   return kNames[static_cast<std::size_t>(reason)];
@@ -256,6 +258,7 @@ std::vector<std::byte> encode(const JobReport& value) {
   writer.pod(value.job);
   writer.pod(value.status);
   writer.pod(value.good_blocks);
+  writer.array(std::span<const std::uint64_t>(value.sums));
   return writer.take();
 }
 
@@ -266,7 +269,8 @@ Result<JobReport> decode_job_report(std::span<const std::byte> bytes) {
   value.job = reader.pod<JobId>();
   if (!read_enum(reader, JobStatus::kCanceled, value.status)) return malformed("job report");
   value.good_blocks = reader.pod<std::uint32_t>();
-  return finish(reader, value, "job report");
+  value.sums = reader.array<std::uint64_t>(kSumsPerReportMax);
+  return finish(reader, std::move(value), "job report");
 }
 
 std::vector<std::byte> encode(const FromClient& value) {

@@ -29,6 +29,7 @@ enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 
 
 constexpr std::uint32_t kRanksMax = 1024;
 constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
+constexpr std::uint32_t kSumsPerReportMax = device::CopyStream::kSumsMax;
 
 struct AgentHello {
   std::string engine_id;
@@ -107,6 +108,9 @@ struct JobReport {
   JobId job = 0;
   JobStatus status = JobStatus::kDone;
   std::uint32_t good_blocks = 0;  // of a load: leading ones that were copied whole, however it ended
+  // Of a save that is done: the sums of its command's blocks as the device held them (base/block_sum.h), in their
+  // order. kNoSum, or no entry: not known.
+  std::vector<std::uint64_t> sums = {};
 };
 
 // Why a block was not served, or not kept. One closed list, counted per reason.
@@ -127,7 +131,7 @@ enum class Reason : std::uint8_t {
   kRankFailed,
   kDeadline,
   kCanceled,
-  kChecksum,         // what lay on the drive was not the block
+  kChecksum,         // what was kept was not the block
   kDiskFailed,       // the drive could not read or write it
   kDiskOff,          // the drive does not serve
   kDiskFull,         // no place on a drive, and nothing there could be evicted
@@ -140,10 +144,11 @@ enum class Reason : std::uint8_t {
   kDiskBusy,         // not written to a drive: loads kept it busy
   kPeerBusy,         // another node has it, and gives no more for now
   kPeerUnreachable,  // another node has it, and does not answer
+  kDamaged,          // not written to a drive or a store: what is in host memory is not what the device held
   kStoreOff,         // the remote store is not asked for a while, because it failed or hung
   kStoreFailed,      // the remote store did not give or take it
 };
-constexpr std::size_t kReasonCount = 31;
+constexpr std::size_t kReasonCount = 32;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -53,9 +53,25 @@ TEST(Messages, HowFarALoadCameSurvivesTheTrip) {
   const auto report = decode_job_report(encode(JobReport{1, JobStatus::kCanceled, 5}));
   ASSERT_TRUE(report.ok());
   EXPECT_EQ(report.value().good_blocks, 5U);
+  EXPECT_TRUE(report.value().sums.empty());
   const auto result = decode_to_client(encode(ToClient{JobResult{1, JobStatus::kFailed, Reason::kChecksum, 6}}));
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(std::get<JobResult>(result.value()).good_blocks, 6U);
+}
+
+TEST(Messages, SumsOfASaveSurviveTheTripAndAreBounded) {
+  JobReport report{1, JobStatus::kDone, 0, {7, 0, UINT64_MAX}};
+  const auto decoded = decode_job_report(encode(report));
+  ASSERT_TRUE(decoded.ok());
+  EXPECT_EQ(decoded.value().sums, report.sums);
+  const auto bytes = encode(report);
+  for (std::size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_FALSE(decode_job_report(std::span(bytes).first(size)).ok());
+  }
+  report.sums.assign(kSumsPerReportMax, 1);
+  EXPECT_TRUE(decode_job_report(encode(report)).ok());
+  report.sums.push_back(1);
+  EXPECT_FALSE(decode_job_report(encode(report)).ok());
 }
 
 TEST(Messages, RunsThatGoRoundOrNameTooManyBlocksAreRefused) {

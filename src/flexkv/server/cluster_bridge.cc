@@ -8,6 +8,7 @@
 #include "flexkv/base/log.h"
 #include "flexkv/cluster/names.h"
 #include "flexkv/peer/messages.h"
+#include "flexkv/server/damage_log.h"
 
 namespace flexkv::server {
 namespace {
@@ -214,12 +215,18 @@ void ClusterBridge::lent(const node::Loan& loan) {
   peer::Pinned pinned;
   pinned.pin = loan.id;
   pinned.outcome = to_peer(loan.limit);
+  pinned.sums = loan.sums;
   for (const std::uint64_t offset : loan.host_offsets) {
     pinned.blocks.push_back(std::as_bytes(pool_.subspan(offset, lending.slot_bytes)));
   }
   // No blocks are no pin for the peers, but a loan for the node, which must not be called from here.
   if (pinned.blocks.empty()) peers_->post([this, id = loan.id] { unpin(id); });
   std::exchange(lending.answer, nullptr)(std::move(pinned));
+}
+
+void ClusterBridge::on_damaged(std::uint64_t pin, std::uint32_t block) {
+  log_damaged_block("lent to another node");
+  apply_([&](node::Node& node) { node.on_loan_damaged(pin, block, monotonic_now()); });
 }
 
 void ClusterBridge::unpin(std::uint64_t pin) {

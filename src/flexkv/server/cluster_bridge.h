@@ -110,6 +110,7 @@ class ClusterBridge final : public node::RemotePort,
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
+  void on_damaged(std::uint64_t pin, std::uint32_t block) override;
   void on_block(peer::RequestId id, std::uint32_t index) override;
   void on_end(peer::RequestId id, peer::Outcome outcome) override;
   bool read(std::vector<cluster::Change>& out) override;

@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "flexkv/base/log.h"
+#include "flexkv/server/damage_log.h"
 
 namespace flexkv::server {
 namespace {
@@ -46,6 +47,8 @@ node::DiskOutcome to_node(disk::Outcome outcome) {
       return node::DiskOutcome::kUnavailable;
     case disk::Outcome::kNoRoom:
       return node::DiskOutcome::kNoRoom;
+    case disk::Outcome::kDamaged:
+      return node::DiskOutcome::kDamaged;
     case disk::Outcome::kFailed:
       break;
   }
@@ -187,6 +190,7 @@ node::DiskAdmission DiskBridge::write(const node::DiskTransfer& transfer) {
   op.key = transfer.key;
   op.parent = transfer.parent;
   op.bytes = host(transfer);
+  op.sums = transfer.sums;
   op.deadline = transfer.deadline;
   return to_node(tier_->write(op));
 }
@@ -209,6 +213,7 @@ void DiskBridge::on_completions(std::span<const disk::Completion> completions) {
   results.reserve(completions.size());
   for (const disk::Completion& completion : completions) {
     results.push_back({completion.id, to_node(completion.outcome)});
+    if (completion.outcome == disk::Outcome::kDamaged) log_damaged_block("written to a drive");
   }
   apply_([&](node::Node& node) { node.on_disk_done(results, monotonic_now()); });
 }

@@ -134,6 +134,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   memory::HostRegion::Options region;
   region.huge_pages = options.huge_pages;
   region.touch_threads = options.touch_threads;
+  region.numa = memory::place_near_gpus();
   auto pool = memory::HostRegion::create(options.node.pool_bytes, region);
   if (!pool) return pool.error();
   options.node.pool_bytes = pool.value().bytes();

@@ -9,6 +9,7 @@
 #include "flexkv/base/assert.h"
 #include "flexkv/base/log.h"
 #include "flexkv/key/namespace.h"
+#include "flexkv/server/damage_log.h"
 
 namespace flexkv::server {
 namespace {
@@ -280,10 +281,40 @@ void RemoteBridge::write(node::StoreWrite write) {
     early_.push_back(std::move(write));
     return;
   }
+  // The space as it is called now: a reset may come before the lane looks at the blocks.
+  const remote::SpaceName there = spaces_.at(write.space).there;
+  const bool summed = std::ranges::any_of(write.sums, [](const auto& sums) { return !sums.empty(); });
+  if (!summed) return begin_write(write, there);
+  tier_->post([this, write = std::move(write), there] { check_and_write(write, there); });
+}
+
+// On the lane. The blocks do not change or go meanwhile.
+void RemoteBridge::check_and_write(const node::StoreWrite& write, const remote::SpaceName& there) {
+  std::uint64_t slot_bytes = 0;
+  apply_([&](node::Node&) { slot_bytes = spaces_.at(write.space).slot_bytes; });
+  std::uint32_t right = 0;
+  while (right < write.sums.size() &&
+         holds_sums(pool_.subspan(write.host_offsets[right], slot_bytes), write.sums[right])) {
+    ++right;
+  }
+  const bool damaged = right < write.sums.size();
+  if (damaged) log_damaged_block("written to the remote tier");
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    if (damaged) node.on_store_damaged(write.op, right, now);
+    if (damaged || closing_) {
+      node.on_store_written(write.op, damaged ? node::RemoteOutcome::kDamaged : node::RemoteOutcome::kCanceled, now);
+    } else {
+      begin_write(write, there);
+    }
+  });
+}
+
+void RemoteBridge::begin_write(const node::StoreWrite& write, const remote::SpaceName& there) {
   const Space& space = spaces_.at(write.space);
   remote::WriteRequest request;
   request.id = next_request_++;
-  request.space = space.there;
+  request.space = there;
   request.slot_bytes = space.slot_bytes;
   key::BlockKey parent = write.parent;
   for (std::size_t i = 0; i < write.keys.size(); ++i) {

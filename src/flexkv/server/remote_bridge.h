@@ -106,6 +106,8 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void end_write(node::RemoteOp op, node::RemoteOutcome outcome);
   void open(Space& space);
   void reopen();
+  void check_and_write(const node::StoreWrite& write, const remote::SpaceName& there);
+  void begin_write(const node::StoreWrite& write, const remote::SpaceName& there);
 
   const RemoteOptions options_;
   const net::Secret::Key key_secret_;

@@ -264,6 +264,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
   if (disk != nullptr) {
     transfers["from_disk"] = render(stats.from_disk, stats.unfetched_blocks);
     transfers["to_disk"] = render(stats.to_disk, stats.unwritten_blocks);
+    transfers["to_disk"]["checked_blocks"] = stats.blocks_checked;
     on_drives = render(*disk, stats, messages);
     if (node.admits()) on_drives["admission"] = sum_of_admission(spaces, "admission");
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
@@ -280,6 +281,10 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
   }
   if (cluster != nullptr || remote != nullptr) {
     transfers["from_remote"] = render(stats.from_remote, stats.unimported_blocks);
+  }
+  if (stats.blocks_damaged > 0) {
+    messages.push_back(std::to_string(stats.blocks_damaged) +
+                       " blocks in host memory were not what the device held when they were saved, and were dropped");
   }
   const auto queues = node.disk_queues();
   const json out = {{"node",
@@ -307,7 +312,10 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"disk_blocks_hit", stats.disk_blocks_hit},
                       {"remote_blocks_hit", stats.remote_blocks_hit},
                       {"miss_blocks", render(stats.missed_blocks)}}},
-                    {"saves", {{"blocks", stats.blocks_saved}, {"unsaved_blocks", render(stats.unsaved_blocks)}}},
+                    {"saves",
+                     {{"blocks", stats.blocks_saved},
+                      {"unsaved_blocks", render(stats.unsaved_blocks)},
+                      {"damaged_blocks", stats.blocks_damaged}}},
                     {"loads", {{"failed", render(stats.failed_loads)}, {"kept_blocks", stats.blocks_of_failed_loads}}},
                     {"evictions", {{"blocks", stats.blocks_evicted}}},
                     {"transfers", transfers},

@@ -11,8 +11,13 @@ using device::Direction;
 
 class FaultyDevice::Stream final : public CopyStream {
  public:
-  Stream(Direction direction, std::unique_ptr<CopyStream> inner, std::shared_ptr<Script> script)
-      : direction_(direction), inner_(std::move(inner)), script_(std::move(script)) {}
+  Stream(Direction direction, std::unique_ptr<CopyStream> inner, std::shared_ptr<Script> script,
+         std::uint32_t block_count, std::span<std::byte> pool)
+      : direction_(direction),
+        inner_(std::move(inner)),
+        script_(std::move(script)),
+        block_count_(block_count),
+        pool_(pool) {}
   ~Stream() override { (void)synchronize(); }
 
   CopyStream& inner() { return *inner_; }
@@ -35,10 +40,17 @@ class FaultyDevice::Stream final : public CopyStream {
       broken_ = Error{ErrorCode::kDevice, "scripted fault: copies cut short"};
       return kept;
     }
+    if (fault && fault->kind == Fault::Kind::kFlipBit) return submit_flipping(copies, part);
+    if (fault && fault->kind == Fault::Kind::kWrongBlock) return submit_wrong(copies, part);
     if (stalled_.empty() && !fault) return inner_->submit(copies, part);
     // Behind a stall everything waits, in order.
     stalled_.push_back({{copies.begin(), copies.end()}, part, nullptr, 0});
     return {};
+  }
+
+  Status sum(std::span<const BlockCopy> copies, std::span<std::uint64_t> sums) override {
+    if (broken_) return *broken_;
+    return inner_->sum(copies, sums);
   }
 
   Status raise(std::shared_ptr<device::Gate> gate, std::uint32_t count) {
@@ -66,6 +78,18 @@ class FaultyDevice::Stream final : public CopyStream {
   }
 
  private:
+  Status submit_flipping(std::span<const BlockCopy> copies, std::size_t part) {
+    Status status = inner_->submit(copies, part);
+    if (status) status = inner_->synchronize();
+    if (status) pool_[copies.front().host_offset] ^= std::byte{0x10};
+    return status;
+  }
+  Status submit_wrong(std::span<const BlockCopy> copies, std::size_t part) {
+    std::vector<BlockCopy> wrong(copies.begin(), copies.end());
+    wrong.front().device_block = (wrong.front().device_block + 1) % block_count_;
+    return inner_->submit(wrong, part);
+  }
+
   std::optional<Fault> next_fault() {
     std::lock_guard lock(script_->mutex);
     const std::uint64_t number = script_->submits[static_cast<std::size_t>(direction_)]++;
@@ -79,6 +103,8 @@ class FaultyDevice::Stream final : public CopyStream {
   const Direction direction_;
   const std::unique_ptr<CopyStream> inner_;
   const std::shared_ptr<Script> script_;
+  const std::uint32_t block_count_;
+  const std::span<std::byte> pool_;
   struct Stalled {
     std::vector<BlockCopy> copies;
     std::size_t part = kAllParts;
@@ -143,7 +169,8 @@ Result<std::unique_ptr<CopyStream>> FaultyDevice::open_stream(Direction directio
                                                               std::span<std::byte> pool) {
   Result<std::unique_ptr<CopyStream>> inner = inner_->open_stream(direction, layout, pool);
   if (!inner) return inner;
-  return std::unique_ptr<CopyStream>(std::make_unique<Stream>(direction, std::move(inner).value(), script_));
+  return std::unique_ptr<CopyStream>(
+      std::make_unique<Stream>(direction, std::move(inner).value(), script_, layout.block_count(), pool));
 }
 
 Status FaultyDevice::order_engine_after(std::uintptr_t engine_stream, CopyStream& stream) {

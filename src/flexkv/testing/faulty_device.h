@@ -18,6 +18,9 @@ struct Fault {
     kRefuse,    // submit() fails and copies nothing; the stream is broken from then on
     kTruncate,  // only the first keep_blocks are copied, which synchronize() reports; the stream is broken from then on
     kStall,     // nothing is copied, and synchronize() and closing the stream wait for release()
+    // Unseen by the stream, of the first block of the submit:
+    kFlipBit,    // one bit arrives wrong (to the host only)
+    kWrongBlock  // the bytes of the next device block are copied in place of its own
   };
   device::Direction direction = device::Direction::kToHost;
   std::uint64_t submit = 0;  // the n-th submit in that direction, over all streams, from 0
@@ -37,6 +40,7 @@ class FaultyDevice final : public device::Device {
 
   std::string_view name() const override { return "faulty device"; }
   std::uint32_t efficient_copy_bytes() const override { return inner_->efficient_copy_bytes(); }
+  std::uint32_t saves_per_sum() const override { return inner_->saves_per_sum(); }
   Status register_pool(std::byte* base, std::size_t bytes) override;
   void unregister_pool() override { inner_->unregister_pool(); }
   Result<std::unique_ptr<device::CopyStream>> open_stream(device::Direction direction,

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <thread>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/device/conformance.h"
 #include "flexkv/device/host_device.h"
 
@@ -89,6 +90,27 @@ TEST_F(FaultyDeviceTest, stalls_until_released_and_keeps_the_order) {
   EXPECT_TRUE(released);
   EXPECT_EQ(saved(1), 2);
   EXPECT_EQ(saved(2), 3);
+}
+
+// The stream says nothing; sums do (here of the device's bytes before the copy).
+TEST_F(FaultyDeviceTest, flips_a_bit_and_copies_the_wrong_block_unseen) {
+  for (const Fault::Kind kind : {Fault::Kind::kFlipBit, Fault::Kind::kWrongBlock}) {
+    FaultyDevice device(device::open_host_device().value());
+    device.add({.direction = Direction::kToHost, .submit = 0, .kind = kind});
+    const auto stream = device.open_stream(Direction::kToHost, layout_, pool_).value();
+    for (const bool faulty : {true, false}) {
+      std::uint64_t sums[2] = {kNoSum, kNoSum};
+      EXPECT_TRUE(stream->sum(first_two_, sums));
+      EXPECT_TRUE(stream->submit(first_two_));
+      EXPECT_TRUE(stream->synchronize());
+      EXPECT_EQ(saved(0), !faulty ? 1 : kind == Fault::Kind::kFlipBit ? 0x11 : 2);
+      EXPECT_EQ(saved(1), 2);
+      for (std::size_t i = 0; i < 2; ++i) {
+        const auto extent = std::span(pool_).subspan(first_two_[i].host_offset, layout_.shard_bytes());
+        EXPECT_EQ(block_sum(extent) == sums[i], !faulty || i == 1);
+      }
+    }
+  }
 }
 
 TEST_F(FaultyDeviceTest, refuses_the_pool_as_often_as_told) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "flexkv/testing/sim_kv.h"
+
 namespace flexkv::testing {
 namespace {
 
@@ -187,6 +189,7 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
   if (flight.canceled) return node::DiskOutcome::kCanceled;
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
   if (flight.write) {
+    if (!check_sums(host, transfer.sums)) return node::DiskOutcome::kDamaged;
     if (loop_.chance(plan_.disk_fails)) {
       if (loop_.chance(500)) return node::DiskOutcome::kNoRoom;
       if (!stale) put(flight, true);

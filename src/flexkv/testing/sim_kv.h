@@ -7,12 +7,27 @@
 #include <cstring>
 #include <span>
 
+#include "flexkv/base/block_sum.h"
 #include "flexkv/base/prng.h"
+#include "flexkv/testing/sim_loop.h"
 
 namespace flexkv::testing {
 
 // Tags of wrong KV: no block's right tag is one.
 constexpr std::uint64_t kGarbage = 0xBADBADBAD;
+
+// Stands for damage: no block has a sum that ends like this, so whoever compares takes the block for damaged.
+constexpr std::uint64_t kWrongSum = 0xBAD5BAD5;
+inline bool is_wrong_sum(std::uint64_t sum) { return (sum & 0xFFFFFFFF) == kWrongSum; }
+// What a device held is what is there, but where that was made up. False: some of it was.
+inline bool check_sums(std::span<const std::byte> slot, std::span<const SummedExtent> extents) {
+  bool right = true;
+  for (const SummedExtent& extent : extents) {
+    SIM_CHECK(is_wrong_sum(extent.sum) || holds_sums(slot, {&extent, 1}));
+    right = right && !is_wrong_sum(extent.sum);
+  }
+  return right;
+}
 
 inline std::uint64_t next_tag(std::uint64_t tag, std::uint32_t chunk) { return Prng::mix(tag ^ Prng::mix(chunk + 77)); }
 

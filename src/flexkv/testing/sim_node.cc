@@ -229,8 +229,16 @@ SimRemote::Callbacks SimNode::remote_callbacks() {
     node_.lend(id, space, slot_bytes, keys, first, deadline, loop_.now());
     after_call();
   };
+  callbacks.damaged = [this](node::LoanId id, std::uint32_t index) {
+    node_.on_loan_damaged(id, index, loop_.now());
+    after_call();
+  };
   callbacks.end_loan = [this](node::LoanId id) {
     node_.end_loan(id, loop_.now());
+    after_call();
+  };
+  callbacks.store_damaged = [this](node::RemoteOp op, std::uint32_t index) {
+    node_.on_store_damaged(op, index, loop_.now());
     after_call();
   };
   callbacks.written = [this](node::RemoteOp op, node::RemoteOutcome outcome) {

@@ -74,6 +74,7 @@ SimPlan::SimPlan(SimLoop& loop) {
   lookup_timeout = fault(100);
   copy_fails = fault(100);
   copy_stalls = fault(50);
+  wrong_sums = fault(30);
   cancel_job = fault(200);
   abort_request = fault(20);
   agent_loses_node = fault(20);

@@ -83,6 +83,7 @@ struct SimPlan {
   unsigned lookup_timeout = 0;
   unsigned copy_fails = 0;
   unsigned copy_stalls = 0;
+  unsigned wrong_sums = 0;
   unsigned cancel_job = 0;
   unsigned abort_request = 0;
   unsigned disk_fails = 0;

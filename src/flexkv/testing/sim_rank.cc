@@ -172,6 +172,14 @@ void SimRank::pump(device::Direction direction) {
   lane.bad_piece = pieces == 0 ? 0 : loop_.below(pieces);
   lane.fails = loop_.chance(plan_.copy_fails);
   lane.stalls = loop_.chance(plan_.copy_stalls);
+  if (direction == device::Direction::kToHost) {
+    for (const auto& block : lane.blocks) {
+      const std::uint64_t sum = block_sum(device_block(block.device_block));
+      lane.sums.push_back(loop_.chance(plan_.wrong_sums) ? (sum >> 32 << 32 | kWrongSum)
+                          : loop_.chance(200)            ? kNoSum
+                                                         : sum);
+    }
+  }
   lane.work = std::move(work);
   loop_.note("rank: copies", rank_, lane.work->job, static_cast<std::uint64_t>(direction), pieces);
   later(loop_.delay(plan_.piece_time), [direction](SimRank& self) { self.copy_piece(direction); });
@@ -215,7 +223,7 @@ void SimRank::lane_done(device::Direction direction) {
   }
   const auto work = *std::exchange(lane.work, std::nullopt);
   lane.link.reset();
-  jobs_.finished(work, status, copied);
+  jobs_.finished(work, status, copied, std::move(lane.sums));
   after_change();
 }
 

@@ -64,6 +64,7 @@ class SimRank : public std::enable_shared_from_this<SimRank> {
   struct Lane {
     std::optional<agent::RankJobs::Work> work;
     std::vector<device::BlockCopy> blocks;  // of the work
+    std::vector<std::uint64_t> sums;        // of a save
     std::shared_ptr<AgentLink> link;
     std::size_t piece = 0;
     std::size_t bad_piece = 0;  // fails or stalls there

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "flexkv/testing/sim_kv.h"
+
 namespace flexkv::testing {
 namespace {
 
@@ -141,17 +143,23 @@ void SimRemote::end_write(node::RemoteOp op, bool stalled) {
   const bool fails = stalled || loop_.chance(plan_.remote_fails);
   // One that failed may have brought some all the same.
   const std::size_t count = fails ? loop_.below(write.claims.size() + 1) : write.claims.size();
+  bool right = true;
   for (std::size_t i = 0; i < write.claims.size(); ++i) {
     const auto bytes = callbacks_.pool(write.asked.host_offsets[i], space.slot_bytes);
-    if (i < count && write.resets == elsewhere_.resets) {
+    if (right && i < count && !check_sums(bytes, write.asked.sums[i])) {
+      right = false;
+      callbacks_.store_damaged(op, static_cast<std::uint32_t>(i));
+    }
+    if (right && i < count && write.resets == elsewhere_.resets) {
       elsewhere_.spaces[space.name][write.asked.keys[i]] = {bytes.begin(), bytes.end()};
     }
     callbacks_.release(write.claims[i]);
   }
   loop_.note("store: written", op, count, fails);
-  callbacks_.written(op, stalled ? node::RemoteOutcome::kDeadline
-                         : fails ? node::RemoteOutcome::kStoreFailed
-                                 : node::RemoteOutcome::kDone);
+  callbacks_.written(op, !right    ? node::RemoteOutcome::kDamaged
+                         : stalled ? node::RemoteOutcome::kDeadline
+                         : fails   ? node::RemoteOutcome::kStoreFailed
+                                   : node::RemoteOutcome::kDone);
 }
 
 // ---- as others who borrow ------------------------------------------------------------------------------------------
@@ -176,22 +184,27 @@ void SimRemote::lent(const node::Loan& loan) {
   for (const std::uint64_t offset : loan.host_offsets) {
     borrow.claims.push_back(callbacks_.claim(false, offset, borrow.chain.space.slot_bytes));
   }
-  loop_.after(loop_.delay(plan_.remote_time), [this, id = loan.id, offsets = loan.host_offsets, alive = alive_] {
-    if (*alive) take(id, offsets);
+  loop_.after(loop_.delay(plan_.remote_time), [this, loan, alive = alive_] {
+    if (*alive) take(loan);
   });
 }
 
-void SimRemote::take(node::LoanId id, const std::vector<std::uint64_t>& offsets) {
-  const Borrow borrow = std::move(borrows_.extract(id).mapped());
+void SimRemote::take(const node::Loan& loan) {
+  const Borrow borrow = std::move(borrows_.extract(loan.id).mapped());
   const Space& space = borrow.chain.space;
-  for (std::size_t i = 0; i < offsets.size(); ++i) {
-    const auto bytes = callbacks_.pool(offsets[i], space.slot_bytes);
-    if (borrow.resets == elsewhere_.resets) {
+  bool right = true;
+  for (std::uint32_t i = 0; i < loan.host_offsets.size(); ++i) {
+    const auto bytes = callbacks_.pool(loan.host_offsets[i], space.slot_bytes);
+    if (right && !check_sums(bytes, loan.sums[i])) {
+      right = false;
+      callbacks_.damaged(loan.id, i);
+    }
+    if (right && borrow.resets == elsewhere_.resets) {
       elsewhere_.spaces[space.name][borrow.chain.keys[borrow.first + i]] = {bytes.begin(), bytes.end()};
     }
     callbacks_.release(borrow.claims[i]);
   }
-  callbacks_.end_loan(id);
+  callbacks_.end_loan(loan.id);
 }
 
 }  // namespace flexkv::testing

@@ -34,7 +34,9 @@ class SimRemote final : public node::RemotePort, public node::StorePort {
     std::function<void(node::LoanId, const node::SpaceName&, std::uint64_t slot_bytes, std::span<const key::BlockKey>,
                        std::uint32_t first, Nanos deadline)>
         lend;
+    std::function<void(node::LoanId, std::uint32_t index)> damaged;
     std::function<void(node::LoanId)> end_loan;
+    std::function<void(node::RemoteOp, std::uint32_t index)> store_damaged;
     std::function<void(node::RemoteOp, node::RemoteOutcome)> written;
     // Of the pool, from claim() to release().
     std::function<std::span<std::byte>(std::uint64_t offset, std::uint64_t bytes)> pool;
@@ -91,7 +93,7 @@ class SimRemote final : public node::RemotePort, public node::StorePort {
   void end_write(node::RemoteOp op, bool stalled);
   void go_on(node::RemoteOp op);
   void end(node::RemoteOp op, node::RemoteOutcome outcome);
-  void take(node::LoanId id, const std::vector<std::uint64_t>& offsets);
+  void take(const node::Loan& loan);
 
   SimLoop& loop_;
   const SimPlan& plan_;

@@ -28,6 +28,8 @@ void SimTotals::add(const SimTotals& other) {
   blocks_imported += other.blocks_imported;
   blocks_lent += other.blocks_lent;
   blocks_stored += other.blocks_stored;
+  blocks_checked += other.blocks_checked;
+  blocks_damaged += other.blocks_damaged;
   nodes += other.nodes;
   engines += other.engines;
   add_all(failed_loads, other.failed_loads);
@@ -73,6 +75,8 @@ void SimWorld::stop_node() {
   totals_.blocks_lent += stats.blocks_lent;
   totals_.blocks_stored += stats.to_store.blocks;
   add_all(totals_.unstored_blocks, stats.unstored_blocks);
+  totals_.blocks_checked += stats.blocks_checked;
+  totals_.blocks_damaged += stats.blocks_damaged;
   add_all(totals_.unimported_blocks, stats.unimported_blocks);
   add_all(totals_.unfetched_blocks, stats.unfetched_blocks);
   add_all(totals_.unwritten_blocks, stats.unwritten_blocks);

@@ -29,6 +29,8 @@ struct SimTotals {
   std::uint64_t blocks_imported = 0;  // from beyond the machine
   std::uint64_t blocks_lent = 0;
   std::uint64_t blocks_stored = 0;  // beyond the machine
+  std::uint64_t blocks_checked = 0;
+  std::uint64_t blocks_damaged = 0;
   std::uint64_t nodes = 0;
   std::uint64_t engines = 0;
   std::array<std::uint64_t, proto::kReasonCount> failed_loads{};

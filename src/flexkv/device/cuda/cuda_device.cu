@@ -32,6 +32,7 @@ class CudaDevice final : public Device {
 
   std::string_view name() const override { return name_; }
   std::uint32_t efficient_copy_bytes() const override { return 512U << 10; }
+  std::uint32_t saves_per_sum() const override { return 1; }
 
   Status register_pool(std::byte* base, std::size_t bytes) override {
     ContextScope scope(*context_);
@@ -59,8 +60,18 @@ class CudaDevice final : public Device {
                     ": no memory for staging, short runs will be copied one by one: " + created.error().message);
       }
     }
-    return std::unique_ptr<CopyStream>(std::make_unique<CudaStream>(
-        context_, pinned_, std::move(stream).value(), std::move(staging), direction, layout, pool, max_pitch_));
+    std::unique_ptr<Sums> sums;
+    if (direction == Direction::kToHost) {
+      auto created = Sums::create(context_, layout);
+      if (created) {
+        sums = std::move(created).value();
+      } else {
+        log_warning(name_ + ": no memory for sums, what is saved cannot be checked: " + created.error().message);
+      }
+    }
+    return std::unique_ptr<CopyStream>(std::make_unique<CudaStream>(context_, pinned_, std::move(stream).value(),
+                                                                    std::move(staging), std::move(sums), direction,
+                                                                    layout, pool, max_pitch_));
   }
 
   Result<std::unique_ptr<EngineEvent>> record(std::uintptr_t engine_stream) override {

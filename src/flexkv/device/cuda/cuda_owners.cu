@@ -8,6 +8,13 @@ Status checked(cudaError_t result, const char* call) {
                std::string(call) + ": " + cudaGetErrorString(result) + " (" + cudaGetErrorName(result) + ")"};
 }
 
+Status check_device_memory(const void* address) {
+  cudaPointerAttributes attributes{};
+  Status status = checked(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
+  if (!status || attributes.type == cudaMemoryTypeDevice) return status;
+  return Error{ErrorCode::kDevice, "the engine's KV memory is no CUDA device memory any more"};
+}
+
 Result<std::shared_ptr<Context>> Context::open(int ordinal) {
   int count = 0;
   if (Status status = checked(cudaGetDeviceCount(&count), "cudaGetDeviceCount"); !status) return status.error();

@@ -16,6 +16,9 @@ namespace flexkv::device {
 // Ok, or the call's name and CUDA's words. The thread's last error is cleared, or the engine would find it as its own.
 Status checked(cudaError_t result, const char* call);
 
+// An error if nothing, or no device memory, is at this address.
+Status check_device_memory(const void* address);
+
 // The driver's functions come through the runtime, so that no link to libcuda is needed where there is no driver.
 template <typename Function>
 bool find_driver_function(const char* name, Function* function) {

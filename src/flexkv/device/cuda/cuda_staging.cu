@@ -118,12 +118,7 @@ Status Staging::launch(std::span<const BlockCopy> blocks, const StagedStretch& s
 }
 
 // All planes of an engine's cache come and go together, so one tells of all.
-Status Staging::check_memory() const {
-  cudaPointerAttributes attributes{};
-  Status status = checked(cudaPointerGetAttributes(&attributes, first_plane_), "cudaPointerGetAttributes");
-  if (!status || attributes.type == cudaMemoryTypeDevice) return status;
-  return Error{ErrorCode::kDevice, "the engine's KV memory is no CUDA device memory any more"};
-}
+Status Staging::check_memory() const { return check_device_memory(first_plane_); }
 
 std::uint64_t Staging::address(std::size_t i, const StagedStretch& stretch) const {
   return reinterpret_cast<std::uint64_t>(buffer() + i * stretch.bytes);

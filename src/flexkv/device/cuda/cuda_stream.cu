@@ -12,12 +12,14 @@ void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); 
 }  // namespace
 
 CudaStream::CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const PinnedPool> pinned,
-                       std::unique_ptr<Stream> stream, std::unique_ptr<Staging> staging, Direction direction,
-                       const layout::BlockLayout& layout, std::span<std::byte> pool, std::uint64_t max_pitch)
+                       std::unique_ptr<Stream> stream, std::unique_ptr<Staging> staging, std::unique_ptr<Sums> sums,
+                       Direction direction, const layout::BlockLayout& layout, std::span<std::byte> pool,
+                       std::uint64_t max_pitch)
     : context_(context),
       pinned_(std::move(pinned)),
       stream_(std::move(stream)),
       staging_(std::move(staging)),
+      sums_(std::move(sums)),
       direction_(direction),
       layout_(layout),
       pool_(pool),
@@ -44,6 +46,7 @@ Status CudaStream::order_after(const EngineEvent& event) {
   if (!scope.ok()) return keep(scope.status());
   Status status = cuda_event->event.order(stream_->get());
   if (status && staging_ != nullptr) status = staging_->order_after(cuda_event->event);
+  if (status && sums_ != nullptr) status = sums_->order_after(cuda_event->event);
   return keep(std::move(status));
 }
 
@@ -60,6 +63,16 @@ Status CudaStream::submit(std::span<const BlockCopy> copies, std::size_t part) {
   for (std::size_t i = 0; i < copies.size() && status; ++i) status = queue_block(copies[i], plan);
   if (status) status = flush_batch();
   return keep(std::move(status));
+}
+
+Status CudaStream::sum(std::span<const BlockCopy> copies, std::span<std::uint64_t> sums) {
+  if (failed_) return *failed_;
+  FLEXKV_ASSERT(direction_ == Direction::kToHost);
+  if (Status status = check_copies(copies, layout_, pool_.size()); !status) return status;
+  if (sums_ == nullptr) return {};
+  ContextScope scope(*context_);
+  if (!scope.ok()) return keep(scope.status());
+  return keep(sums_->submit(copies, sums));
 }
 
 Status CudaStream::submit_staged(std::span<const BlockCopy> copies, std::size_t part) {
@@ -192,6 +205,7 @@ Status CudaStream::count(std::size_t copies, std::size_t bytes) {
 Status CudaStream::synchronize() {
   ContextScope scope(*context_);
   if (!scope.ok()) return keep(scope.status());
+  if (sums_ != nullptr) (void)keep(sums_->collect());
   if (!failed_) {
     Status status = join();
     if (status) status = done_.record(stream_->get());

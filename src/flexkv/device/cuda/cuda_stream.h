@@ -8,6 +8,7 @@
 
 #include "flexkv/device/cuda/cuda_owners.h"
 #include "flexkv/device/cuda/cuda_staging.h"
+#include "flexkv/device/cuda/cuda_sums.h"
 #include "flexkv/device/cuda/pinned_pool.h"
 #include "flexkv/device/cuda/staging_pace.h"
 #include "flexkv/device/device.h"
@@ -22,15 +23,16 @@ class CudaEngineEvent final : public EngineEvent {
 
 class CudaStream final : public CopyStream {
  public:
-  // `staging`: null where the copy engines move the blocks as they lie.
+  // `staging`: null where the copy engines move the blocks as they lie. `sums`: null where there are none.
   CudaStream(std::shared_ptr<Context> context, std::shared_ptr<const PinnedPool> pinned, std::unique_ptr<Stream> stream,
-             std::unique_ptr<Staging> staging, Direction direction, const layout::BlockLayout& layout,
-             std::span<std::byte> pool, std::uint64_t max_pitch);
+             std::unique_ptr<Staging> staging, std::unique_ptr<Sums> sums, Direction direction,
+             const layout::BlockLayout& layout, std::span<std::byte> pool, std::uint64_t max_pitch);
   ~CudaStream() override;
 
   Status order_after(const EngineEvent& event) override;
   using CopyStream::submit;
   Status submit(std::span<const BlockCopy> copies, std::size_t part) override;
+  Status sum(std::span<const BlockCopy> copies, std::span<std::uint64_t> sums) override;
   Status synchronize() override;
 
   // `fn(stream)` gives the stream something to do once all that was submitted so far has arrived.
@@ -75,6 +77,7 @@ class CudaStream final : public CopyStream {
   const std::shared_ptr<const PinnedPool> pinned_;
   const std::unique_ptr<Stream> stream_;
   const std::unique_ptr<Staging> staging_;
+  const std::unique_ptr<Sums> sums_;
   const Direction direction_;
   const layout::BlockLayout layout_;
   const std::span<std::byte> pool_;
