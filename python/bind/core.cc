@@ -72,6 +72,27 @@ index::PolicyOptions policy_options(const nb::dict& options) {
   return policy;
 }
 
+server::RemoteOptions remote_options(const nb::dict& options) {
+  server::RemoteOptions remote;
+  remote.url = option<std::string>(options, "remote_url", "");
+  remote.cluster = option<std::string>(options, "remote_cluster", remote.cluster);
+  remote.secret_file = option<std::string>(options, "remote_secret_file", "");
+  remote.s3 = remote::S3Options::from_environment();
+  if (auto endpoint = option<std::string>(options, "remote_endpoint", ""); !endpoint.empty()) {
+    remote.s3.endpoint = std::move(endpoint);
+    remote.s3.path_style = true;
+  }
+  if (auto region = option<std::string>(options, "remote_region", ""); !region.empty()) {
+    remote.s3.region = std::move(region);
+  }
+  if (auto access_key = option<std::string>(options, "remote_access_key", ""); !access_key.empty()) {
+    remote.s3.access_key = std::move(access_key);
+    remote.s3.secret_key = option<std::string>(options, "remote_secret_key", "");
+    remote.s3.session_token.clear();
+  }
+  return remote;
+}
+
 server::NodeServerOptions server_options(const nb::dict& options) {
   server::NodeServerOptions out;
   out.node.pool_bytes = option<std::uint64_t>(options, "pool_bytes", 0);
@@ -105,6 +126,7 @@ server::NodeServerOptions server_options(const nb::dict& options) {
     cluster.redis.password = option<std::string>(options, "redis_password", "");
     cluster.time_to_live = option<std::int64_t>(options, "node_ttl_seconds", 30) * kSecond;
   }
+  if (options.contains("remote_url")) out.remote = remote_options(options);
   return out;
 }
 

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from flexkv.metrics_cluster import cluster_families
 from flexkv.metrics_disk import disk_families, disk_sum
+from flexkv.metrics_remote import remote_families
 from flexkv.status_fields import buckets, entries, is_number, mapping
 
 _log = logging.getLogger("flexkv.metrics")
@@ -135,6 +136,9 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     )
     yield from disk_families(status)
     yield from cluster_families(status)
+    yield from remote_families(status)
+    of_blocks = {"": mapping(mapping(status, "remote"), "read")}
+    yield from _latency("flexkv_remote_read", "Until a block has come from the store", of_blocks)
 
     spaces = GaugeMetricFamily("flexkv_space_blocks", "Blocks of a model's space", labels=["space", "model", "state"])
     for space in entries(status, "spaces"):

@@ -55,6 +55,7 @@ void print(const SimTotals& totals) {
   show("of them bad", totals.bad_blocks_scrubbed);
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
+  show("stored beyond", totals.blocks_stored);
   show("checked before they were written", totals.blocks_checked);
   show("taken for damaged", totals.blocks_damaged);
   show("nodes", totals.nodes);
@@ -66,6 +67,7 @@ void print(const SimTotals& totals) {
   print_reasons("unfetched blocks", totals.unfetched_blocks);
   print_reasons("unwritten blocks", totals.unwritten_blocks);
   print_reasons("unimported blocks", totals.unimported_blocks);
+  print_reasons("unstored blocks", totals.unstored_blocks);
 }
 
 TEST(Simulation, Seeds) {
@@ -97,6 +99,7 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_recovered, count / 10);
   EXPECT_GE(totals.blocks_imported, count);
   EXPECT_GE(totals.blocks_lent, count);
+  EXPECT_GE(totals.blocks_stored, count);
   EXPECT_GE(totals.blocks_checked, count);
   EXPECT_GE(totals.blocks_damaged, count / 10);
 }

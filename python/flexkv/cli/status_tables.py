@@ -13,6 +13,7 @@ from rich.text import Text
 from flexkv.cli import cells
 from flexkv.cli.cluster_tables import cluster_lines
 from flexkv.cli.drive_tables import drive_lines, drive_table, ssd_row
+from flexkv.cli.remote_tables import remote_lines
 from flexkv.status_fields import entries, is_number, mapping, number
 
 _LISTS = {
@@ -33,7 +34,8 @@ _DIRECTIONS = {
     "to_host": "device -> host",
     "from_disk": "SSD -> host",
     "to_disk": "host -> SSD",
-    "from_remote": "other nodes -> host",
+    "from_remote": "beyond this machine -> host",
+    "to_remote": "host -> remote tier",
 }
 # Where a field's name alone does not say what is counted.
 _NAMES = {"peers": "attached processes (schedulers and ranks of engines)"}
@@ -54,6 +56,8 @@ def node_view(status: Mapping[str, Any], before: Mapping[str, Any] | None, secon
     lines += [*_failure_lines(status), *drive_lines(status)]
     if cluster := mapping(status, "cluster"):
         lines += cluster_lines(cluster)
+    if remote := mapping(status, "remote"):
+        lines += remote_lines(remote)
     messages = mapping(status, "health").get("messages")
     if isinstance(messages, list):
         lines += (Text(f"! {message}", style="yellow") for message in messages)

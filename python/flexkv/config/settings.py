@@ -11,6 +11,7 @@ from typing import Any
 
 from flexkv.config import sizes
 from flexkv.config.cluster import ClusterSettings, cluster_options, cluster_problems, in_cluster
+from flexkv.config.remote import RemoteSettings, remote_options, remote_problems
 from flexkv.config.setting import (
     IgnoredEntry,
     Setting,
@@ -66,7 +67,7 @@ class NodeTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ClusterSettings):
+class Settings(ClusterSettings, RemoteSettings):
     """The effective configuration of this process. Immutable; made by `load`. Sizes in bytes, times as named."""
 
     # ---- general
@@ -391,8 +392,9 @@ class Settings(ClusterSettings):
     @property
     def reaches_beyond_memory(self) -> bool:
         """The node may have blocks that are not in its host memory, or that others than this process have stored: of a
-        daemon, on drives, in a cluster."""
-        return self.node_target.mode != "embedded" or self.ssd_cache_bytes > 0 or in_cluster(self)
+        daemon, on drives, in a cluster, in a store that many share."""
+        elsewhere = self.ssd_cache_bytes > 0 or in_cluster(self) or bool(self.remote_url)
+        return self.node_target.mode != "embedded" or elsewhere
 
     def node_options(self) -> dict[str, bool | int | float | str | list[str]]:
         """What the core's Node takes, as plain values."""
@@ -403,6 +405,7 @@ class Settings(ClusterSettings):
             "huge_page_bytes": self.hugepage_size_bytes,
             **ssd_options(self),
             **cluster_options(self),
+            **remote_options(self),
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,
@@ -427,7 +430,7 @@ class Settings(ClusterSettings):
             )
         if self.kv_events_replay_endpoint and not self.kv_events_endpoint:
             found.append("kv_events_replay_endpoint: there is nothing to repeat; give kv_events_endpoint, too")
-        return found + ssd_problems(self) + cluster_problems(self)
+        return found + ssd_problems(self) + cluster_problems(self) + remote_problems(self)
 
 
 def env_name(key: str) -> str:
@@ -436,7 +439,7 @@ def env_name(key: str) -> str:
 
 def _active() -> tuple[Setting, ...]:
     table = []
-    inherited = {one.name for one in fields(ClusterSettings)}
+    inherited = {one.name for part in (ClusterSettings, RemoteSettings) for one in fields(part)}
     for one in sorted(fields(Settings), key=lambda one: one.name in inherited):
         if "spec" in one.metadata:
             spec = dict(one.metadata["spec"])

@@ -61,7 +61,6 @@ _PLANNED = (
         Status.PLANNED,
         "Remote tiers and cluster",
         """
-        enable_3rd_remote: a shared file system as a tier
         use_mooncake_store_backend: Mooncake Store as a tier
         mooncake_store_config_path: its configuration file
         mooncake_config_path @ MOONCAKE_CONFIG_PATH: configuration file of Mooncake's transfer engine
@@ -151,6 +150,7 @@ _NOT_NEEDED = (
         Status.NOT_NEEDED,
         "Cluster",
         """
+        enable_3rd_remote: a shared file system is used where remote_url names it
         local_zmq_ip: requests between nodes take the connection that their blocks take, see local_ip
         local_zmq_port: as local_zmq_ip, see peer_port
         lease_ttl_ms: a block is lent for as long as its reader waits

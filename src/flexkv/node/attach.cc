@@ -232,6 +232,7 @@ Node::Space* Node::open_space(Engine& engine) {
   if (remote_ != nullptr) remote_->port.open_space(space->number, space->name, slot_bytes);
   open_feed(*space);
   if (disk_ != nullptr) open_disk(*space, engine.block_tokens);
+  if (store_ != nullptr) space->store_admission.emplace(admission_of(*space, engine.block_tokens));
   spaces_.push_back(std::move(space));
   return spaces_.back().get();
 }
@@ -239,7 +240,7 @@ Node::Space* Node::open_space(Engine& engine) {
 // Nobody uses it: its host memory, and its drives' slots, can be given to others.
 bool Node::idle(const Space& space) const {
   return space.engines == 0 && space.jobs == 0 && space.paths == 0 && space.imports == 0 && space.loans == 0 &&
-         space.disk_state != Space::DiskState::kOpening;
+         space.storing == 0 && space.disk_state != Space::DiskState::kOpening;
 }
 
 // ---- views ---------------------------------------------------------------------------------------------------------
@@ -273,7 +274,8 @@ std::vector<Node::SpaceInfo> Node::spaces() const {
                      space->index.memory_bytes() + space->sums.memory_bytes(), space->engines,
                      space->disk_slots ? space->disk_slots->capacity() : 0,
                      space->disk_slots ? space->disk_slots->used() : 0, space->disk_state == Space::DiskState::kOpening,
-                     space->admission ? space->admission->stats() : admission::AdmissionFilter::Stats{}});
+                     space->admission ? space->admission->stats() : admission::AdmissionFilter::Stats{},
+                     space->store_admission ? space->store_admission->stats() : admission::AdmissionFilter::Stats{}});
   }
   return infos;
 }
@@ -322,6 +324,7 @@ void Node::check_invariants() const {
     }
   }
   if (disk_ != nullptr) check_disk_invariants();
+  if (store_ != nullptr) check_store_invariants();
 }
 
 }  // namespace flexkv::node

@@ -49,6 +49,11 @@ void Node::give_back_damaged(Space& space) {
     const auto written = [&](const auto& io) {
       return io.second.space == &space && io.second.kind == DiskIo::Kind::kWrite && io.second.host == damaged.slot;
     };
+    const auto stored = [&](const auto& write) {
+      const auto& slots = write.second.slots;
+      return write.second.space == &space && std::ranges::find(slots, damaged.slot) != slots.end();
+    };
+    if (store_ != nullptr && std::ranges::any_of(store_->writes, stored)) return true;
     return std::ranges::any_of(jobs_, began_before) || std::ranges::any_of(loans_, lent) ||
            (disk_ != nullptr && std::ranges::any_of(disk_->ios, written));
   };

@@ -11,25 +11,6 @@ namespace {
 // Of the pool: what imports that nobody waits for may take at once.
 constexpr std::uint64_t kPrefetchShare = 25;
 
-Reason to_reason(RemoteOutcome outcome) {
-  switch (outcome) {
-    case RemoteOutcome::kBusy:
-      return Reason::kPeerBusy;
-    case RemoteOutcome::kUnreachable:
-      return Reason::kPeerUnreachable;
-    case RemoteOutcome::kDeadline:
-      return Reason::kDeadline;
-    case RemoteOutcome::kChecksum:
-      return Reason::kChecksum;
-    case RemoteOutcome::kCanceled:
-      return Reason::kCanceled;
-    case RemoteOutcome::kDone:
-    case RemoteOutcome::kMissing:
-      break;
-  }
-  return Reason::kGone;
-}
-
 }  // namespace
 
 // ---- what there is, and whether it is worth it ---------------------------------------------------------------------
@@ -247,7 +228,7 @@ void Node::on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now) {
     return ask_remote(moved);
   }
   const bool reset = import.generation != space.generation;
-  give_up_rest(import, import.arrived, reset ? Reason::kReset : to_reason(outcome));
+  give_up_rest(import, import.arrived, reset ? Reason::kReset : reason_of(outcome));
   std::vector<JobKey> arrived;
   publish_all(space, arrived);
   send_arrived(arrived);

@@ -27,10 +27,11 @@ Reason to_reason(index::MissReason reason) {
 
 }  // namespace
 
-Node::Node(NodeOptions options, Outbox& outbox, DiskPort* disk, RemotePort* remote)
+Node::Node(NodeOptions options, Outbox& outbox, DiskPort* disk, RemotePort* remote, StorePort* store)
     : options_(options), outbox_(outbox), ranges_(options.pool_bytes) {
   if (disk != nullptr) disk_ = std::make_unique<Disk>(*disk);
   if (remote != nullptr) remote_ = std::make_unique<Remote>(*remote);
+  if (store != nullptr) store_ = std::make_unique<Store>(*store);
 }
 Node::~Node() = default;
 
@@ -614,6 +615,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     describe_saved(job);
     note_saved(job);
     write_behind(space, job.pin);
+    store_beyond(space, job.pin);
     for (const JobKey& follower_key : job.followers) {
       Job& follower = *jobs_.at(follower_key);
       const auto match =
@@ -689,6 +691,7 @@ std::optional<Nanos> Node::next_deadline() const {
     next = std::min(next.value_or(loans), loans);
   }
   if (const auto check = disk_ == nullptr ? std::nullopt : next_check()) next = std::min(next.value_or(*check), *check);
+  if (const auto store = store_deadline()) next = std::min(next.value_or(*store), *store);
   return next;
 }
 
@@ -710,12 +713,14 @@ void Node::on_time(Nanos now) {
     lent.limit = Loan::Limit::kDeadline;
     answer(id, lent);
   }
+  pump_store();
   pump_disk();
 }
 
 void Node::clear(Space& space, Nanos now) {
   ++space.generation;
   disown_imports(space);
+  disown_store_runs(space);
   space.index.clear(now, evicted_);
   give_back_evicted(space);
   if (disk_ != nullptr) disk_->port.reset_space(space.number);
@@ -735,6 +740,11 @@ void Node::reset(EngineHandle handle, Nanos now) {
 }
 
 void Node::reset_all(Nanos now) {
+  reset_here(now);
+  if (remote_ != nullptr) remote_->port.reset();
+}
+
+void Node::reset_here(Nanos now) {
   ++stats_.resets;
   for (const auto& space : spaces_) clear(*space, now);
   std::erase_if(spaces_, [&](const auto& space) {
@@ -743,7 +753,6 @@ void Node::reset_all(Nanos now) {
     return true;
   });
   if (disk_ != nullptr) disk_->port.reset_closed_spaces(std::nullopt);
-  if (remote_ != nullptr) remote_->port.reset();
 }
 
 }  // namespace flexkv::node

@@ -18,7 +18,7 @@
 //
 // Beyond the machine (RemotePort) other nodes may have what comes behind a match. It is read into slots of this node,
 // published as if it had been saved here, and goes to the device like blocks from drives. In return other nodes borrow
-// blocks (lend()).
+// blocks (lend()), and a store that all share (StorePort) is given those that are worth it.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +41,7 @@
 #include "flexkv/node/disk_port.h"
 #include "flexkv/node/remote_port.h"
 #include "flexkv/node/slot_space.h"
+#include "flexkv/node/store_port.h"
 #include "flexkv/plan/flow_rate.h"
 #include "flexkv/plan/load_choice.h"
 #include "flexkv/proto/messages.h"
@@ -162,6 +163,9 @@ struct NodeStats {
   std::array<std::uint64_t, proto::kReasonCount> unimported_blocks{};  // asked for beyond the machine, and did not come
   std::uint64_t loans = 0;
   std::uint64_t blocks_lent = 0;
+  DiskFlowStats to_store;
+  std::uint64_t store_writes = 0;                                    // of them
+  std::array<std::uint64_t, proto::kReasonCount> unstored_blocks{};  // were worth it, or offered, and not written
   std::uint64_t blocks_checked = 0;  // written to drives, and found to be what the device held
   std::uint64_t blocks_damaged = 0;  // in host memory, found not to be that, and dropped
 };
@@ -187,8 +191,10 @@ struct ScrubStatus {
 
 class Node {
  public:
-  // `disk`: null without drives. `remote`: null if there is nothing beyond the machine. They outlive the node.
-  Node(NodeOptions options, Outbox& outbox, DiskPort* disk = nullptr, RemotePort* remote = nullptr);
+  // `disk`: null without drives. `remote`: null if there is nothing beyond the machine. `store`: null if nothing is
+  // kept there. They outlive the node.
+  Node(NodeOptions options, Outbox& outbox, DiskPort* disk = nullptr, RemotePort* remote = nullptr,
+       StorePort* store = nullptr);
   ~Node();
 
   // An engine = one client (its scheduler) and rank_count agents that name the same engine_id. Order does not matter.
@@ -237,7 +243,10 @@ class Node {
   // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing, and of
   // sequences that are open nothing is saved any more: their beginnings may have been computed before.
   void reset(EngineHandle engine, Nanos now);
+  // Of all models, here and at all who share what is beyond the machine.
   void reset_all(Nanos now);
+  // Here, because one of those has said so.
+  void reset_here(Nanos now);
 
   void on_report(AgentHandle agent, const proto::JobReport& report, Nanos now);
 
@@ -270,6 +279,13 @@ class Node {
   // From beyond the machine; see RemotePort. `index`: which of the blocks that were wanted, in order.
   void on_remote_block(RemoteOp op, std::uint32_t index, Nanos now);
   void on_remote_end(RemoteOp op, RemoteOutcome outcome, Nanos now);
+  // From the store; see StorePort.
+  void on_store_written(RemoteOp op, RemoteOutcome outcome, Nanos now);
+  // Its block `index` is not what its sums say; on_store_written follows.
+  void on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now);
+  // The node ends soon: what is gathered for the store is written.
+  void flush_store(Nanos now);
+  std::uint32_t store_queue() const;  // blocks that are gathered or being written
   // For another node: as many of the blocks keys[first, ...) as there are, those on drives as well once they have been
   // read and as far as loans may take host memory. Outbox::lent says which, once, by the deadline, maybe before this
   // returns; then end_loan() has to be called, also for a loan of no blocks. `keys`: the chain from its first block on.
@@ -314,6 +330,7 @@ class Node {
     std::uint64_t disk_used = 0;
     bool recovering = false;
     admission::AdmissionFilter::Stats admission;
+    admission::AdmissionFilter::Stats store_admission;
   };
   struct DiskQueues {
     std::uint32_t fetches = 0;  // blocks that are fetched, or wait for room or a drive
@@ -350,6 +367,7 @@ class Node {
   struct Remote;
   struct Import;
   struct Lent;
+  struct Store;
   static constexpr std::size_t kChoicesKept = 64;
   using JobKey = std::pair<EngineHandle, JobId>;
   // `count` device blocks in a row, in as many slots in a row.
@@ -500,6 +518,7 @@ class Node {
   // write_behind.cc: from host memory to drives, and what lies there
   static ModelName model_name(const std::array<std::byte, 32>& fingerprint);
   void open_disk(Space& space, std::uint32_t block_tokens);
+  admission::AdmissionFilter::Options admission_of(const Space& space, std::uint32_t block_tokens) const;
   void note_hits(Space& space, const Sequence& sequence);
   void note_saved(Job& job);
   void write_behind(Space& space, index::PinId pin);
@@ -508,6 +527,19 @@ class Node {
   Begun begin_write(Path* path, std::uint32_t at);
   void end_write(const DiskIo& io, DiskOutcome outcome, Reason reason);
   void check_disk_invariants() const;
+
+  // store_writes.cc: from host memory to a store beyond the machine
+  struct StoreRun;
+  std::uint32_t first_unstored(Space& space, index::PinId pin);
+  void store_beyond(Space& space, index::PinId pin);
+  void pump_store();
+  void gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end);
+  void begin_store_write(StoreRun& run);
+  void end_run(StoreRun& run);
+  void give_up_run(StoreRun& run, Reason reason);
+  void disown_store_runs(Space& space);
+  std::optional<Nanos> store_deadline() const;
+  void check_store_invariants() const;
 
   // changes.cc
   void open_feed(Space& space);
@@ -528,6 +560,7 @@ class Node {
   std::set<std::pair<Nanos, JobKey>> deadlines_;
   std::unique_ptr<Disk> disk_;      // null without drives
   std::unique_ptr<Remote> remote_;  // null if there is nothing beyond the machine
+  std::unique_ptr<Store> store_;    // null if nothing is kept there
   std::map<LoanId, std::unique_ptr<Lent>> loans_;
   std::set<std::pair<Nanos, LoanId>> loan_deadlines_;  // of those that are not answered
   std::uint64_t lent_bytes_ = 0;

@@ -26,7 +26,7 @@ class NodeTest : public ::testing::Test, public Outbox {
  protected:
   static constexpr std::uint64_t kPage = kExtentAlignment;
 
-  void start(NodeOptions options) { node = std::make_unique<Node>(options, *this, drives, beyond); }
+  void start(NodeOptions options) { node = std::make_unique<Node>(options, *this, drives, beyond, storage); }
   void start(std::uint64_t slots, std::uint32_t ranks = 1) {
     NodeOptions options;
     options.pool_bytes = slots * ranks * kPage;
@@ -134,6 +134,7 @@ class NodeTest : public ::testing::Test, public Outbox {
 
   DiskPort* drives = nullptr;
   RemotePort* beyond = nullptr;
+  StorePort* storage = nullptr;
   std::unique_ptr<Node> node;
   std::vector<AgentHandle> agents;
   std::vector<std::pair<AgentHandle, proto::ToAgent>> messages;

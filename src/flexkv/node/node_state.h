@@ -14,6 +14,9 @@ namespace flexkv::node {
 constexpr index::Tier kHostTier = 0;
 constexpr index::Tier kDiskTier = 1;
 
+// Of blocks that did not come from beyond the machine, or did not get there.
+Reason reason_of(RemoteOutcome outcome);
+
 inline std::size_t slot_of(Reason reason) { return static_cast<std::size_t>(reason); }
 
 // A pinned path that several transfers to or from drives share: as long as there are any, neither its host slots nor
@@ -80,6 +83,35 @@ struct Node::Remote {
   std::vector<plan::Stretch> stretches;  // scratch
 };
 
+// Blocks [begin, end) of the pinned path: gathered for the store, or being written there.
+struct Node::StoreRun {
+  Space* space = nullptr;
+  std::uint64_t generation = 0;
+  index::PinId pin{};
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
+  key::BlockKey last;  // of them, while they are gathered
+  Nanos since = 0;     // the first of them is gathered, or they are written
+  std::vector<index::Slot> slots{};  // while they are written: where they lie
+};
+
+struct Node::Store {
+  explicit Store(StorePort& beyond) : port(beyond) {}
+
+  StorePort& port;
+  RemoteOp next_op = 1;
+  std::list<StoreRun> gathering;  // too short to be written yet, the oldest first
+  std::unordered_map<key::BlockKey, std::list<StoreRun>::iterator, key::BlockKeyHash> ends;  // of them, by `last`
+  std::list<StoreRun> ready;  // wait for others to have been written
+  std::unordered_map<RemoteOp, StoreRun> writes;
+  std::uint32_t blocks = 0;  // of all these
+  std::uint64_t bytes = 0;
+  bool flushing = false;
+  // Scratch of store_beyond().
+  std::vector<index::Slot> slots;
+  std::vector<key::BlockKey> keys;
+};
+
 // Blocks [first, end) of the pinned path, lent to another node or on their way from drives for it.
 struct Node::Lent {
   Space* space = nullptr;
@@ -131,6 +163,8 @@ struct Node::Space {
   std::unordered_map<key::BlockKey, std::pair<RemoteOp, std::uint32_t>, key::BlockKeyHash> importing;
   std::uint32_t imports = 0;
   std::uint32_t loans = 0;
+  std::uint32_t storing = 0;                                  // runs
+  std::optional<admission::AdmissionFilter> store_admission;  // with a store
 
   // ---- with drives
   enum class DiskState : std::uint8_t { kNone, kOpening, kOpen } disk_state = DiskState::kNone;

@@ -38,6 +38,9 @@ enum class RemoteOutcome : std::uint8_t {
   kDeadline,
   kChecksum,  // what came is not the block
   kCanceled,
+  kStoreOff,     // a store is left alone for a while, because it failed or hung
+  kStoreFailed,  // a store did not do it
+  kDamaged,      // what was to be stored is not what its sums say
 };
 
 // Called under the node's lock; must not call back and must not block.

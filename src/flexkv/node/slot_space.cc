@@ -76,6 +76,7 @@ bool SlotSpace::grow() {
   const auto first = static_cast<index::Slot>(owned_.size() << range_shift_);
   owned_.push_back(used);
   slot_count_ += count;
+  marks_.resize(owned_.size() << range_shift_);
   // Lowest slots on top of the stack: the pool's memory is used from its start.
   free_.reserve(slot_count_);
   for (std::uint32_t i = count; i > 0; --i) free_.push_back(first + i - 1);
@@ -86,6 +87,7 @@ index::Slot SlotSpace::take() {
   FLEXKV_ASSERT(!free_.empty());
   const index::Slot slot = free_.back();
   free_.pop_back();
+  marks_[slot] = false;
   return slot;
 }
 

@@ -51,6 +51,9 @@ class SlotSpace {
   // REQUIRES: free_count() > 0
   index::Slot take();
   void give_back(index::Slot slot) { free_.push_back(slot); }
+  // Whoever uses the slot may mark it; taken, it has no mark.
+  void mark(index::Slot slot, bool marked) { marks_[slot] = marked; }
+  bool marked(index::Slot slot) const { return marks_[slot]; }
 
  private:
   std::uint32_t slots_per_range() const { return 1U << range_shift_; }
@@ -61,6 +64,7 @@ class SlotSpace {
   std::uint32_t slot_count_ = 0;
   std::vector<RangeAllocator::Range> owned_;
   std::vector<index::Slot> free_;
+  std::vector<bool> marks_;
 };
 
 }  // namespace flexkv::node

@@ -31,13 +31,14 @@ ModelName Node::model_name(const std::array<std::byte, 32>& fingerprint) {
 void Node::open_disk(Space& space, std::uint32_t block_tokens) {
   space.disk_slots.emplace(disk_->port.drive_count());
   space.disk_state = Space::DiskState::kOpening;
-  if (options_.disk_admission) {
-    const std::uint64_t blocks = (options_.pool_bytes + options_.disk_bytes) / space.slots.slot_bytes();
-    space.admission.emplace(admission::AdmissionFilter::Options{
-        .remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax),
-        .block_tokens = block_tokens});
-  }
+  if (options_.disk_admission) space.admission.emplace(admission_of(space, block_tokens));
   disk_->port.open_space(space.number, space.name, space.slots.slot_bytes());
+}
+
+admission::AdmissionFilter::Options Node::admission_of(const Space& space, std::uint32_t block_tokens) const {
+  const std::uint64_t blocks = (options_.pool_bytes + options_.disk_bytes) / space.slots.slot_bytes();
+  return {.remembered_blocks = std::clamp<std::uint64_t>(2 * blocks, kRememberedMin, kRememberedMax),
+          .block_tokens = block_tokens};
 }
 
 void Node::on_disk_recovered(SpaceNumber number, std::span<const RecoveredChain> chains, Nanos now) {
@@ -79,15 +80,22 @@ void Node::on_disk_opened(SpaceNumber number, std::span<const std::uint32_t> slo
 
 // A lookup that counts as a use has found these; what was not worth writing when it was saved may be now.
 void Node::note_hits(Space& space, const Sequence& sequence) {
-  if (!space.admission || sequence.matched == 0) return;
-  space.admission->on_hit(std::span(sequence.keys).first(sequence.matched));
-  write_behind(space, sequence.pin);
+  if (sequence.matched == 0) return;
+  const auto found = std::span(sequence.keys).first(sequence.matched);
+  if (space.admission) {
+    space.admission->on_hit(found);
+    write_behind(space, sequence.pin);
+  }
+  if (space.store_admission) {
+    space.store_admission->on_hit(found);
+    store_beyond(space, sequence.pin);
+  }
 }
 
 void Node::note_saved(Job& job) {
-  if (!job.space->admission) return;
   if (job.last_found) job.origin.last_found = &*job.last_found;
-  job.space->admission->on_save(job.keys, job.origin);
+  if (job.space->admission) job.space->admission->on_save(job.keys, job.origin);
+  if (job.space->store_admission) job.space->store_admission->on_save(job.keys, job.origin);
 }
 
 // Has those of the pinned path's blocks written that lie on no drive and are worth it.

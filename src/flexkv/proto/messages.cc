@@ -87,7 +87,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kDamaged, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kStoreFailed, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -121,7 +121,10 @@ const char* reason_name(Reason reason) {
                                                                    "disk_busy",
                                                                    "peer_busy",
                                                                    "peer_unreachable",
-                                                                   "damaged"};
+                                                                   "damaged",
+
+                                                                   "store_off",
+                                                                   "store_failed"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 

@@ -149,9 +149,11 @@ enum class Reason : std::uint8_t {
   kDiskBusy,         // not written to a drive: loads kept it busy
   kPeerBusy,         // another node has it, and gives no more for now
   kPeerUnreachable,  // another node has it, and does not answer
-  kDamaged,          // not written to a drive: what is in host memory is not what the device held
+  kDamaged,          // not written to a drive or a store: what is in host memory is not what the device held
+  kStoreOff,         // the remote store is not asked for a while, because it failed or hung
+  kStoreFailed,      // the remote store did not give or take it
 };
-constexpr std::size_t kReasonCount = 30;
+constexpr std::size_t kReasonCount = 32;
 const char* reason_name(Reason reason);
 
 // client -> node

@@ -43,6 +43,15 @@ std::size_t Engine::contains(const SpaceName& space, std::span<const key::BlockK
   return found->second->catalog.leading(keys);
 }
 
+bool Engine::takes_writes() const {
+  const MutexLock lock(mutex_);
+  return published_.writes_off.empty();
+}
+
+std::uint64_t Engine::object_blocks(std::uint64_t slot_bytes) const {
+  return std::clamp<std::uint64_t>(options_.object_bytes / (slot_bytes + kHeadBytes), 1, kObjectBlocksMax);
+}
+
 RemoteStats Engine::stats() const {
   const MutexLock lock(mutex_);
   RemoteStats stats = published_;
@@ -63,6 +72,12 @@ void Engine::publish() {
   counts_.reads_off = dispatch_.why_off(Dispatch::Kind::kRead);
   counts_.writes_off = dispatch_.why_off(Dispatch::Kind::kWrite);
   counts_.last_error = dispatch_.last_error();
+  if (marks_) {
+    counts_.marks = marks_->known.size();
+    counts_.marks_unstored = marks_->unstored.size();
+    counts_.marks_listed = marks_->listed;
+    counts_.trouble = marks_->why_unread.empty() ? marks_->why_unwritten : marks_->why_unread;
+  }
   const MutexLock lock(mutex_);
   published_ = counts_;
 }
@@ -228,8 +243,7 @@ void Engine::write(WriteRequest request, Nanos now) {
     return;
   }
   const auto& blocks = writing.asked.blocks;
-  const std::uint64_t at_once =
-      std::clamp<std::uint64_t>(options_.object_bytes / (writing.asked.slot_bytes + kHeadBytes), 1, kObjectBlocksMax);
+  const std::uint64_t at_once = object_blocks(writing.asked.slot_bytes);
   std::vector<bool> known(blocks.size());
   {
     const MutexLock lock(mutex_);
@@ -276,6 +290,7 @@ void Engine::order_write(RequestId id, Writing& writing, std::size_t first, std:
     Writing& request = writings_.at(id);
     request.ops.erase(ended.id);
     if (ended.outcome == StoreOutcome::kDone) {
+      if (marks_) marks_->why_unwritten.clear();
       ++counts_.objects_written;
       counts_.written_blocks += object->chain.keys.size();
       counts_.written_bytes += object->chain.keys.size() * space->codec.slot_bytes();
@@ -307,6 +322,9 @@ void Engine::cancel(RequestId id) {
 
 void Engine::end_all() {
   drop_scan();
+  if (marks_) {
+    for (const OpId op : std::exchange(marks_->ops, {})) dispatch_.drop(op);
+  }
   while (!readings_.empty()) end_reading(readings_.begin()->first, Outcome::kCanceled);
   while (!writings_.empty()) end_writing(writings_.begin()->first, Outcome::kCanceled);
   publish();
@@ -336,6 +354,7 @@ void Engine::take(std::vector<Ended>& ended, Nanos now) {
 void Engine::on_time(Nanos now) {
   now_ = now;
   end_overdue(now);
+  if (marks_ && marks_->due <= now && marks_->ops.empty()) look_for_marks();
   begin_due_scan(now);
   dispatch_.on_time(now);
   publish();
@@ -345,6 +364,7 @@ std::optional<Nanos> Engine::next_time() const {
   std::optional<Nanos> next = dispatch_.next_time();
   const auto at = [&](Nanos time) { next = std::min(next.value_or(time), time); };
   if (!deadlines_.empty()) at(deadlines_.begin()->first);
+  if (marks_ && marks_->ops.empty()) at(marks_->due);
   if (scan_) return next;
   const MutexLock lock(mutex_);
   for (const auto& [name, space] : spaces_) at(space->scan_at);

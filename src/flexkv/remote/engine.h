@@ -1,8 +1,11 @@
 // What the remote tier does, without its thread: turns reads and writes of blocks into operations on objects, checks
 // what comes, keeps the catalog of what is stored, and scans the store for what others wrote. Its time comes in as a
-// parameter. contains() and stats() may be called by any thread; all else by one (the lane).
+// parameter. contains(), stats(), takes_writes() and object_blocks() may be called by any thread; all else by one (the
+// lane).
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 
 #include "flexkv/base/mutex.h"
@@ -29,6 +32,8 @@ class Engine {
   // How many leading ones of `keys` can be read, as far as is known. From memory only. Thread-safe.
   std::size_t contains(const SpaceName& space, std::span<const key::BlockKey> keys) const;
   RemoteStats stats() const;
+  bool takes_writes() const;  // thread-safe
+  std::uint64_t object_blocks(std::uint64_t slot_bytes) const;
 
   // Known already with the same slots: nothing happens.
   void open_space(const SpaceName& space, std::uint64_t slot_bytes, Nanos now);
@@ -38,6 +43,9 @@ class Engine {
   void read(ReadRequest request, Nanos now);
   void write(WriteRequest request, Nanos now);
   void cancel(RequestId id);
+  void watch_marks(Nanos now);
+  // REQUIRES: watch_marks()
+  void put_mark(const Mark& mark, Nanos now);
   void end_all();
 
   void take(std::vector<Ended>& ended, Nanos now);
@@ -82,6 +90,20 @@ class Engine {
     std::set<OpId> ops;
   };
 
+  struct Marks {
+    explicit Marks(const EngineOptions& options)
+        : backoff(kSecond, std::max(options.scan_every, kSecond), options.seed) {}
+    std::set<Mark> known;
+    std::set<Mark> unstored;  // of them
+    std::set<Mark> listing;   // seen, of a listing under way
+    bool listed = false;      // once at least
+    std::set<OpId> ops;
+    Nanos due = 0;  // next listing
+    meta::Backoff backoff;
+    std::string why_unread;  // the latest listing failed
+    std::string why_unwritten;
+  };
+
   std::shared_ptr<Space> find_space(const SpaceName& name, std::uint64_t slot_bytes) const;
   std::vector<Piece> pieces_of(Reading& reading) const;
   void order_read(RequestId id, Reading& reading, Piece piece);
@@ -105,6 +127,14 @@ class Engine {
   void end_scan(bool whole);
   void drop_scan();
 
+  // engine_marks.cc
+  void look_for_marks();
+  void list_marks(std::string from);
+  void take_marks();
+  void try_writing(std::string path, std::vector<std::byte> bytes, std::function<void()> done);
+  void store_marks();
+  void end_looking(std::string why);
+
   const EngineOptions options_;
   RemoteSink& sink_;
   Dispatch dispatch_;
@@ -113,6 +143,7 @@ class Engine {
   std::set<std::pair<Nanos, RequestId>> deadlines_;
   std::optional<Scan> scan_;
   meta::Backoff scan_backoff_;
+  std::optional<Marks> marks_;  // once they are watched
   Nanos now_ = 0;
   RemoteStats counts_;
 

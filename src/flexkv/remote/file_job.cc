@@ -21,7 +21,8 @@ namespace {
 
 constexpr std::string_view kTemporary = ".tmp-";
 constexpr std::time_t kTemporarySeconds = 3600;  // who began it is gone by then
-constexpr unsigned kShards = 256;                // folders of a space's folder
+constexpr const char* kNotThere = ": is not there; FlexKV does not make it (is it mounted?)";
+constexpr unsigned kShards = 256;  // folders of a space's folder
 
 // Calls move(bytes of a part, offset in `size`) for each part that the bytes [at, at + size) lie in.
 template <typename Part, typename Move>
@@ -52,11 +53,14 @@ std::string temporary_name() {
   return name;
 }
 
-// Those of `path` below `root`, which itself is not made.
-void make_folders(const std::string& root, const std::string& path) {
+// Those of `path` below `root`, which itself is not made: where a file system is not mounted, nothing is to be written.
+// Not empty: the one that could not be made, and errno says why.
+std::string make_folders(const std::string& root, const std::string& path) {
   for (std::size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1)) {
-    ::mkdir((root + '/' + path.substr(0, slash)).c_str(), 0777);
+    std::string folder = root + '/' + path.substr(0, slash);
+    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST) return folder;
   }
+  return {};
 }
 
 }  // namespace
@@ -107,7 +111,10 @@ Ended FileJob::put(const PutOp& op, const std::string& root, std::span<std::byte
   constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
   Fd fd(::open(temporary.c_str(), kFlags, 0666));
   if (!fd.valid() && errno == ENOENT) {
-    make_folders(root, op.path);
+    if (const std::string folder = make_folders(root, op.path); !folder.empty()) {
+      if (errno == ENOENT) return {id_, StoreOutcome::kFailed, root + kNotThere, {}, {}};
+      return failed(folder, errno);
+    }
     fd = Fd(::open(temporary.c_str(), kFlags, 0666));
   }
   if (!fd.valid()) {
@@ -145,7 +152,7 @@ Ended FileJob::get(const GetOp& op, const std::string& root, std::span<std::byte
     const int error_number = errno;
     // Is it the object that is missing, or the file system?
     if (error_number == ENOENT && ::access(root.c_str(), F_OK) != 0)
-      return {id_, StoreOutcome::kFailed, root + ": is not there", {}, {}};
+      return {id_, StoreOutcome::kFailed, root + kNotThere, {}, {}};
     return failed(path, error_number);
   }
   const std::uint64_t bytes = bytes_of(op.parts);
@@ -163,7 +170,7 @@ Ended FileJob::get(const GetOp& op, const std::string& root, std::span<std::byte
 
 // A page is one of the folders that objects are spread over: 00 to ff.
 Ended FileJob::list(const ListOp& op, const std::string& root) {
-  if (::access(root.c_str(), F_OK) != 0) return {id_, StoreOutcome::kFailed, root + ": is not there", {}, {}};
+  if (::access(root.c_str(), F_OK) != 0) return {id_, StoreOutcome::kFailed, root + kNotThere, {}, {}};
   Ended ended{id_, StoreOutcome::kDone, {}, {}, {}};
   if (::access((root + '/' + op.folder).c_str(), F_OK) != 0 && errno == ENOENT) return ended;
   unsigned shard = 0;

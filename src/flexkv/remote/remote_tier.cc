@@ -28,11 +28,23 @@ RemoteTier::~RemoteTier() {
 }
 
 void RemoteTier::open_space(const SpaceName& space, std::uint64_t slot_bytes) {
-  post([this, space, slot_bytes](Nanos now) { engine_.open_space(space, slot_bytes, now); });
+  order([this, space, slot_bytes](Nanos now) { engine_.open_space(space, slot_bytes, now); });
 }
 
 void RemoteTier::close_space(const SpaceName& space) {
-  post([this, space](Nanos) { engine_.close_space(space); });
+  order([this, space](Nanos) { engine_.close_space(space); });
+}
+
+void RemoteTier::watch_marks() {
+  order([this](Nanos now) { engine_.watch_marks(now); });
+}
+
+void RemoteTier::put_mark(const Mark& mark) {
+  order([this, mark](Nanos now) { engine_.put_mark(mark, now); });
+}
+
+void RemoteTier::post(std::function<void()> call) {
+  order([call = std::move(call)](Nanos) { call(); });
 }
 
 std::size_t RemoteTier::contains(const SpaceName& space, std::span<const key::BlockKey> keys) const {
@@ -85,7 +97,7 @@ RemoteStats RemoteTier::stats() const {
   return stats;
 }
 
-void RemoteTier::post(Command command) {
+void RemoteTier::order(Command command) {
   {
     const MutexLock lock(mutex_);
     commands_.push_back(std::move(command));

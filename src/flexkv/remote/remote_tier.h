@@ -34,9 +34,19 @@ class RemoteTier final : private RemoteSink {
   void close_space(const SpaceName& space);
   // How many leading ones of `keys` can be read, as far as is known. Never asks the store.
   std::size_t contains(const SpaceName& space, std::span<const key::BlockKey> keys) const;
+  // Not while it is left alone because writes failed or hung.
+  bool takes_writes() const { return engine_.takes_writes(); }
+  // So many blocks make an object.
+  std::uint64_t object_blocks(std::uint64_t slot_bytes) const { return engine_.object_blocks(slot_bytes); }
   // REQUIRES: problem_of(request) is empty. False (Outcome::kBusy): too many requests wait, and nothing will come.
   [[nodiscard]] bool read(ReadRequest request);
   [[nodiscard]] bool write(WriteRequest request);
+  // From now on RemoteSink::on_marks tells of the marks in the store.
+  void watch_marks();
+  // It is put there, however often that has to be tried. REQUIRES: watch_marks()
+  void put_mark(const Mark& mark);
+  // Runs it on the lane, soon; not after the destructor has begun.
+  void post(std::function<void()> call);
   // It ends soon, also if it has just ended otherwise.
   void cancel(RequestId id);
   RemoteStats stats() const;
@@ -47,9 +57,11 @@ class RemoteTier final : private RemoteSink {
   void on_block(RequestId id, std::uint32_t index) override;
   void on_end(RequestId id, Outcome outcome) override;
   void on_written(RequestId id, Outcome outcome) override;
+  void on_marks(const std::set<Mark>& marks) override { sink_.on_marks(marks); }
+  void on_no_marks() override { sink_.on_no_marks(); }
 
   bool admit(RequestId id, std::uint64_t& refused, Command command);
-  void post(Command command);
+  void order(Command command);
   void forget(RequestId id);
   void run();
 

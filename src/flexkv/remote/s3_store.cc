@@ -280,6 +280,12 @@ Ended S3Store::end_of(OpId id, Transfer& transfer, CURLcode code) const {
   const std::string error_code = s3_error_code(transfer.body);
   const auto ended = [&](StoreOutcome outcome) {
     std::string why = base_url_ + ": HTTP " + std::to_string(status) + (error_code.empty() ? "" : " " + error_code);
+    if (error_code == "NoSuchBucket") why += ": there is no such bucket, and FlexKV makes none";
+    if (status == 401 || status == 403) {
+      why += options_.access_key.empty()
+                 ? ": it asks for credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                 : ": these credentials may not do that; look at them and at the bucket's policy";
+    }
     return Ended{id, outcome, std::move(why), {}, {}};
   };
   if (code != CURLE_OK) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +16,10 @@ namespace flexkv::remote {
 
 using SpaceName = std::array<std::uint8_t, 32>;  // of a model, its layout and what else its blocks depend on
 using RequestId = std::uint64_t;                 // never used twice with one tier, be it to read or to write
+
+// Of a reset, in the store for good: what was stored before it is of no use to whoever knows it. Names are for who uses
+// the tier to choose: by its spaces' names he keeps apart what was stored between resets.
+using Mark = std::array<std::uint8_t, 16>;
 
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
 constexpr std::size_t kKeysMax = 32768;  // of one request
@@ -70,6 +75,10 @@ class RemoteSink {
   virtual void on_end(RequestId id, Outcome outcome) = 0;
   // The last word of a write. kDone: the store has all blocks; otherwise it may have some.
   virtual void on_written(RequestId id, Outcome outcome) = 0;
+  // All marks that are known, when the store was first asked for them and whenever there are more. After watch_marks().
+  virtual void on_marks(const std::set<Mark>&) {}
+  // They could not be listed yet; that is tried again.
+  virtual void on_no_marks() {}
 };
 
 // What was found wrong with objects; each is a miss.
@@ -102,7 +111,11 @@ struct RemoteStats {
   std::uint64_t objects = 0;   // known now
   std::uint64_t blocks = 0;    // known now
   std::uint64_t left_out = 0;  // objects that found no room among the known ones
-  std::string reads_off;       // why the store is not asked; empty: it is
+  std::uint64_t marks = 0;     // known now
+  std::uint64_t marks_unstored = 0;
+  bool marks_listed = false;  // once at least
+  std::string trouble;        // why the store's marks, and so its blocks, are not known, or nothing can be written
+  std::string reads_off;      // why the store is not asked; empty: it is
   std::string writes_off;
   std::string last_error;  // what the store said last when it failed; never with a secret
 };

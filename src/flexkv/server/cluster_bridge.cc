@@ -40,24 +40,28 @@ peer::Outcome to_peer(node::Loan::Limit limit) {
 }  // namespace
 
 Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,
-                                                             Apply apply) {
+                                                             SourceSink& reads, Apply apply,
+                                                             std::function<void(std::uint64_t epoch)> reset) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
   if (!tls) return tls.error();
   return std::unique_ptr<ClusterBridge>(new ClusterBridge(options, std::move(tls).value(),
                                                           secret.value().derive("block keys of " + options.cluster),
-                                                          pool, std::move(apply)));
+                                                          pool, reads, std::move(apply), std::move(reset)));
 }
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
-                             std::span<std::byte> pool, Apply apply)
+                             std::span<std::byte> pool, SourceSink& reads, Apply apply,
+                             std::function<void(std::uint64_t epoch)> reset)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
       incarnation_(random_incarnation()),
       pool_(pool),
-      apply_(std::move(apply)) {}
+      sink_(reads),
+      apply_(std::move(apply)),
+      reset_(std::move(reset)) {}
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
@@ -75,7 +79,7 @@ Result<> ClusterBridge::start() {
   directory.directory.incarnation = incarnation_;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started = cluster::DirectoryLane::start(directory, *this, [this](std::uint64_t) { enter_epoch(); });
+  auto started = cluster::DirectoryLane::start(directory, *this, [this](std::uint64_t epoch) { enter_epoch(epoch); });
   if (!started) return started.error();
   // The lanes may call the node already.
   apply_([&](node::Node&) {
@@ -119,16 +123,16 @@ ClusterBridge::Status ClusterBridge::status() const {
 }
 
 void ClusterBridge::reset() {
-  if (!reads_ || closing_ || entering_epoch_) return;
+  if (!reads_ || closing_) return;
   resetting_ = true;
   directory_->reset_cluster();
 }
 
-void ClusterBridge::enter_epoch() {
-  apply_([this](node::Node& node) {
-    entering_epoch_ = true;
-    node.reset_all(monotonic_now());
-    entering_epoch_ = resetting_ = false;
+void ClusterBridge::enter_epoch(std::uint64_t epoch) {
+  apply_([this, epoch](node::Node& node) {
+    node.reset_here(monotonic_now());
+    resetting_ = false;
+    reset_(epoch);
   });
 }
 
@@ -169,7 +173,7 @@ void ClusterBridge::read(node::RemoteRead read) {
   if (reads_ && reads_->read(std::move(read), monotonic_now())) return;
   // The node must not be called from here.
   peers_->post([this, op] {
-    apply_([&](node::Node& node) { node.on_remote_end(op, node::RemoteOutcome::kMissing, monotonic_now()); });
+    apply_([&](node::Node& node) { sink_.on_end(node, op, node::RemoteOutcome::kMissing, monotonic_now()); });
   });
 }
 
@@ -180,7 +184,7 @@ void ClusterBridge::cancel(node::RemoteOp op) {
 void ClusterBridge::on_block(peer::RequestId id, std::uint32_t) {
   apply_([&](node::Node& node) {
     const Nanos now = monotonic_now();
-    if (const auto arrived = reads_->on_block(id, now)) node.on_remote_block(arrived->op, arrived->index, now);
+    if (const auto arrived = reads_->on_block(id, now)) sink_.on_block(node, arrived->op, arrived->index, now);
   });
 }
 
@@ -188,7 +192,7 @@ void ClusterBridge::on_end(peer::RequestId id, peer::Outcome outcome) {
   apply_([&](node::Node& node) {
     const Nanos now = monotonic_now();
     if (const auto ended = reads_->on_end(id, outcome, !closing_, now)) {
-      node.on_remote_end(ended->op, ended->outcome, now);
+      sink_.on_end(node, ended->op, ended->outcome, now);
     }
   });
 }

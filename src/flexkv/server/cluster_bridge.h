@@ -20,6 +20,7 @@
 #include "flexkv/net/tls.h"
 #include "flexkv/node/node.h"
 #include "flexkv/peer/peer_lane.h"
+#include "flexkv/server/beyond.h"
 #include "flexkv/server/remote_reads.h"
 
 namespace flexkv::server {
@@ -43,9 +44,11 @@ class ClusterBridge final : public node::RemotePort,
   // Runs a call on the node under its lock.
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
 
-  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close().
+  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close(). `reads` is told
+  // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, std::span<std::byte> pool,
-                                                       Apply apply);
+                                                       SourceSink& reads, Apply apply,
+                                                       std::function<void(std::uint64_t epoch)> reset);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
@@ -100,9 +103,10 @@ class ClusterBridge final : public node::RemotePort,
   };
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
-                std::span<std::byte> pool, Apply apply);
+                std::span<std::byte> pool, SourceSink& reads, Apply apply,
+                std::function<void(std::uint64_t epoch)> reset);
 
-  void enter_epoch();
+  void enter_epoch(std::uint64_t epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -117,7 +121,9 @@ class ClusterBridge final : public node::RemotePort,
   const net::Secret::Key key_secret_;
   const cluster::Incarnation incarnation_;
   const std::span<std::byte> pool_;
+  SourceSink& sink_;
   const Apply apply_;
+  const std::function<void(std::uint64_t)> reset_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;
@@ -125,8 +131,7 @@ class ClusterBridge final : public node::RemotePort,
   std::optional<RemoteReads> reads_;
   std::map<node::LoanId, Lending> lending_;
   node::LoanId last_loan_ = 0;
-  bool resetting_ = false;       // by this node's wish
-  bool entering_epoch_ = false;  // the node is reset because the cluster was
+  bool resetting_ = false;  // by this node's wish
   bool closing_ = false;
 
   // The directory's thread.

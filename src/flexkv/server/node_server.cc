@@ -24,7 +24,7 @@ constexpr std::size_t kPeersMax = 4096;
 constexpr std::size_t kEndedMax = 65536;
 constexpr std::size_t kChangesAtOnce = 4096;  // of them a reader in this process gets so many under the lock
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
-// At the end, for what waits to be written to drives, and then for drives that hang.
+// At the end, for what waits to be written, and then for drives that hang.
 constexpr Nanos kWritePatience = 3 * kSecond;
 constexpr Nanos kDrivePatience = 2 * kSecond;
 // For the farewell to the cluster, should Redis not answer.
@@ -54,12 +54,15 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
       pool_(std::move(pool)),
       started_at_(monotonic_now()),
       cluster_(open_cluster()),
+      remote_(open_remote()),
       disk_(open_disk()),
       listener_(std::move(listener)),
       pending_(kPendingMax, kPatience),
-      node_(options_.node, *this, disk_.get(), cluster_.get()) {
+      node_(options_.node, *this, disk_.get(), beyond_.empty() ? nullptr : &beyond_, remote_.get()) {
   if (cluster_ != nullptr) {
     key_secret_ = cluster_->key_secret();
+  } else if (remote_ != nullptr) {
+    key_secret_ = remote_->key_secret();
   } else if (disk_ != nullptr) {
     key_secret_ = disk_->secret();
   } else {
@@ -71,17 +74,36 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
 void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
   MutexLock lock(mutex_);
   call(node_);
-  if (stopping_ && node_.disk_queues().writes == 0) written_.notify_all();
+  if (stopping_ && node_.disk_queues().writes == 0 && node_.store_queue() == 0) written_.notify_all();
   wake_if_earlier();
 }
 
 std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
-  auto opened = ClusterBridge::create(*options_.cluster, {pool_.data(), pool_.bytes()},
-                                      [this](const auto& call) { call_node(call); });
-  if (opened) return std::move(opened).value();
+  auto opened = ClusterBridge::create(
+      *options_.cluster, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
+      [this](std::uint64_t epoch) {
+        if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
+      });
+  if (opened) {
+    beyond_.add(*opened.value());
+    return std::move(opened).value();
+  }
   cluster_off_why_ = "the cluster is off: " + opened.error().message;
   log_warning(cluster_off_why_);
+  return nullptr;
+}
+
+std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
+  if (!options_.remote) return nullptr;
+  auto opened = RemoteBridge::create(*options_.remote, {pool_.data(), pool_.bytes()}, beyond_,
+                                     [this](const auto& call) { call_node(call); });
+  if (opened) {
+    beyond_.add(*opened.value());
+    return std::move(opened).value();
+  }
+  remote_off_why_ = "the remote tier is off: " + opened.error().message;
+  log_warning(remote_off_why_);
   return nullptr;
 }
 
@@ -96,6 +118,7 @@ void NodeServer::join_cluster() {
 std::unique_ptr<DiskBridge> NodeServer::open_disk() {
   if (options_.disk.directories.empty() || options_.disk.bytes == 0) return nullptr;
   DiskOptions disk = options_.disk;
+  if (remote_ != nullptr) disk.secret = remote_->key_secret();
   if (cluster_ != nullptr) disk.secret = cluster_->key_secret();
   auto opened = DiskBridge::open(disk, {pool_.data(), pool_.bytes()}, [this](const auto& call) { call_node(call); });
   if (opened) return std::move(opened).value();
@@ -125,6 +148,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   if (!server->epoll_.valid()) return errno_error("epoll_create1", errno);
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
+  if (server->remote_ != nullptr) server->remote_->start();
   server->join_cluster();
   NodeServer* self = server.get();
   server->lane_ = start_thread([self] { self->lane(); });
@@ -146,8 +170,9 @@ NodeServer::~NodeServer() {
   if (lane_.joinable()) lane_.join();
   if (toucher_.joinable()) toucher_.join();
   if (cluster_ != nullptr) cluster_->close();
-  if (disk_ == nullptr) return;
   finish_writes();
+  if (remote_ != nullptr) remote_->close();
+  if (disk_ == nullptr) return;
   if (disk_->close(kDrivePatience)) return;
   // A drive that hangs may still write to the pool: it stays mapped for the rest of the process's life.
   static auto* const kept = new std::vector<memory::HostRegion>;
@@ -158,10 +183,12 @@ NodeServer::~NodeServer() {
 void NodeServer::finish_writes() {
   MutexLock lock(mutex_);
   const Nanos end = monotonic_now() + kWritePatience;
-  while (node_.disk_queues().writes > 0) {
+  node_.flush_store(monotonic_now());
+  while (node_.disk_queues().writes > 0 || node_.store_queue() > 0) {
     const Nanos left = end - monotonic_now();
     if (left <= 0) {
-      log_warning("SSD cache: " + std::to_string(node_.disk_queues().writes) + " blocks were not written in time");
+      log_warning(std::to_string(node_.disk_queues().writes) + " blocks were not written to drives in time, " +
+                  std::to_string(node_.store_queue()) + " not to the remote tier");
       return;
     }
     written_.wait_for(mutex_, std::chrono::nanoseconds(left));
@@ -185,7 +212,9 @@ void NodeServer::detach_client(node::EngineHandle engine) {
 
 node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
   MutexLock lock(mutex_);
-  return node_.lookup(engine, request, monotonic_now());
+  const auto found = node_.lookup(engine, request, monotonic_now());
+  wake_if_earlier();  // what was found may have to be kept elsewhere soon
+  return found;
 }
 
 proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::TransferRequest& request) {
@@ -317,6 +346,7 @@ std::string NodeServer::describe() const {
     text += usable == 0 ? ", SSD cache OFF" : ", SSD cache in " + std::to_string(usable) + " directories";
     if (usable > 0 && usable < std::ssize(drives)) text += " of " + std::to_string(drives.size());
   }
+  if (options_.remote) text += remote_ == nullptr ? ", remote tier OFF" : ", remote tier at " + options_.remote->url;
   return text + ", listening at " + socket_path();
 }
 
@@ -331,12 +361,16 @@ std::string NodeServer::status_json() const {
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
   if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);
+  if (!remote_off_why_.empty()) identity.messages.push_back(remote_off_why_);
   if (!disk_off_why_.empty()) identity.messages.push_back(disk_off_why_);
   std::optional<DiskBridge::Status> disk;
   if (disk_ != nullptr) disk = disk_->status();
   std::optional<ClusterBridge::Status> cluster;
   if (cluster_ != nullptr) cluster = cluster_->status();
-  return render_status(identity, node_, disk ? &*disk : nullptr, cluster ? &*cluster : nullptr);
+  std::optional<RemoteBridge::Status> remote;
+  if (remote_ != nullptr) remote = remote_->status();
+  return render_status(identity, node_, disk ? &*disk : nullptr, cluster ? &*cluster : nullptr,
+                       remote ? &*remote : nullptr);
 }
 
 // ---- outbox (the mutex is held: the node is only called with it) ---------------------------------------------------

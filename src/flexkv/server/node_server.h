@@ -18,8 +18,10 @@
 #include "flexkv/ipc/pending.h"
 #include "flexkv/memory/host_region.h"
 #include "flexkv/node/node.h"
+#include "flexkv/server/beyond.h"
 #include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
+#include "flexkv/server/remote_bridge.h"
 
 namespace flexkv::server {
 
@@ -27,6 +29,7 @@ struct NodeServerOptions {
   node::NodeOptions node;
   DiskOptions disk;
   std::optional<ClusterOptions> cluster;  // none: this node is alone
+  std::optional<RemoteOptions> remote;    // none: nothing is kept beyond this machine
   bool huge_pages = true;
   unsigned touch_threads = 4;
   std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
@@ -88,6 +91,7 @@ class NodeServer final : private node::Outbox {
 
   NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::Listener listener);
   std::unique_ptr<ClusterBridge> open_cluster();
+  std::unique_ptr<RemoteBridge> open_remote();
   std::unique_ptr<DiskBridge> open_disk();
   void join_cluster();
   void call_node(const std::function<void(node::Node&)>& call);
@@ -119,8 +123,11 @@ class NodeServer final : private node::Outbox {
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t epoch_ = 0;
   Nanos started_at_ = 0;
+  Beyond beyond_;                                 // both of these, as far as there are any
   std::string cluster_off_why_;                   // not empty: the cluster that was asked for could not be joined
   const std::unique_ptr<ClusterBridge> cluster_;  // null: no cluster, or no secret
+  std::string remote_off_why_;                    // not empty: the remote tier that was asked for could not be opened
+  const std::unique_ptr<RemoteBridge> remote_;    // null: no remote tier
   std::string disk_off_why_;                      // not empty: the SSD tier that was asked for could not be opened
   const std::unique_ptr<DiskBridge> disk_;        // null: no SSD tier
 
@@ -131,7 +138,7 @@ class NodeServer final : private node::Outbox {
   Fd wake_;  // stop, or a deadline that came nearer
 
   mutable Mutex mutex_;
-  std::condition_variable_any written_;       // nothing is left to be written to drives
+  std::condition_variable_any written_;       // nothing is left to be written to drives, or to the remote tier
   mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
   Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);   // before the node, which says at its end what is gone
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);

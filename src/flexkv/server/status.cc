@@ -7,7 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "flexkv/cluster/names.h"
+#include "flexkv/server/status_beyond.h"
 
 namespace flexkv::server {
 namespace {
@@ -231,65 +231,20 @@ json render_choices(const node::Node& node) {
           {"latest", latest}};
 }
 
-json render(const ClusterBridge::PeerStatus& peer) {
-  return {{"name", peer.info.name},
-          {"incarnation", cluster::hex(peer.info.node)},
-          {"address", peer.info.address},
-          {"silent_s", static_cast<double>(peer.info.silent) / kSecond},
-          {"blocks", peer.blocks},
-          {"waiting_bytes", peer.flow.waiting_bytes},
-          {"read_bytes_per_s", peer.flow.bytes_per_second},
-          {"resting", peer.flow.resting}};
+json render(const admission::AdmissionFilter::Stats& stats) {
+  return {{"admitted", stats.admitted},
+          {"refused_unlikely", stats.refused_unlikely},
+          {"refused_once", stats.refused_once},
+          {"refused_rare", stats.refused_rare},
+          {"hits", stats.hits},
+          {"lost_hits", stats.lost_hits}};
 }
 
-json render(const ClusterBridge::Status& status, const node::NodeStats& stats, json& messages) {
-  const cluster::DirectoryStats& directory = status.directory.directory;
-  const std::string& trouble = status.directory.trouble;
-  if (!trouble.empty()) messages.push_back("cluster: no other node's blocks until this is over: " + trouble);
-  if (directory.same_name > 0) messages.push_back("cluster: another node has this one's name, " + status.node);
-  json peers = json::array();
-  for (const auto& peer : status.nodes) peers.push_back(render(peer));
-  json ended = json::object();
-  for (std::size_t i = 0; i < peer::kOutcomeCount; ++i) {
-    const auto count = status.peers.read.ended[i];
-    if (count != 0) ended[peer::outcome_name(static_cast<peer::Outcome>(i))] = count;
-  }
-  return {{"name", status.cluster},
-          {"node", status.node},
-          {"address", status.address},
-          {"peers", peers},
-          {"directory",
-           {{"joined", directory.joined},
-            {"epoch", directory.epoch},
-            {"trouble", trouble},
-            {"blocks", status.directory.replica.blocks},
-            {"memory_bytes", status.directory.replica.memory_bytes},
-            {"left_out_blocks", status.directory.replica.left_out},
-            {"spaces_loading", directory.loading},
-            {"spaces_stuck", directory.stuck},
-            {"told_blocks", directory.blocks_told},
-            {"stream_bytes", directory.stream_bytes},
-            {"snapshot_bytes", directory.snapshot_bytes}}},
-          {"read",
-           {{"connections", status.peers.owners},
-            {"under_way", status.reading},
-            {"requests", status.peers.read.requests},
-            {"blocks", status.peers.read.blocks},
-            {"bytes", status.peers.read.bytes},
-            {"ended", ended}}},
-          {"lent",
-           {{"connections", status.peers.readers},
-            {"under_way", status.lending},
-            {"requests", stats.loans},
-            {"blocks", status.peers.served.blocks},
-            {"bytes", status.peers.served.bytes}}}};
-}
-
-// What became of blocks that were offered to the tier, over all spaces.
-json sum_of_admission(const json& spaces) {
+// What became of blocks that were offered to a tier, over all spaces.
+json sum_of_admission(const json& spaces, const char* tier) {
   json sum = {{"admitted", 0}, {"refused_unlikely", 0}};
   for (const json& space : spaces) {
-    for (const auto& [decision, count] : space.at("admission").items()) {
+    for (const auto& [decision, count] : space.at(tier).items()) {
       const bool of_blocks = decision == "admitted" || decision.starts_with("refused_");
       if (of_blocks) sum[decision] = sum.value(decision, std::uint64_t{0}) + count.get<std::uint64_t>();
     }
@@ -300,7 +255,7 @@ json sum_of_admission(const json& spaces) {
 }  // namespace
 
 std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk,
-                          const ClusterBridge::Status* cluster) {
+                          const ClusterBridge::Status* cluster, const RemoteBridge::Status* remote) {
   const auto& stats = node.stats();
   json spaces = json::array();
   std::uint64_t used_bytes = 0;
@@ -318,13 +273,8 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"disk_slots", space.disk_slots},
                       {"disk_used", space.disk_used},
                       {"recovering", space.recovering},
-                      {"admission",
-                       {{"admitted", space.admission.admitted},
-                        {"refused_unlikely", space.admission.refused_unlikely},
-                        {"refused_once", space.admission.refused_once},
-                        {"refused_rare", space.admission.refused_rare},
-                        {"hits", space.admission.hits},
-                        {"lost_hits", space.admission.lost_hits}}},
+                      {"admission", render(space.admission)},
+                      {"remote_admission", render(space.store_admission)},
                       {"engines", space.engines}});
   }
   json engines = json::array();
@@ -351,15 +301,22 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     transfers["to_disk"] = render(stats.to_disk, stats.unwritten_blocks);
     transfers["to_disk"]["checked_blocks"] = stats.blocks_checked;
     on_drives = render(*disk, stats, messages);
-    if (node.admits()) on_drives["admission"] = sum_of_admission(spaces);
+    if (node.admits()) on_drives["admission"] = sum_of_admission(spaces, "admission");
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
     on_drives["choices"] = render_choices(node);
     on_drives["scrub"] = node.scrub() == nullptr ? json(nullptr) : render(*node.scrub(), *disk, identity.now);
   }
   json in_cluster;
-  if (cluster != nullptr) {
+  if (cluster != nullptr) in_cluster = render_cluster(*cluster, stats, messages);
+  json in_store;
+  if (remote != nullptr) {
+    transfers["to_remote"] = render(stats.to_store, stats.unstored_blocks);
+    in_store = render_remote(*remote, messages);
+    in_store["read"]["latency_us"] = render(remote->read_latency);
+    in_store["admission"] = sum_of_admission(spaces, "remote_admission");
+  }
+  if (cluster != nullptr || remote != nullptr) {
     transfers["from_remote"] = render(stats.from_remote, stats.unimported_blocks);
-    in_cluster = render(*cluster, stats, messages);
   }
   if (stats.blocks_damaged > 0) {
     messages.push_back(std::to_string(stats.blocks_damaged) +
@@ -381,6 +338,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"page_kind", identity.page_kind}}},
                     {"disk", on_drives},
                     {"cluster", in_cluster},
+                    {"remote", in_store},
                     {"spaces", spaces},
                     {"engines", engines},
                     {"lookups",
@@ -401,7 +359,8 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                      {{"jobs_in_flight", node.jobs_in_flight()},
                       {"peers", identity.peers},
                       {"disk_fetches", queues.fetches},
-                      {"disk_writes", queues.writes}}},
+                      {"disk_writes", queues.writes},
+                      {"remote_writes", node.store_queue()}}},
                     {"health", {{"state", messages.empty() ? "ok" : "degraded"}, {"messages", messages}}}};
   // Other nodes, Redis and engines say some of it: whatever bytes these are, it stays JSON.
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

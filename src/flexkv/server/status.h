@@ -7,6 +7,7 @@
 #include "flexkv/node/node.h"
 #include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
+#include "flexkv/server/remote_bridge.h"
 
 namespace flexkv::server {
 
@@ -21,8 +22,8 @@ struct NodeIdentity {
   std::vector<std::string> messages;  // what is not as it was asked for
 };
 
-// `disk`: null without an SSD tier. `cluster`: null for a node that is alone.
+// `disk`: null without an SSD tier. `cluster`: null for a node that is alone. `remote`: null without a remote tier.
 std::string render_status(const NodeIdentity& identity, const node::Node& node, const DiskBridge::Status* disk,
-                          const ClusterBridge::Status* cluster);
+                          const ClusterBridge::Status* cluster, const RemoteBridge::Status* remote);
 
 }  // namespace flexkv::server

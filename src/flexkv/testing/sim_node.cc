@@ -18,7 +18,7 @@ SimNode::SimNode(SimLoop& loop, const SimPlan& plan, SimStore& store, SimElsewhe
       timer_(kNever),
       disk_(plan.drives == 0 ? nullptr : std::make_unique<SimDisk>(loop, plan, store, disk_callbacks())),
       remote_(plan.remote ? std::make_unique<SimRemote>(loop, plan, elsewhere, remote_callbacks()) : nullptr),
-      node_(plan.node, *this, disk_.get(), remote_.get()) {
+      node_(plan.node, *this, disk_.get(), remote_.get(), plan.stores ? remote_.get() : nullptr) {
   // What lies on drives, or with others, is found again with the same secret only.
   const bool lasting = disk_ != nullptr || remote_ != nullptr;
   for (auto& byte : key_secret_) byte = static_cast<std::uint8_t>(Prng::mix(lasting ? 1 : epoch));
@@ -244,6 +244,14 @@ SimRemote::Callbacks SimNode::remote_callbacks() {
   };
   callbacks.end_loan = [this](node::LoanId id) {
     node_.end_loan(id, loop_.now());
+    after_call();
+  };
+  callbacks.store_damaged = [this](node::RemoteOp op, std::uint32_t index) {
+    node_.on_store_damaged(op, index, loop_.now());
+    after_call();
+  };
+  callbacks.written = [this](node::RemoteOp op, node::RemoteOutcome outcome) {
+    node_.on_store_written(op, outcome, loop_.now());
     after_call();
   };
   callbacks.pool = [this](std::uint64_t offset, std::uint64_t bytes) {

@@ -94,6 +94,8 @@ SimPlan::SimPlan(SimLoop& loop) {
     remote_fails = fault(100);
     remote_stalls = fault(30);
     remote_stale = fault(100);
+    stores = loop.chance(600);
+    store_off = fault(100);
   }
 
   if (loop.chance(500)) return;

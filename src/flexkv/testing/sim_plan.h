@@ -69,6 +69,7 @@ struct SimPlan {
   // beyond the machine
   bool remote = false;
   Nanos remote_time = 0;  // of a block
+  bool stores = false;    // blocks are written there, too
   unsigned borrows = 0;   // per mille of the ticks of the fault clock
 
   // time
@@ -92,6 +93,7 @@ struct SimPlan {
   unsigned remote_fails = 0;
   unsigned remote_stalls = 0;
   unsigned remote_stale = 0;
+  unsigned store_off = 0;
   // faults, per mille of the ticks of the fault clock (kFaultTick)
   unsigned agent_loses_node = 0;
   unsigned client_loses_node = 0;

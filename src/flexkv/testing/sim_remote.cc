@@ -8,6 +8,8 @@ namespace flexkv::testing {
 namespace {
 
 constexpr std::size_t kChainsKept = 16;
+constexpr std::uint32_t kWriteBlocks = 3;
+constexpr Nanos kStall = 5 * kSecond;  // until a write that hangs is given up
 
 }  // namespace
 
@@ -20,6 +22,7 @@ void SimRemote::open_space(node::SpaceNumber space, const node::SpaceName& name,
 
 void SimRemote::close_space(node::SpaceNumber space) {
   for (const auto& [op, read] : reads_) SIM_CHECK(read.asked.space != space);
+  for (const auto& [op, write] : writes_) SIM_CHECK(write.asked.space != space);
   SIM_CHECK(spaces_.erase(space) == 1);
 }
 
@@ -106,6 +109,60 @@ void SimRemote::reset() {
   elsewhere_.spaces.clear();
   ++elsewhere_.resets;
 }
+
+// ---- as a store ----------------------------------------------------------------------------------------------------
+
+std::uint32_t SimRemote::write_blocks(node::SpaceNumber) const {
+  return loop_.chance(plan_.store_off) ? 0 : kWriteBlocks;
+}
+
+bool SimRemote::has(node::SpaceNumber space, const key::BlockKey& key) const {
+  return elsewhere_.spaces[spaces_.at(space).name].contains(key) != loop_.chance(plan_.remote_stale);
+}
+
+void SimRemote::write(node::StoreWrite write) {
+  const Space& space = spaces_.at(write.space);
+  SIM_CHECK(!write.keys.empty() && write.keys.size() <= kWriteBlocks && write.keys.size() == write.host_offsets.size());
+  loop_.note("store: write", write.op, write.keys.size());
+  const node::RemoteOp op = write.op;
+  Write& begun = writes_[op];
+  begun.resets = elsewhere_.resets;
+  for (const std::uint64_t offset : write.host_offsets) {
+    begun.claims.push_back(callbacks_.claim(false, offset, space.slot_bytes));
+  }
+  begun.asked = std::move(write);
+  const bool stalls = loop_.chance(plan_.remote_stalls);
+  loop_.after(stalls ? kStall : loop_.delay(plan_.remote_time), [this, op, stalls, alive = alive_] {
+    if (*alive) end_write(op, stalls);
+  });
+}
+
+void SimRemote::end_write(node::RemoteOp op, bool stalled) {
+  const Write write = std::move(writes_.extract(op).mapped());
+  const Space& space = spaces_.at(write.asked.space);
+  const bool fails = stalled || loop_.chance(plan_.remote_fails);
+  // One that failed may have brought some all the same.
+  const std::size_t count = fails ? loop_.below(write.claims.size() + 1) : write.claims.size();
+  bool right = true;
+  for (std::size_t i = 0; i < write.claims.size(); ++i) {
+    const auto bytes = callbacks_.pool(write.asked.host_offsets[i], space.slot_bytes);
+    if (right && i < count && !check_sums(bytes, write.asked.sums[i])) {
+      right = false;
+      callbacks_.store_damaged(op, static_cast<std::uint32_t>(i));
+    }
+    if (right && i < count && write.resets == elsewhere_.resets) {
+      elsewhere_.spaces[space.name][write.asked.keys[i]] = {bytes.begin(), bytes.end()};
+    }
+    callbacks_.release(write.claims[i]);
+  }
+  loop_.note("store: written", op, count, fails);
+  callbacks_.written(op, !right    ? node::RemoteOutcome::kDamaged
+                         : stalled ? node::RemoteOutcome::kDeadline
+                         : fails   ? node::RemoteOutcome::kStoreFailed
+                                   : node::RemoteOutcome::kDone);
+}
+
+// ---- as others who borrow ------------------------------------------------------------------------------------------
 
 void SimRemote::borrow() {
   if (chains_.empty()) return;

@@ -1,5 +1,6 @@
 // What lies beyond the machine in the simulated world: blocks that others have, because they borrowed them from this
-// node or its predecessors. They come late, in part, wrong or not at all, and what is said of them may be out of date.
+// node or its predecessors, and those that these have stored there. They come late, in part, wrong or not at all, and
+// what is said of them may be out of date; a store may be off, fail, hang, or do what it then says that it did not do.
 // The bytes and claims of the pool are the SimNode's. Owned by one thread.
 #pragma once
 
@@ -9,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "flexkv/node/remote_port.h"
+#include "flexkv/node/store_port.h"
 #include "flexkv/testing/sim_plan.h"
 
 namespace flexkv::testing {
@@ -25,7 +26,7 @@ struct SimElsewhere {
   std::uint64_t resets = 0;
 };
 
-class SimRemote final : public node::RemotePort {
+class SimRemote final : public node::RemotePort, public node::StorePort {
  public:
   struct Callbacks {
     std::function<void(node::RemoteOp, std::uint32_t index)> block;
@@ -35,6 +36,8 @@ class SimRemote final : public node::RemotePort {
         lend;
     std::function<void(node::LoanId, std::uint32_t index)> damaged;
     std::function<void(node::LoanId)> end_loan;
+    std::function<void(node::RemoteOp, std::uint32_t index)> store_damaged;
+    std::function<void(node::RemoteOp, node::RemoteOutcome)> written;
     // Of the pool, from claim() to release().
     std::function<std::span<std::byte>(std::uint64_t offset, std::uint64_t bytes)> pool;
     std::function<std::uint64_t(bool writes_host, std::uint64_t offset, std::uint64_t bytes)> claim;
@@ -51,12 +54,15 @@ class SimRemote final : public node::RemotePort {
   void read(node::RemoteRead read) override;
   void cancel(node::RemoteOp op) override;
   void reset() override;
+  std::uint32_t write_blocks(node::SpaceNumber space) const override;
+  bool has(node::SpaceNumber space, const key::BlockKey& key) const override;
+  void write(node::StoreWrite write) override;
   // The answer to Callbacks::lend.
   void lent(const node::Loan& loan);
 
   // Somebody reads from this node, if anybody has asked for anything yet.
   void borrow();
-  bool idle() const { return reads_.empty() && borrows_.empty(); }
+  bool idle() const { return reads_.empty() && borrows_.empty() && writes_.empty(); }
 
  private:
   struct Space {
@@ -79,6 +85,12 @@ class SimRemote final : public node::RemotePort {
     std::uint64_t resets = 0;
     std::vector<std::uint64_t> claims;
   };
+  struct Write {
+    node::StoreWrite asked;
+    std::uint64_t resets = 0;
+    std::vector<std::uint64_t> claims;
+  };
+  void end_write(node::RemoteOp op, bool stalled);
   void go_on(node::RemoteOp op);
   void end(node::RemoteOp op, node::RemoteOutcome outcome);
   void take(const node::Loan& loan);
@@ -90,6 +102,7 @@ class SimRemote final : public node::RemotePort {
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   std::map<node::SpaceNumber, Space> spaces_;
   std::map<node::RemoteOp, Read> reads_;
+  std::map<node::RemoteOp, Write> writes_;
   std::map<node::LoanId, Borrow> borrows_;
   std::vector<Chain> chains_;  // that were asked for lately
   node::LoanId next_loan_ = 1;

@@ -29,6 +29,7 @@ void SimTotals::add(const SimTotals& other) {
   bad_blocks_scrubbed += other.bad_blocks_scrubbed;
   blocks_imported += other.blocks_imported;
   blocks_lent += other.blocks_lent;
+  blocks_stored += other.blocks_stored;
   blocks_checked += other.blocks_checked;
   blocks_damaged += other.blocks_damaged;
   nodes += other.nodes;
@@ -39,6 +40,7 @@ void SimTotals::add(const SimTotals& other) {
   add_all(unfetched_blocks, other.unfetched_blocks);
   add_all(unwritten_blocks, other.unwritten_blocks);
   add_all(unimported_blocks, other.unimported_blocks);
+  add_all(unstored_blocks, other.unstored_blocks);
 }
 
 SimWorld::SimWorld(std::uint64_t seed, bool verbose) : loop_(seed, verbose), plan_(loop_) { start_engines(); }
@@ -79,6 +81,8 @@ void SimWorld::stop_node() {
   }
   totals_.blocks_imported += stats.from_remote.blocks;
   totals_.blocks_lent += stats.blocks_lent;
+  totals_.blocks_stored += stats.to_store.blocks;
+  add_all(totals_.unstored_blocks, stats.unstored_blocks);
   totals_.blocks_checked += stats.blocks_checked;
   totals_.blocks_damaged += stats.blocks_damaged;
   add_all(totals_.unimported_blocks, stats.unimported_blocks);
@@ -157,7 +161,7 @@ std::uint64_t SimWorld::run() {
 bool SimWorld::quiet() const {
   const auto disk = node_->core().disk_queues();
   return !node_->paused() && node_->core().jobs_in_flight() == 0 && disk.fetches == 0 && disk.writes == 0 &&
-         (node_->remote() == nullptr || node_->remote()->idle()) &&
+         node_->core().store_queue() == 0 && (node_->remote() == nullptr || node_->remote()->idle()) &&
          std::all_of(engines_.begin(), engines_.end(), [](const auto& engine) { return engine->idle(); });
 }
 

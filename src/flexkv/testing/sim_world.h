@@ -30,6 +30,7 @@ struct SimTotals {
   std::uint64_t bad_blocks_scrubbed = 0;
   std::uint64_t blocks_imported = 0;  // from beyond the machine
   std::uint64_t blocks_lent = 0;
+  std::uint64_t blocks_stored = 0;  // beyond the machine
   std::uint64_t blocks_checked = 0;
   std::uint64_t blocks_damaged = 0;
   std::uint64_t nodes = 0;
@@ -40,6 +41,7 @@ struct SimTotals {
   std::array<std::uint64_t, proto::kReasonCount> unfetched_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unwritten_blocks{};
   std::array<std::uint64_t, proto::kReasonCount> unimported_blocks{};
+  std::array<std::uint64_t, proto::kReasonCount> unstored_blocks{};
   void add(const SimTotals& other);
 };
 

@@ -1,0 +1,340 @@
+#include "flexkv/server/remote_bridge.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "flexkv/base/assert.h"
+#include "flexkv/base/log.h"
+#include "flexkv/key/namespace.h"
+#include "flexkv/server/damage_log.h"
+
+namespace flexkv::server {
+namespace {
+
+node::RemoteOutcome to_node(remote::Outcome outcome) {
+  switch (outcome) {
+    case remote::Outcome::kDone:
+      return node::RemoteOutcome::kDone;
+    case remote::Outcome::kMissing:
+      return node::RemoteOutcome::kMissing;
+    case remote::Outcome::kDamaged:
+      return node::RemoteOutcome::kChecksum;
+    case remote::Outcome::kCanceled:
+      return node::RemoteOutcome::kCanceled;
+    case remote::Outcome::kDeadline:
+      return node::RemoteOutcome::kDeadline;
+    case remote::Outcome::kUnavailable:
+      return node::RemoteOutcome::kStoreOff;
+    case remote::Outcome::kBusy:
+    case remote::Outcome::kFailed:
+      break;
+  }
+  return node::RemoteOutcome::kStoreFailed;
+}
+
+remote::Mark random_mark() {
+  remote::Mark mark{};
+  // So few bytes after boot cannot fail or come short.
+  FLEXKV_ASSERT(::getrandom(mark.data(), mark.size(), 0) == static_cast<ssize_t>(mark.size()));
+  return mark;
+}
+
+// For names, not for secrecy.
+key::NamespaceBuilder hash() { return key::NamespaceBuilder(std::array<std::uint8_t, 32>{}); }
+
+Result<net::Secret> secret_of(const RemoteOptions& options) {
+  if (!options.secret_file.empty()) return net::Secret::from_file(options.secret_file);
+  // Keys have to be alike at all nodes. Who may read the store sees the blocks themselves, so these need no guard.
+  return net::Secret::from_text("FlexKV: blocks in a store that everybody who has them may read");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RemoteBridge>> RemoteBridge::create(const RemoteOptions& options, std::span<std::byte> pool,
+                                                           SourceSink& reads, Apply apply) {
+  auto store = remote::open_store(options.url, options.s3);
+  if (!store.ok()) return store.error();
+  auto secret = secret_of(options);
+  if (!secret) return secret.error();
+  return std::unique_ptr<RemoteBridge>(new RemoteBridge(options, std::move(store).value(),
+                                                        secret.value().derive("block keys of " + options.cluster), pool,
+                                                        reads, std::move(apply)));
+}
+
+RemoteBridge::RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote::Store> store,
+                           const net::Secret::Key& key_secret, std::span<std::byte> pool, SourceSink& reads,
+                           Apply apply)
+    : options_(options),
+      key_secret_(key_secret),
+      pool_(pool),
+      reads_(reads),
+      apply_(std::move(apply)),
+      store_(std::move(store)) {}
+
+RemoteBridge::~RemoteBridge() { FLEXKV_ASSERT(tier_ == nullptr); }
+
+void RemoteBridge::start() {
+  remote::RemoteSink& sink = *this;
+  apply_([&](node::Node&) {
+    tier_ = std::make_unique<remote::RemoteTier>(options_.tier, std::move(store_), sink);
+    tier_->watch_marks();
+  });
+}
+
+void RemoteBridge::close() {
+  apply_([&](node::Node&) { closing_ = true; });
+  tier_.reset();
+}
+
+RemoteBridge::Status RemoteBridge::status() const {
+  Status status;
+  status.url = options_.url;
+  if (closing_ || tier_ == nullptr) return status;
+  status.tier = tier_->stats();
+  status.waiting_bytes = rate_.waiting_bytes();
+  status.bytes_per_second = rate_.bytes_per_second();
+  status.reading = readings_.size();
+  status.writing = writings_.size();
+  status.read_latency = read_latency_;
+  return status;
+}
+
+// ---- spaces and epochs ---------------------------------------------------------------------------------------------
+
+void RemoteBridge::open_space(node::SpaceNumber number, const node::SpaceName& name, std::uint64_t slot_bytes) {
+  Space& space = spaces_[number];
+  space.name = name;
+  space.slot_bytes = slot_bytes;
+  if (serves() && slot_bytes <= remote::kSlotBytesMax) open(space);
+}
+
+void RemoteBridge::close_space(node::SpaceNumber number) {
+  const auto space = spaces_.extract(number);
+  if (!space.empty() && serves()) tier_->close_space(space.mapped().there);
+}
+
+void RemoteBridge::open(Space& space) {
+  key::NamespaceBuilder name = hash();
+  name.add(key::Field::kModel, std::as_bytes(std::span(space.name)));
+  for (const remote::Mark& mark : marks_) name.add(key::Field::kWeightEpoch, std::as_bytes(std::span(mark)));
+  space.there = name.finish();
+  tier_->open_space(space.there, space.slot_bytes);
+}
+
+void RemoteBridge::reopen() {
+  for (auto& [number, space] : spaces_) {
+    tier_->close_space(space.there);
+    open(space);
+  }
+}
+
+void RemoteBridge::add_mark(const remote::Mark& mark) {
+  for (const node::StoreWrite& write : std::exchange(early_, {})) {
+    end_write(write.op, node::RemoteOutcome::kCanceled);  // of before the reset
+  }
+  if (!marks_.insert(mark).second) return;
+  tier_->put_mark(mark);
+  if (listed_) reopen();
+}
+
+// The node must not be called from where this is.
+void RemoteBridge::end_write(node::RemoteOp op, node::RemoteOutcome outcome) {
+  tier_->post(
+      [this, op, outcome] { apply_([&](node::Node& node) { node.on_store_written(op, outcome, monotonic_now()); }); });
+}
+
+void RemoteBridge::reset() {
+  if (!closing_ && tier_ != nullptr) add_mark(random_mark());
+}
+
+void RemoteBridge::enter_epoch(const std::string& cluster, std::uint64_t epoch) {
+  if (closing_ || tier_ == nullptr) return;
+  key::NamespaceBuilder name = hash();
+  const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
+                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch, 1)))
+                               .finish();
+  remote::Mark mark{};
+  std::copy_n(digest.begin(), mark.size(), mark.begin());
+  // Should Redis have begun to count anew, this is another reset than the one that has left the mark.
+  add_mark(!listed_ || first_marks_.contains(mark) ? random_mark() : mark);
+}
+
+void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
+  apply_([&](node::Node& node) {
+    if (closing_) return;
+    const bool first = !std::exchange(listed_, true);
+    if (first) first_marks_ = marks;
+    const std::size_t before = marks_.size();
+    marks_.insert(marks.begin(), marks.end());
+    const bool more = marks_.size() > before;
+    if (more && !first) {
+      log_info("remote tier: another node has reset it; this one forgets its blocks, too");
+      node.reset_here(monotonic_now());
+    }
+    if (more || first) reopen();
+    for (node::StoreWrite& early : std::exchange(early_, {})) write(std::move(early));
+  });
+}
+
+void RemoteBridge::on_no_marks() {
+  apply_([&](node::Node& node) {
+    unlisted_ = true;
+    for (const node::StoreWrite& early : std::exchange(early_, {})) {
+      node.on_store_written(early.op, node::RemoteOutcome::kStoreOff, monotonic_now());
+    }
+  });
+}
+
+// ---- reads ---------------------------------------------------------------------------------------------------------
+
+node::RemoteFound RemoteBridge::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
+                                     Nanos) {
+  const auto space = spaces_.find(number);
+  if (!serves() || space == spaces_.end() || first >= keys.size()) return {};
+  keys = keys.subspan(first);
+  keys = keys.first(std::min(keys.size(), remote::kKeysMax));
+  node::RemoteFound found;
+  found.blocks = static_cast<std::uint32_t>(tier_->contains(space->second.there, keys));
+  found.bytes_per_second = rate_.bytes_per_second();
+  if (found.bytes_per_second > 0) {
+    found.wait = static_cast<Nanos>(static_cast<double>(rate_.waiting_bytes()) / found.bytes_per_second * kSecond);
+  }
+  return found;
+}
+
+void RemoteBridge::read(node::RemoteRead read) {
+  if (closing_ || tier_ == nullptr) return;
+  const node::RemoteOp op = read.op;
+  // The node must not be called from here.
+  const auto refuse = [&](node::RemoteOutcome outcome) {
+    tier_->post(
+        [this, op, outcome] { apply_([&](node::Node& node) { reads_.on_end(node, op, outcome, monotonic_now()); }); });
+  };
+  const auto space = spaces_.find(read.space);
+  if (!serves() || space == spaces_.end()) return refuse(node::RemoteOutcome::kMissing);
+  remote::ReadRequest request;
+  request.id = next_request_++;
+  request.space = space->second.there;
+  request.slot_bytes = space->second.slot_bytes;
+  const auto keys = std::span(read.keys).subspan(read.first);
+  const std::size_t count = std::min(keys.size(), remote::kKeysMax);
+  request.keys.assign(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(count));
+  for (std::size_t i = 0; i < count; ++i) {
+    request.buffers.push_back(pool_.subspan(read.host_offsets[i], request.slot_bytes));
+  }
+  request.deadline = read.deadline;
+  const Nanos now = monotonic_now();
+  const Reading reading{op, request.slot_bytes, static_cast<std::uint32_t>(count), 0, now};
+  const remote::RequestId id = request.id;
+  if (!tier_->read(std::move(request))) return refuse(node::RemoteOutcome::kBusy);
+  readings_.emplace(id, reading);
+  requests_.emplace(op, id);
+  for (std::uint32_t i = 0; i < reading.blocks; ++i) rate_.begin(reading.slot_bytes, now);
+}
+
+void RemoteBridge::cancel(node::RemoteOp op) {
+  const auto found = requests_.find(op);
+  if (found != requests_.end() && !closing_) tier_->cancel(found->second);
+}
+
+void RemoteBridge::on_block(remote::RequestId id, std::uint32_t index) {
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    Reading& reading = readings_.at(id);
+    ++reading.came;
+    rate_.end(reading.slot_bytes, true, now);
+    read_latency_.record(now - reading.begun);
+    reads_.on_block(node, reading.op, index, now);
+  });
+}
+
+void RemoteBridge::on_end(remote::RequestId id, remote::Outcome outcome) {
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    const Reading reading = readings_.extract(id).mapped();
+    requests_.erase(reading.op);
+    for (std::uint32_t i = reading.came; i < reading.blocks; ++i) rate_.end(reading.slot_bytes, false, now);
+    reads_.on_end(node, reading.op, to_node(outcome), now);
+  });
+}
+
+// ---- writes --------------------------------------------------------------------------------------------------------
+
+std::uint32_t RemoteBridge::write_blocks(node::SpaceNumber number) const {
+  const auto space = spaces_.find(number);
+  if (closing_ || tier_ == nullptr || (unlisted_ && !listed_) || space == spaces_.end()) return 0;
+  if (!tier_->takes_writes()) return 0;
+  return static_cast<std::uint32_t>(
+      std::min(tier_->object_blocks(space->second.slot_bytes), std::uint64_t{remote::kKeysMax}));
+}
+
+bool RemoteBridge::has(node::SpaceNumber number, const key::BlockKey& key) const {
+  const auto space = spaces_.find(number);
+  return serves() && space != spaces_.end() && tier_->contains(space->second.there, {&key, 1}) == 1;
+}
+
+void RemoteBridge::write(node::StoreWrite write) {
+  if (!listed_) {
+    early_.push_back(std::move(write));
+    return;
+  }
+  // The space as it is called now: a reset may come before the lane looks at the blocks.
+  const remote::SpaceName there = spaces_.at(write.space).there;
+  const bool summed = std::ranges::any_of(write.sums, [](const auto& sums) { return !sums.empty(); });
+  if (!summed) return begin_write(write, there);
+  tier_->post([this, write = std::move(write), there] { check_and_write(write, there); });
+}
+
+// On the lane. The blocks do not change or go meanwhile.
+void RemoteBridge::check_and_write(const node::StoreWrite& write, const remote::SpaceName& there) {
+  std::uint64_t slot_bytes = 0;
+  apply_([&](node::Node&) { slot_bytes = spaces_.at(write.space).slot_bytes; });
+  std::uint32_t right = 0;
+  while (right < write.sums.size() &&
+         holds_sums(pool_.subspan(write.host_offsets[right], slot_bytes), write.sums[right])) {
+    ++right;
+  }
+  const bool damaged = right < write.sums.size();
+  if (damaged) log_damaged_block("written to the remote tier");
+  apply_([&](node::Node& node) {
+    const Nanos now = monotonic_now();
+    if (damaged) node.on_store_damaged(write.op, right, now);
+    if (damaged || closing_) {
+      node.on_store_written(write.op, damaged ? node::RemoteOutcome::kDamaged : node::RemoteOutcome::kCanceled, now);
+    } else {
+      begin_write(write, there);
+    }
+  });
+}
+
+void RemoteBridge::begin_write(const node::StoreWrite& write, const remote::SpaceName& there) {
+  const Space& space = spaces_.at(write.space);
+  remote::WriteRequest request;
+  request.id = next_request_++;
+  request.space = there;
+  request.slot_bytes = space.slot_bytes;
+  key::BlockKey parent = write.parent;
+  for (std::size_t i = 0; i < write.keys.size(); ++i) {
+    request.blocks.push_back({write.keys[i], parent});
+    request.buffers.push_back(std::as_bytes(pool_.subspan(write.host_offsets[i], space.slot_bytes)));
+    parent = write.keys[i];
+  }
+  request.deadline = write.deadline;
+  const remote::RequestId id = request.id;
+  if (tier_->write(std::move(request))) {
+    writings_.emplace(id, write.op);
+  } else {
+    end_write(write.op, node::RemoteOutcome::kStoreFailed);
+  }
+}
+
+void RemoteBridge::on_written(remote::RequestId id, remote::Outcome outcome) {
+  apply_([&](node::Node& node) {
+    node.on_store_written(writings_.extract(id).mapped(), to_node(outcome), monotonic_now());
+  });
+}
+
+}  // namespace flexkv::server

@@ -1,0 +1,317 @@
+// Nodes that share a remote tier, in one process: real nodes, engines and files. What must come is waited for, as long
+// as it takes; what must not come is asked for once that is settled.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "flexkv/server/node_server.h"
+#include "real_engine.h"
+#include "redis_server.h"
+#include "s3_server.h"
+
+namespace flexkv {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::Engine;
+using testing::eventually;
+using testing::kBlocks;
+using testing::prompt;
+
+// A node, and an engine that is attached to it as to a daemon.
+class Machine {
+ public:
+  struct Options {
+    std::string url;
+    remote::S3Options s3;
+    std::uint64_t pool_bytes = 1U << 20;
+    std::uint64_t disk_bytes = 0;
+    const testing::RedisServer* redis = nullptr;  // of a cluster
+    Nanos scan_every = 20 * kMillisecond;
+  };
+
+  Machine(const std::string& root, const std::string& name, const Options& given) : dir_(root + "/" + name) {
+    fs::create_directory(dir_);
+    fs::permissions(dir_, fs::perms::owner_all);
+    auto& node = options_;
+    node.node.pool_bytes = given.pool_bytes;
+    node.node.disk_admission = false;
+    node.huge_pages = false;
+    node.runtime_dir = dir_;
+    node.name = "node";
+    node.mode = "test";
+    if (given.disk_bytes > 0) node.disk.directories = {dir_ + "/ssd"};
+    node.disk.bytes = given.disk_bytes;
+    auto& remote = node.remote.emplace();
+    remote.url = given.url;
+    remote.s3 = given.s3;
+    remote.tier.engine.scan_every = given.scan_every;
+    remote.tier.engine.dispatch.breaker.probe_after = 20 * kMillisecond;
+    if (given.redis != nullptr) {
+      const std::string secret_file = root + "/secret";
+      std::ofstream(secret_file) << "a secret of the tests' own, long enough\n";
+      fs::permissions(secret_file, fs::perms::owner_read | fs::perms::owner_write);
+      auto& cluster = node.cluster.emplace();
+      cluster.cluster = "test";
+      cluster.node = name;
+      cluster.secret_file = secret_file;
+      cluster.listen = "127.0.0.1:0";
+      cluster.redis = given.redis->over_tcp();
+      cluster.time_to_live = 3 * kSecond;
+    }
+    start();
+    attach();
+  }
+
+  void start() {
+    auto started = server::NodeServer::start(options_);
+    ASSERT_TRUE(started.ok()) << started.error().message;
+    node_ = std::move(started).value();
+  }
+  void stop() { node_.reset(); }
+  // An engine of the same model comes instead of the one that was there.
+  void attach() {
+    engine_.reset();
+    engine_ = std::make_unique<Engine>(dir_, "engine", 2);
+    engine_->connect(dir_);
+  }
+
+  // Computes the prompt and saves it.
+  void compute(std::uint64_t seed) {
+    const auto hashes = prompt(seed);
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(block, seed * 1000 + block);
+    // Until all ranks are attached the node refuses, and a save that was posted to it is lost.
+    ASSERT_TRUE(eventually([&] { return engine_->save(hashes) && engine_->load(hashes) == kBlocks; }));
+  }
+  // How much of it could be loaded; that is right.
+  std::uint32_t load(std::uint64_t seed) {
+    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(32 + block, 77);
+    const std::uint32_t loaded = engine_->load(prompt(seed));
+    for (std::uint32_t block = 0; block < loaded; ++block) {
+      EXPECT_TRUE(engine_->holds(32 + block, seed * 1000 + block)) << "block " << block << " of prompt " << seed;
+    }
+    return loaded;
+  }
+  bool loads_all(std::uint64_t seed) {
+    const bool loaded = eventually([&] { return load(seed) == kBlocks; });
+    if (!loaded) ADD_FAILURE() << node_->status_json();  // says why
+    return loaded;
+  }
+  // Blocks that it wrote there.
+  void wait_until_stored(std::uint64_t blocks) {
+    const bool stored = eventually([&] { return remote().at("written").at("blocks") >= blocks; });
+    ASSERT_TRUE(stored) << node_->status_json();
+  }
+  // Until it has looked through the store once more, from its beginning.
+  void wait_for_scans() {
+    const std::uint64_t before = remote().at("looked_through");
+    ASSERT_TRUE(eventually([&] { return remote().at("looked_through") >= before + 2; })) << node_->status_json();
+  }
+
+  server::NodeServer& node() { return *node_; }
+  nlohmann::json status() const { return nlohmann::json::parse(node_->status_json()); }
+  nlohmann::json remote() const { return status().at("remote"); }
+  std::string messages() const { return status().at("health").at("messages").dump(); }
+  bool says(const std::string& what) const {
+    return eventually([&] { return messages().find(what) != std::string::npos; });
+  }
+
+ private:
+  const std::string dir_;
+  server::NodeServerOptions options_;
+  std::unique_ptr<server::NodeServer> node_;
+  std::unique_ptr<Engine> engine_;
+};
+
+class RemoteNodesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "flexkv-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    dir_ = name;
+    fs::create_directory(shared());
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  std::string shared() const { return dir_ + "/shared"; }
+  std::unique_ptr<Machine> machine(const std::string& name, Machine::Options options = {}) {
+    if (options.url.empty()) options.url = "file://" + shared();
+    return std::make_unique<Machine>(dir_, name, options);
+  }
+  std::vector<fs::path> objects() const {
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::recursive_directory_iterator(shared())) {
+      if (entry.path().extension() == ".kv") found.push_back(entry.path());
+    }
+    return found;
+  }
+
+  std::string dir_;
+};
+
+TEST_F(RemoteNodesTest, ANodeThatStartsAnewAndAnotherNodeFindWhatOneHasComputed) {
+  const auto a = machine("a");
+  a->compute(1);
+  a->stop();  // writes what it has gathered
+  EXPECT_EQ(objects().size(), 1U);
+  a->start();
+  EXPECT_TRUE(a->loads_all(1));
+  EXPECT_EQ(a->status().at("transfers").at("from_remote").at("blocks"), kBlocks);
+  a->stop();
+  const auto b = machine("b");
+  EXPECT_TRUE(b->loads_all(1));
+  EXPECT_EQ(b->status().at("transfers").at("from_remote").at("blocks"), kBlocks);
+}
+
+TEST_F(RemoteNodesTest, OneWhoIsThereLearnsWhatAnotherWrites) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  a->wait_until_stored(kBlocks);
+  EXPECT_TRUE(b->loads_all(1));
+  b->compute(2);
+  b->wait_until_stored(kBlocks);
+  EXPECT_TRUE(a->loads_all(2));
+  // What was read is not written back.
+  EXPECT_EQ(a->remote().at("written").at("blocks"), kBlocks);
+}
+
+TEST_F(RemoteNodesTest, DamagedObjectsAreMisses) {
+  const auto a = machine("a");
+  a->compute(1);
+  a->compute(2);
+  a->stop();
+  for (const auto& path : objects()) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(fs::file_size(path) / 2));
+    file.put('\x5a');
+  }
+  const auto b = machine("b");
+  b->wait_for_scans();
+  // Of each the beginning, before the damage, is good; load() compares it.
+  EXPECT_LT(b->load(1), kBlocks);
+  EXPECT_LT(b->load(2), kBlocks);
+  b->compute(1);
+  EXPECT_EQ(b->load(1), kBlocks);
+}
+
+TEST_F(RemoteNodesTest, AResetReachesAllWhoShareTheStore) {
+  const auto a = machine("a");
+  const auto b = machine("b");
+  a->compute(1);
+  a->wait_until_stored(kBlocks);
+  ASSERT_TRUE(b->loads_all(1));
+  a->node().reset_all();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_TRUE(eventually([&] { return b->load(1) == 0; })) << "b has it in host memory, too";
+  b->wait_for_scans();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(b->load(1), 0U);
+  a->compute(2);
+  a->wait_until_stored(2 * kBlocks);
+  EXPECT_TRUE(b->loads_all(2));
+  // Also who starts later, and who was there when it was reset.
+  a->stop();
+  a->start();
+  const auto c = machine("c");
+  c->wait_for_scans();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(c->load(1), 0U);
+  EXPECT_TRUE(a->loads_all(2));
+  EXPECT_TRUE(c->loads_all(2));
+}
+
+TEST_F(RemoteNodesTest, WhatCannotBeWrittenOrFoundIsTold) {
+  Machine::Options nowhere;
+  nowhere.url = "file://" + dir_ + "/not/mounted";
+  const auto a = machine("a", nowhere);
+  EXPECT_TRUE(a->says("is not there; FlexKV does not make it")) << a->messages();
+  a->compute(1);  // serves its own
+  fs::create_directories(dir_ + "/not/mounted");
+  EXPECT_TRUE(eventually([&] { return a->messages() == "[]"; })) << a->messages();
+  if (::geteuid() == 0) return;  // may write everywhere
+  const auto b = machine("b");
+  fs::permissions(shared(), fs::perms::owner_read | fs::perms::owner_exec);
+  EXPECT_TRUE(b->says("Permission denied")) << b->messages();
+  fs::permissions(shared(), fs::perms::owner_all);
+}
+
+TEST_F(RemoteNodesTest, AWrongUrlLeavesTheNodeWithoutTheTier) {
+  Machine::Options wrong;
+  wrong.url = "s3://B";
+  const auto a = machine("a", wrong);
+  EXPECT_NE(a->messages().find("the remote tier is off: remote store 's3://B': a bucket's name has"), std::string::npos)
+      << a->messages();
+  a->compute(1);
+}
+
+TEST_F(RemoteNodesTest, ADirectoryThatDisappearsIsLeftAloneAndFoundAgain) {
+  const auto a = machine("a");
+  a->compute(1);
+  a->wait_until_stored(kBlocks);
+  fs::rename(shared(), shared() + ".away");
+  EXPECT_TRUE(a->says("remote tier")) << a->messages();
+  a->compute(2);
+  EXPECT_EQ(a->load(1), kBlocks);
+  fs::rename(shared() + ".away", shared());
+  EXPECT_TRUE(eventually([&] { return a->messages() == "[]"; })) << a->messages();
+  const auto b = machine("b");
+  EXPECT_TRUE(b->loads_all(1));
+}
+
+TEST_F(RemoteNodesTest, WithDrivesAndPeersAndBehindThem) {
+  const testing::RedisServer redis;
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  in_cluster.disk_bytes = 64U << 20;
+  const auto a = machine("a", in_cluster);
+  auto b = machine("b", in_cluster);
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));  // from a, or from the store
+  a->node().reset_all();
+  // Each hears of it by Redis and from the store.
+  const auto settled = [](const Machine& machine) {
+    const auto status = machine.status();
+    return status.at("cluster").at("directory").at("epoch") == 1 && status.at("remote").at("resets") == 2;
+  };
+  ASSERT_TRUE(eventually([&] { return settled(*a) && settled(*b); })) << a->node().status_json();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(b->load(1), 0U);
+  a->compute(2);
+  EXPECT_TRUE(b->loads_all(2));
+  a->stop();
+  const auto c = machine("c", in_cluster);
+  EXPECT_TRUE(c->loads_all(2));
+  EXPECT_EQ(c->load(1), 0U);
+}
+
+TEST_F(RemoteNodesTest, OverS3) {
+  const testing::S3Server server;
+  Machine::Options s3;
+  s3.url = testing::S3Server::kUrl;
+  s3.s3 = server.user();
+  const auto a = machine("a", s3);
+  a->compute(1);
+  a->stop();
+  const auto b = machine("b", s3);
+  EXPECT_TRUE(b->loads_all(1));
+  Machine::Options stranger = s3;
+  stranger.s3.secret_key = "0123456789012345678901234567890123456789";
+  const auto c = machine("c", stranger);
+  EXPECT_TRUE(c->says("these credentials may not do that")) << c->messages();
+  EXPECT_EQ(c->status().dump().find(stranger.s3.secret_key), std::string::npos);
+  Machine::Options missing = s3;
+  missing.url = "s3://nobucket";
+  const auto d = machine("d", missing);
+  EXPECT_TRUE(d->says("there is no such bucket")) << d->messages();
+  d->compute(1);
+}
+
+}  // namespace
+}  // namespace flexkv
