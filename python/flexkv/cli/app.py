@@ -254,7 +254,7 @@ def reference() -> None:
 def bench_index(as_json: Json = False) -> None:
     """The prefix index alone: match, insert and evict in trees of up to 10 million blocks, memory a block.
 
-    Takes about 2 minutes."""
+    Takes some minutes."""
     run_bench.run("index", as_json)
 
 

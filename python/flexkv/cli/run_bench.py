@@ -27,7 +27,7 @@ _NAME_WIDTH = 32
 _PIPE_WIDTH = 2000  # no row is that wide: whoever reads a pipe looks for whole names
 # What a run takes on a machine with two cores at rest.
 _TAKES = {
-    "index": "about 2 minutes",
+    "index": "some minutes",
     "keys": "about 10 s",
     "host": "about a minute",
     "replay": "a minute or two with Mooncake's trace",
