@@ -333,6 +333,7 @@ def bench_transfer_(
 ) -> None:
     """KV blocks between device and host memory, beside plain copies in the same run: rates, latency, what it costs the
     GPU's other work. Needs torch and a few GiB on both sides; checks every byte of the first transfer of each size.
+    Takes minutes; some of it with --geometry, --layout and --tokens takes less.
 
     With --ssd: blocks that lie on drives only, to the device, beside the drives' own rate (the program of `flexkv bench
     ssd`) and plain copies, in turns."""

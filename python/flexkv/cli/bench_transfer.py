@@ -56,7 +56,8 @@ def _measure(device: Any, geometries: list[str], layouts: list[str], tokens: lis
     from flexkv.config import load
 
     stage_below = load().gpu_stage_below_bytes
-    about = f"{len(geometries) * len(layouts) * len(tokens)} kinds of transfer, up to a few seconds each"
+    count = len(geometries) * len(layouts) * len(tokens)
+    about = f"{count} kinds of transfer, minutes for all; fewer with --geometry, --layout and --tokens"
     with BenchProgress("flexkv bench transfer", about) as progress:
         progress.say("plain copies")
         link = measure_link(device)
