@@ -10,6 +10,7 @@ from typing import Any
 
 import fake_core
 import pytest
+from flexkv.cli import cluster_resets
 from flexkv.cli.app import app
 from flexkv.cli.status_tables import node_view
 from flexkv.metrics_cluster import cluster_families
@@ -135,17 +136,34 @@ def test_no_node_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "flexkv serve --name x" in result.stderr
 
 
-def test_reset_asks_the_node(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reset_asks_the_node_and_waits_until_its_cluster_knows(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(fake_core, "reset", asked.append, raising=False)
-    says(IN_CLUSTER)
-    assert run("cluster", "reset").exit_code == 0
-    assert [Path(path).name for path in asked] == ["default.sock"]
+
+    def reset(path: str) -> None:
+        asked.append(path)
+        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": len(asked)}}})
+
+    monkeypatch.setattr(fake_core, "reset", reset, raising=False)
+    for command in (["cluster", "reset"], ["reset"]):
+        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": len(asked)}}})
+        assert run(*command).exit_code == 0
+    assert [Path(path).name for path in asked] == ["default.sock"] * 2
     says(fake_core.STATUS)
-    result = run("cluster", "reset")
+    assert run("cluster", "reset").exit_code == 3
+    result = run("cluster", "reset", "--name", "default")
     assert result.exit_code == 1
     assert "default.sock: this node is in no cluster" in result.stderr
-    assert len(asked) == 1
+    assert len(asked) == 2
+
+
+def test_a_reset_that_redis_was_not_told_of_is_no_success(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_core, "reset", lambda path: None, raising=False)
+    monkeypatch.setattr(cluster_resets, "_PATIENCE_SECONDS", 0.1)
+    says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": 3, "trouble": "10.0.0.9:6379: Connection refused"}}})
+    for command in (["cluster", "reset"], ["reset"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "10.0.0.9:6379: Connection refused" in result.stderr and "keep this node running" in result.stderr
 
 
 @pytest.mark.parametrize("hole", [None, "x", [], {}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flexkv.cli import cells
+from flexkv.cli.cluster_resets import cluster_of, not_told
 from flexkv.cli.cluster_tables import cluster_lines, peer_table
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
 from flexkv.cli.no_node import no_node
@@ -56,18 +56,28 @@ def reset(name: str | None, config: Path | None) -> None:
         fail(error)
     if not paths:
         fail(no_node(runtime_dir, name), EXIT_NO_NODE)
-    core = require_core()
     failed = False
+    asked: set[str] = set()
     for path in paths:
         try:
-            if not json.loads(core.query_status(str(path))).get("cluster"):
+            cluster = cluster_of(path)
+            if not cluster and name is None:
+                continue  # another one is meant
+            if not cluster:
                 raise RuntimeError("this node is in no cluster")
-            core.reset(str(path))
+            if cluster["name"] in asked:
+                continue
+            require_core().reset(str(path))
+            asked.add(cluster["name"])
+            if why := not_told(path, cluster):
+                raise RuntimeError(why)
         except (RuntimeError, ValueError) as error:
             typer.echo(f"flexkv: {path}: {error}", err=True)
             failed = True
         else:
-            typer.echo(f"node {path.stem} has asked its cluster to forget all blocks; each node does once it hears it")
+            typer.echo(f"node {path.stem} has told its cluster to forget all blocks; each node does once it hears it")
+    if not asked and not failed:
+        fail(f"no node in {runtime_dir} is in a cluster (enable_p2p_cpu, docs/operations/cluster.md)", EXIT_NO_NODE)
     raise typer.Exit(EXIT_FAILED if failed else 0)
 
 

@@ -93,9 +93,11 @@ void Directory::note_epoch(const meta::Answer& answer, Nanos now) {
   store_epoch_ = parse_number(answer);
   if (!store_epoch_ || *store_epoch_ <= epoch_) {
     epoch_known_ = true;
-  } else if (!epoch_known_) {
+  } else if (!epoch_known_ &&
+             std::ranges::none_of(spaces_, [](const Space& s) { return s.publisher.knows_blocks(); })) {
     begin_epoch(*store_epoch_, now);
   } else {
+    // Also where it was not known: what is held may be from before a reset that this node has not heard of.
     epoch_to_enter_ = store_epoch_;
     replica_.remove_all();
     peers_.clear();

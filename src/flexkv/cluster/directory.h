@@ -28,7 +28,8 @@ struct DirectoryOptions {
   std::string name;                   // of the node, for people; at most kNameMax bytes
   std::string address;                // where others reach it; at most kAddressMax bytes
   Incarnation incarnation = 0;        // random, never 0
-  std::uint64_t epoch = 0;            // of the cluster, as what the node holds belongs to; 0: not known, any will do
+  // Of the cluster, as what the node holds belongs to. 0: not known; any will do as long as it holds nothing.
+  std::uint64_t epoch = 0;
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
   PublisherLimits limits;
 };

@@ -44,10 +44,43 @@ class DirectoryTest : public ::testing::Test {
     directory.enter_epoch(now);
   }
 
+  static Change block_in(SpaceIndex space) {
+    Change change;
+    change.space = space;
+    change.key = {1, 1};
+    return change;
+  }
+
   Nanos now = 100 * kSecond;
   Replica replica{1000};
   Directory directory{options(), replica};
 };
+
+TEST_F(DirectoryTest, WhatWasKeptBeforeTheClusterWasMetIsForgottenIfThereWasAReset) {
+  const auto space = directory.add_space({}, now);
+  ASSERT_TRUE(space);
+  directory.apply(block_in(*space), now);
+  EXPECT_FALSE(asks_for_reset(0)) << "there was none";
+  EXPECT_FALSE(directory.epoch_to_enter());
+
+  Replica other_replica{1000};
+  Directory late{options(), other_replica};
+  const auto its_space = late.add_space({}, now);
+  late.apply(block_in(*its_space), now);
+  const auto look = late.next_order(now + 20 * kSecond);
+  ASSERT_TRUE(look);
+  meta::Answers answers(look->size());
+  answers[0].found = true;
+  answers[0].value = std::to_string(3);
+  late.order_done(answers, now + 20 * kSecond);
+  EXPECT_EQ(late.epoch_to_enter(), 3U);
+}
+
+TEST_F(DirectoryTest, WhoHoldsNothingTakesTheEpochThatThereIs) {
+  EXPECT_FALSE(asks_for_reset(3));
+  EXPECT_FALSE(directory.epoch_to_enter());
+  EXPECT_EQ(directory.stats().epoch, 3U);
+}
 
 TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   EXPECT_FALSE(asks_for_reset(3));

@@ -1,0 +1,36 @@
+"""Whether a reset has reached the cluster of the node that was asked for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flexkv.cli.common import require_core
+from flexkv.status_fields import mapping
+
+# A node asks Redis at once, and hears of it in its next look.
+_PATIENCE_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+
+
+def cluster_of(path: Path) -> Mapping[str, Any]:
+    """Of the node at that socket; empty: it is in none. Raises RuntimeError: it does not answer."""
+    return mapping(json.loads(require_core().query_status(str(path))), "cluster")
+
+
+def not_told(path: Path, before: Mapping[str, Any]) -> str | None:
+    """After a reset: None once the cluster knows of it, else why it does not. `before`: cluster_of() before it.
+    Raises RuntimeError: the node does not answer."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        now = mapping(cluster_of(path), "directory")
+        # An epoch that is larger by a reset of somebody else's will do: it forgets as much.
+        if now.get("epoch", 0) > mapping(before, "directory").get("epoch", 0):
+            return None
+        if time.monotonic() > deadline:
+            why = now.get("trouble") or "Redis has not answered yet"
+            return f"its cluster does not know of the reset yet ({why}): keep this node running, it tells when it can"
+        time.sleep(_LOOK_SECONDS)
