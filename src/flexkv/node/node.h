@@ -493,7 +493,7 @@ class Node {
   void store_beyond(Space& space, index::PinId pin);
   void forget_end(std::list<StoreRun>::iterator run);
   void pump_store();
-  void gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end);
+  void gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end, std::uint32_t write_blocks);
   void begin_store_write(StoreRun& run);
   void end_run(StoreRun& run);
   void give_up_run(StoreRun& run, Reason reason);

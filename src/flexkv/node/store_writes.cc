@@ -66,7 +66,8 @@ std::uint32_t Node::first_unstored(Space& space, index::PinId pin) {
 
 // Has those of the pinned path's blocks kept beyond the machine that are not and are worth it.
 void Node::store_beyond(Space& space, index::PinId pin) {
-  if (store_ == nullptr || store_->port.write_blocks(space.number) == 0) return;
+  const std::uint32_t write_blocks = store_ == nullptr ? 0 : store_->port.write_blocks(space.number);
+  if (write_blocks == 0) return;
   const std::uint32_t begin = first_unstored(space, pin);
   auto& slots = store_->slots;
   const auto in_host = std::find(slots.begin() + begin, slots.end(), index::kNoSlot) - slots.begin();
@@ -83,12 +84,13 @@ void Node::store_beyond(Space& space, index::PinId pin) {
   store_->blocks += count;
   store_->bytes += count * space.slots.slot_bytes();
 
-  gather(space, pin, begin, begin + count);
+  gather(space, pin, begin, begin + count, write_blocks);
   pump_store();
 }
 
-// Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue.
-void Node::gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end) {
+// Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue; so many make a
+// write.
+void Node::gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end, std::uint32_t write_blocks) {
   auto& gathering = store_->gathering;
   auto run = gathering.end();
   if (begin > 0) {
@@ -104,16 +106,15 @@ void Node::gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint
     run->pin = space.index.clone(pin);
     run->end = end;
   }
-  const std::uint32_t most = store_->port.write_blocks(space.number);
-  while (most > 0 && run->end - run->begin > most) {
+  while (run->end - run->begin > write_blocks) {
     StoreRun part = *run;
     part.pin = space.index.clone(run->pin);
-    part.end = run->begin = part.begin + most;
+    part.end = run->begin = part.begin + write_blocks;
     ++space.storing;
     store_->ready.push_back(part);
   }
   run->last = store_->keys[end - 1];
-  if (run->end - run->begin == most) {
+  if (run->end - run->begin == write_blocks) {
     store_->ready.splice(store_->ready.end(), gathering, run);
   } else {
     // Of two that end alike, because what the first one has was found damaged and saved anew, the second may go on.
