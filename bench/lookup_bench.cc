@@ -31,6 +31,7 @@ class Drives final : public node::DiskPort {
     reads.push_back({transfer.op, node::DiskOutcome::kDone});
     return node::DiskAdmission::kQueued;
   }
+  node::DiskAdmission verify(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   void cancel(node::DiskOp) override {}
   bool can_read(unsigned) const override { return true; }
   double write_pressure() const override { return 0; }

@@ -100,6 +100,7 @@ class NameTaker final : public node::DiskPort {
   void reset_closed_spaces(const std::optional<node::ModelName>&) override {}
   node::DiskAdmission write(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   node::DiskAdmission read(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
+  node::DiskAdmission verify(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   void cancel(node::DiskOp) override {}
   bool can_read(unsigned) const override { return false; }
   double write_pressure() const override { return 0; }

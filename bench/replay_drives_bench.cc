@@ -53,6 +53,7 @@ class VirtualDrives final : public node::DiskPort {
   void reset_closed_spaces(const std::optional<node::ModelName>&) override {}
   node::DiskAdmission write(const node::DiskTransfer& transfer) override { return take(transfer, &Drive::writes); }
   node::DiskAdmission read(const node::DiskTransfer& transfer) override { return take(transfer, &Drive::reads); }
+  node::DiskAdmission verify(const node::DiskTransfer&) override { return node::DiskAdmission::kUnavailable; }
   void cancel(node::DiskOp) override {}  // it only asks
   bool can_read(unsigned) const override { return true; }
   double write_pressure() const override { return 0; }

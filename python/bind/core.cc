@@ -227,6 +227,14 @@ class PyClient {
     return {reply.host_blocks, reply.matched_blocks};
   }
 
+  std::tuple<std::uint32_t, const char*, std::uint32_t> lookup_last(proto::SequenceId sequence,
+                                                                    const nb::object& hashes) {
+    const auto views = hash_views(hashes, 0);
+    nb::gil_scoped_release release;  // as in look_up()
+    const auto reply = get().lookup_last(sequence, views);
+    return {reply.matched_blocks, proto::reason_name(reply.reason), reply.disk_blocks};
+  }
+
   void prefetch(proto::SequenceId sequence, const nb::object& hashes) {
     const auto [known, views] = unknown(sequence, hashes);
     get().prefetch(sequence, known, views);
@@ -383,10 +391,11 @@ class PyAgent {
 };
 
 // Asks the node that listens at `socket_path` one question; the answer is its status.
-std::string ask(const std::string& socket_path, proto::Role role) {
+std::string ask(const std::string& socket_path, proto::Role role, std::vector<std::byte> question = {}) {
   nb::gil_scoped_release release;
   ipc::Hello hello;
   hello.role = static_cast<std::uint32_t>(role);
+  hello.payload = std::move(question);
   auto connected = unwrap(ipc::Channel::connect(socket_path, hello, 5 * kSecond));
   return {reinterpret_cast<const char*>(connected.payload.data()), connected.payload.size()};
 }
@@ -416,6 +425,15 @@ NB_MODULE(_core, m) {
       "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
       "Makes the node that listens at this path, and its cluster, forget all blocks. Returns its status, as JSON.");
 
+  m.def(
+      "scrub",
+      [](const std::string& path, std::uint64_t bytes_per_second) {
+        return ask(path, proto::Role::kScrub, proto::encode(proto::ScrubRequest{bytes_per_second}));
+      },
+      "socket_path"_a, "bytes_per_second"_a,
+      "Has the node that listens at this path check all blocks on its drives, reading at most so many bytes a second; "
+      "0: "
+      "it is to stop. Returns its status, as JSON. RuntimeError: it has no SSD tier, or none answers.");
   m.def(
       "disk_check",
       [](const std::string& directory, std::uint64_t bytes_per_second, const nb::callable& progress) {
@@ -491,6 +509,9 @@ NB_MODULE(_core, m) {
       .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "engine_blocks"_a = 0,
            "(leading blocks to load, why the next one is not, how many of them are to be read from drives). "
            "`engine_blocks`: so many of them the engine has itself, and will not load.")
+      .def("lookup_last", &PyClient::lookup_last, "sequence"_a, "hashes"_a,
+           "Of blocks that need none of the others: (the number, from 1, of the last one that can be loaded, or 0; why "
+           "there is none; 1 if it is to be read from drives). The sequence is then that block alone, its block 0.")
       .def("prefetch", &PyClient::prefetch, "sequence"_a, "hashes"_a)
       .def("observe_step",
            [](PyClient& client, std::uint32_t tokens, double pairs, double seconds) {

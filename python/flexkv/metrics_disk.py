@@ -24,6 +24,13 @@ _COUNTERS = {
     "failed_reads": "Reads that failed",
     "failed_writes": "Writes that failed",
 }
+_SCRUB = {
+    "checked_blocks": "Blocks read and compared with their checksums by the latest check of the whole drive",
+    "checked_bytes": "Bytes of them",
+    "damaged_blocks": "Blocks of them that were not what was written, and are forgotten",
+    "unreadable_blocks": "Blocks of them that could not be read, and are forgotten",
+    "unchecked_blocks": "Blocks that it could not check",
+}
 _ENDURANCE = {
     "written_bytes": "Bytes ever written to the drive",
     "last_day_bytes": "Bytes written in the last 24 hours of running",
@@ -78,6 +85,20 @@ def disk_families(status: Mapping[str, Any]) -> Iterator[Metric]:
         families.append(
             CounterMetricFamily("flexkv_disk_recomputed_blocks", doc, value=choices["recomputed_blocks"])
         )
+    scrub = mapping(disk, "scrub")
+    for key, doc in _SCRUB.items():
+        counter = CounterMetricFamily(f"flexkv_disk_scrub_{key}", doc, labels=["directory"])
+        for drive in entries(scrub, "drives"):
+            if is_number(drive.get(key)):
+                counter.add_metric([str(drive.get("directory", ""))], drive[key])
+        families.append(counter)
+    if is_number(scrub.get("blocks")):
+        doc = "1 while all blocks on drives are being checked"
+        families.append(
+            GaugeMetricFamily("flexkv_disk_scrub_running", doc, value=float(scrub.get("state") == "running"))
+        )
+        doc = "Blocks that the latest check has to do with"
+        families.append(GaugeMetricFamily("flexkv_disk_scrub_blocks", doc, value=scrub["blocks"]))
     for key, doc in _ENDURANCE.items():
         gauge = GaugeMetricFamily(f"flexkv_disk_endurance_{key}", doc, labels=["directory"])
         for drive in drives:

@@ -23,6 +23,11 @@ class DiskSim::HandWorkers final : public disk::Workers {
     stopped_ = true;
     Jobs().swap(*jobs_);
   }
+  bool stop(Nanos, disk::Job last) override {
+    stop();
+    if (last) last();
+    return true;
+  }
 
  private:
   std::shared_ptr<Jobs> jobs_;
@@ -78,6 +83,7 @@ void DiskSim::start_life() {
   drives_.assign(drive_count(), nullptr);
   off_.clear();
   jobs_.clear();
+  stuck_.clear();
   SimFaults faults;
   if (faulty_) {
     faults.fail = static_cast<unsigned>(prng_.below(8));
@@ -311,14 +317,15 @@ void DiskSim::read(unsigned number) {
   if (prng_.chance(20)) op.deadline = now_ + static_cast<Nanos>(prng_.below(3 * kMillisecond)) + 1;
   op.excused = op.deadline > 0;
   op.generation = model.generation;
-  op.bytes.reset(static_cast<std::byte*>(std::aligned_alloc(4096, model.slot_bytes)));
+  const bool verifies = prng_.chance(25);
+  if (!verifies) op.bytes.reset(static_cast<std::byte*>(std::aligned_alloc(4096, model.slot_bytes)));
   const disk::OpId id = next_op_++;
   const auto admission = tier_->read({id,
                                       model.handle,
                                       op.slot,
                                       block_key(model, op.key),
-                                      {op.bytes.get(), model.slot_bytes},
-                                      static_cast<file::Urgency>(prng_.below(2)),
+                                      {op.bytes.get(), verifies ? 0 : model.slot_bytes},
+                                      verifies ? file::Urgency::kScrub : file::Urgency::kLoad,
                                       op.deadline});
   if (admission != disk::Admission::kQueued) {
     ++totals_.refused;
@@ -369,19 +376,29 @@ void DiskSim::reset(unsigned number) {
 void DiskSim::hang(bool hanging) {
   if (hanging) {
     if (calm_) return;
-    SimDrive* drive = drives_[prng_.below(drive_count())];
+    const auto which = static_cast<unsigned>(prng_.below(drive_count()));
+    SimDrive* drive = drives_[which];
     if (drive == nullptr) return;
     ++totals_.hangs;
-    note("a drive hangs");
     hung_ = true;
-    drive->hang(true);
+    if (prng_.chance(40)) {
+      note("a call for a file hangs");
+      drive->hang_call(true);
+      stuck_.insert(which);
+    } else {
+      note("a drive hangs");
+      drive->hang(true);
+    }
     if (!prng_.chance(50)) return;
     advance(now_ + 2 * kAnswerTime);
     check_time();
     return;
   }
+  stuck_.clear();
   for (SimDrive* drive : drives_) {
-    if (drive != nullptr) drive->hang(false);
+    if (drive == nullptr) continue;
+    drive->hang(false);
+    drive->hang_call(false);
   }
 }
 
@@ -390,7 +407,7 @@ void DiskSim::hang(bool hanging) {
 bool DiskSim::run_job() {
   std::vector<std::size_t> ready;
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
-    if (!jobs_[i]->empty()) ready.push_back(i);
+    if (!jobs_[i]->empty() && !stuck(i)) ready.push_back(i);
   }
   if (ready.empty()) return false;
   const std::size_t which = ready[prng_.below(ready.size())];
@@ -424,7 +441,9 @@ void DiskSim::advance(Nanos time) {
       if (drive == nullptr) continue;
       if (const auto at = drive->next_event(); at && (!next || *at < *next)) next = at;
     }
-    if (far && std::ranges::any_of(jobs_, [](const auto& jobs) { return !jobs->empty(); })) continue;
+    bool ready = false;
+    for (std::size_t i = 0; i < jobs_.size(); ++i) ready |= !jobs_[i]->empty() && !stuck(i);
+    if (far && ready) continue;
     if (!next || *next > time) break;
     now_ = std::max(now_, *next);
   }

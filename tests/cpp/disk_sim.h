@@ -25,7 +25,7 @@ namespace flexkv::testing {
 struct DiskSimTotals {
   std::uint64_t lives = 0, kills = 0, power_cuts = 0, openings = 0;
   std::uint64_t writes_done = 0, writes_failed = 0;
-  std::uint64_t reads_done = 0, reads_failed = 0, checksum = 0, deadline = 0, overdue = 0, refused = 0;
+  std::uint64_t reads_done = 0, verified = 0, reads_failed = 0, checksum = 0, deadline = 0, overdue = 0, refused = 0;
   std::uint64_t resets = 0, resets_durable = 0;
   std::uint64_t recovered = 0, expected = 0;  // the latter: had to be there, and were
   std::uint64_t damages = 0, hangs = 0, unhealthy = 0, absent = 0;
@@ -108,6 +108,7 @@ class DiskSim final : public disk::TierSink {
   void read_all();
   void reset(unsigned number);
   void hang(bool hanging);
+  bool stuck(std::size_t jobs) const { return jobs > 0 && stuck_.contains(static_cast<unsigned>(jobs - 1)); }
   bool run_job();
   void run_jobs();
   void advance(Nanos time);
@@ -149,9 +150,10 @@ class DiskSim final : public disk::TierSink {
 
   // ---- of one life
   Nanos now_ = kSecond;
-  std::vector<SimDrive*> drives_;  // null: away
-  std::set<unsigned> off_;         // as they were said to be
-  std::vector<std::shared_ptr<Jobs>> jobs_;
+  std::vector<SimDrive*> drives_;            // null: away
+  std::set<unsigned> off_;                   // as they were said to be
+  std::vector<std::shared_ptr<Jobs>> jobs_;  // for checksums, then of each drive's lane
+  std::set<unsigned> stuck_;                 // drives in which a call of the lane hangs
   std::map<disk::OpId, Op> ops_;
   std::unique_ptr<disk::DiskTier> tier_;
   disk::OpId next_op_ = 1;

@@ -31,6 +31,7 @@ void print(const DiskSimTotals& totals) {
   show("writes done", totals.writes_done);
   show("failed", totals.writes_failed);
   show("reads done", totals.reads_done);
+  show("of them only verified", totals.verified);
   show("failed", totals.reads_failed);
   show("wrong checksum", totals.checksum);
   show("past deadline", totals.deadline);

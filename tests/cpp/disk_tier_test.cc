@@ -16,6 +16,11 @@ using Jobs = std::deque<disk::Job>;
 
 struct HandWorkers final : disk::Workers {
   explicit HandWorkers(Jobs& where) : jobs(where) {}
+  bool stop(Nanos, disk::Job last) override {
+    stop();
+    if (last) last();
+    return true;
+  }
   void post(disk::Job job) override { jobs.push_back(std::move(job)); }
   void stop() override { jobs.clear(); }
   Jobs& jobs;

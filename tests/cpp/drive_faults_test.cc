@@ -8,8 +8,10 @@
 
 #include <cerrno>
 #include <condition_variable>
+#include <cstdarg>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -29,34 +31,64 @@
 
 namespace {
 
-// Calls that make files of this directory longer hang.
-class Growth {
+// Calls of one kind hang, for the files of blocks in one directory.
+class Calls {
  public:
-  void hang(const std::string& directory) {
+  enum class Kind : std::uint8_t { kNone, kAllocate, kTruncate, kOpen, kLook };  // the last one: to open to read
+
+  void hang(Kind kind, const std::string& directory = "") {
     std::lock_guard lock(mutex_);
+    kind_ = kind;
     directory_ = directory;
     changed_.notify_all();
   }
-  void pass(int fd) {
+  void pass(Kind kind, const std::string& file) {
+    std::unique_lock lock(mutex_);
+    const auto hangs = [&] { return kind == kind_ && file.starts_with(directory_) && file.ends_with(".blocks"); };
+    if (!hangs()) return;
+    ++hanging_;
+    changed_.wait(lock, [&] { return !hangs(); });
+    --hanging_;
+  }
+  int hanging() const {
+    std::lock_guard lock(mutex_);
+    return hanging_;
+  }
+  static std::string path_of(int fd) {
     char path[4096];
     const ssize_t length = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path);
-    const std::string_view file(path, static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return directory_.empty() || !file.starts_with(directory_); });
+    return {path, static_cast<std::size_t>(std::max<ssize_t>(length, 0))};
   }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
+  Kind kind_ = Kind::kNone;
   std::string directory_;
-} growth;
+  int hanging_ = 0;
+} calls;
 
 }  // namespace
 
 // Of this program: before the C library's.
 int fallocate(int fd, int mode, off_t offset, off_t bytes) {
-  growth.pass(fd);
+  calls.pass(Calls::Kind::kAllocate, Calls::path_of(fd));
   return static_cast<int>(::syscall(SYS_fallocate, fd, mode, offset, bytes));
+}
+
+int ftruncate(int fd, off_t bytes) noexcept {
+  calls.pass(Calls::Kind::kTruncate, Calls::path_of(fd));
+  return static_cast<int>(::syscall(SYS_ftruncate, fd, bytes));
+}
+
+int openat(int directory, const char* name, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const int mode = (flags & O_CREAT) != 0 ? va_arg(rest, int) : 0;
+  va_end(rest);
+  const bool reads = (flags & O_ACCMODE) == O_RDONLY;
+  calls.pass(reads ? Calls::Kind::kLook : Calls::Kind::kOpen, Calls::path_of(directory) + "/" + name);
+  return static_cast<int>(::syscall(SYS_openat, directory, name, flags, mode));
 }
 
 namespace flexkv {
@@ -189,7 +221,7 @@ class DriveFaultsTest : public ::testing::Test {
   }
   void TearDown() override {
     faults_->hang(Hang::kNothing);
-    growth.hang("");
+    calls.hang(Calls::Kind::kNone);
     stop();
     std::filesystem::remove_all(dir_);
   }
@@ -386,7 +418,10 @@ TEST_F(DriveFaultsTest, AWriteThatHangsKeepsItsPlaceInHostMemoryAndThoseBehindIt
   ASSERT_TRUE(engine_->saves(0) && engine_->saves(1));
   ASSERT_TRUE(eventually([&] { return queue("disk_writes") == 0; }));
   faults_->hang(Hang::kWrites);
-  for (std::uint64_t prompt = 2; prompt < 32; ++prompt) EXPECT_TRUE(engine_->saves(prompt));
+  // The first alone: what comes together shares its I/Os, and more than one would be in flight.
+  EXPECT_TRUE(engine_->saves(2));
+  ASSERT_TRUE(eventually([&] { return faults_->held() == 1; }));
+  for (std::uint64_t prompt = 3; prompt < 32; ++prompt) EXPECT_TRUE(engine_->saves(prompt));
   ASSERT_TRUE(eventually([&] { return queue("disk_writes") == 1; })) << "all but the one in flight";
   EXPECT_EQ(faults_->held(), 1U);
   EXPECT_GT(failed("to_disk", "deadline"), 0U);
@@ -407,7 +442,7 @@ TEST_F(DriveFaultsTest, AWriteThatHangsKeepsItsPlaceInHostMemoryAndThoseBehindIt
 TEST_F(DriveFaultsTest, AFileThatHangsAsItIsMadeLongerSwitchesItsDriveOff) {
   limits_.breaker.stall_after = 100 * kMillisecond;
   start();
-  growth.hang(directory_);
+  calls.hang(Calls::Kind::kAllocate, directory_);
   for (std::uint64_t prompt = 0; prompt < kPrompts; ++prompt) EXPECT_TRUE(engine_->saves(prompt));
   ASSERT_TRUE(eventually([&] { return drive().at("reads") == false; }));
   EXPECT_TRUE(told("making a file longer hangs for "));
@@ -416,7 +451,7 @@ TEST_F(DriveFaultsTest, AFileThatHangsAsItIsMadeLongerSwitchesItsDriveOff) {
   EXPECT_GT(failed("to_disk", "disk_off"), 0U);
   save_others();
   EXPECT_EQ(drive().at("reads"), false) << "not probed while it hangs";
-  growth.hang("");
+  calls.hang(Calls::Kind::kNone);
   ASSERT_TRUE(eventually([&] { return drive().at("reads") == true; }));
   save_others();
   EXPECT_TRUE(eventually([&] { return drive().at("blocks_written") > 0; }));
@@ -433,9 +468,127 @@ TEST_F(DriveFaultsTest, ANodeEndsWhileItsDriveHangsAndItsMemoryOutlivesIt) {
   ASSERT_TRUE(eventually([&] { return faults_->held() == 0; }));
 }
 
+TEST_F(DriveFaultsTest, ANodeEndsWhileAFileHangsAsItIsMadeLonger) {
+  start();
+  calls.hang(Calls::Kind::kAllocate, directory_);
+  for (std::uint64_t prompt = 0; prompt < kPrompts; ++prompt) EXPECT_TRUE(engine_->saves(prompt));
+  ASSERT_TRUE(eventually([&] { return calls.hanging() == 1; }));
+  ::testing::internal::CaptureStderr();
+  stop();
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(calls.hanging(), 1) << "it was left behind";
+  ASSERT_FALSE(lines(log).empty());
+  EXPECT_EQ(lines(log).back(), "SSD cache: " + directory_ + " hangs; what it was asked for is left behind");
+  // It ends, and what it would have gone on with is gone.
+  calls.hang(Calls::Kind::kNone);
+  ASSERT_TRUE(eventually([&] { return calls.hanging() == 0; }));
+  directories_ = {dir_ + "/ssd-good"};  // what was left behind may still write to the other one: it stays locked
+  start();
+  EXPECT_TRUE(drive().at("reads"));
+}
+
+TEST_F(DriveFaultsTest, ADriveThatHangsAsTheNodeStartsIsLeftOut) {
+  start_with_prompts_on_drives();
+  stop();
+  calls.hang(Calls::Kind::kLook, directory_);
+  start();
+  EXPECT_EQ(calls.hanging(), 1);
+  EXPECT_TRUE(told("it hangs: no answer in 10 s"));
+  EXPECT_EQ(load_all(), kPrompts / 2);
+  save_others();
+  EXPECT_TRUE(eventually([&] { return status().at("disk").at("drives").at(1).at("blocks_written") > 0; }));
+}
+
+TEST_F(DriveFaultsTest, AFileThatHangsAsItIsOpenedKeepsNeitherTheOtherDriveNorTheEndWaiting) {
+  start_with_prompts_on_drives();
+  stop();
+  for (const bool released : {true, false}) {
+    calls.hang(Calls::Kind::kOpen, directory_);
+    start();  // the model is opened without that drive
+    EXPECT_EQ(calls.hanging(), 1);
+    EXPECT_TRUE(told("opening a file hangs for "));
+    EXPECT_EQ(load_all(), kPrompts / 2);
+    save_others();
+    EXPECT_TRUE(eventually([&] { return status().at("disk").at("drives").at(1).at("blocks_written") > 0; }));
+    if (released) {
+      calls.hang(Calls::Kind::kNone);
+      EXPECT_TRUE(eventually([&] { return drive().at("reads") == true; }));
+    }
+    stop();
+    EXPECT_EQ(calls.hanging(), released ? 0 : 1);
+  }
+}
+
+TEST_F(DriveFaultsTest, AFileThatHangsAsItIsCutOffKeepsTheOtherDriveNotWaiting) {
+  limits_.breaker.stall_after = 100 * kMillisecond;
+  disk_bytes_ = 8U << 20;
+  start();
+  save_others();
+  ASSERT_TRUE(eventually([&] { return queue("disk_writes") == 0; }));
+  stop();
+  disk_bytes_ = 2U << 20;
+  calls.hang(Calls::Kind::kTruncate, directory_);
+  start();
+  EXPECT_EQ(calls.hanging(), 1);
+  EXPECT_TRUE(told("cutting a file off hangs for "));
+  save_others();
+  EXPECT_TRUE(eventually([&] { return status().at("disk").at("drives").at(1).at("blocks_written") > 0; }));
+}
+
+// Bytes of blocks on the drives, of which one in each of `count` blocks changes.
+void damage(const std::string& directory, std::uint64_t count) {
+  for (const auto& file : std::filesystem::directory_iterator(directory)) {
+    if (file.path().extension() != ".blocks") continue;
+    std::fstream blocks(file.path(), std::ios::binary | std::ios::in | std::ios::out);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const auto at = static_cast<std::streamoff>(i * kBlockBytes + 77);
+      blocks.seekg(at);
+      const char byte = static_cast<char>(blocks.get() ^ 1);
+      blocks.seekp(at);
+      blocks.put(byte);
+    }
+  }
+}
+
+TEST_F(DriveFaultsTest, AScrubWhileTheNodeServesFindsWhatIsDamagedAndNothingElse) {
+  start_with_prompts_on_drives();
+  EXPECT_TRUE(status().at("disk").at("scrub").is_null());
+  damage(directory_, 2);  // of its kPrompts / 2 blocks, which lie at the front
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  save_others();  // evicts, and writes to both drives, meanwhile
+  ASSERT_TRUE(eventually([&] { return status().at("disk").at("scrub").at("state") == "done"; }));
+  const nlohmann::json scrub = status().at("disk").at("scrub");
+  EXPECT_EQ(scrub.at("blocks"), kPrompts);
+  EXPECT_EQ(scrub.at("drives").at(0).at("directory"), directory_);
+  EXPECT_EQ(scrub.at("drives").at(0).at("damaged_blocks"), 2);
+  EXPECT_GE(scrub.at("drives").at(0).at("checked_blocks"), kPrompts / 2);
+  EXPECT_EQ(scrub.at("drives").at(1).at("damaged_blocks"), 0);
+  EXPECT_EQ(load_all(), kPrompts - 2);
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  ASSERT_TRUE(eventually([&] { return status().at("disk").at("scrub").at("state") == "done"; }));
+  EXPECT_EQ(status().at("disk").at("scrub").at("drives").at(0).at("damaged_blocks"), 0) << "none has stayed";
+}
+
+TEST_F(DriveFaultsTest, AScrubOfADriveThatHangsHoldsUpNothing) {
+  load_timeout_ = 600 * kSecond;
+  start_with_prompts_on_drives();
+  faults_->hang(Hang::kAll);
+  ASSERT_TRUE(node_->scrub(1ULL << 40).ok());
+  ASSERT_TRUE(eventually([&] { return drive().at("reads") == false; })) << "its reads are watched as others are";
+  EXPECT_EQ(load_all(), kPrompts / 2);
+  save_others();
+  ASSERT_TRUE(node_->scrub(0).ok());
+  EXPECT_EQ(status().at("disk").at("scrub").at("state"), "stopped");
+  ASSERT_TRUE(node_->scrub(1).ok());
+  stop();  // in time, with both under way
+  faults_->hang(Hang::kNothing);
+  ASSERT_TRUE(eventually([&] { return faults_->held() == 0; }));
+}
+
 class DisappearingDriveTest : public DriveFaultsTest, public ::testing::WithParamInterface<int> {};
 
 TEST_P(DisappearingDriveTest, IsSaidOnceAndTheOtherServes) {
+  limits_.breaker.stall_after = 600 * kSecond;  // what is slow because the machine is busy does not hang
   start_with_prompts_on_drives();
   ::testing::internal::CaptureStderr();
   faults_->fail(GetParam());
@@ -459,6 +612,7 @@ TEST_P(DisappearingDriveTest, IsSaidOnceAndTheOtherServes) {
 INSTANTIATE_TEST_SUITE_P(Errors, DisappearingDriveTest, ::testing::Values(EIO, ENODEV));
 
 TEST_F(DriveFaultsTest, ADirectoryThatIsRemovedIsUsedToItsEndAndSaidOnce) {
+  limits_.breaker.stall_after = 600 * kSecond;  // what is slow because the machine is busy does not hang
   start_with_prompts_on_drives();
   ::testing::internal::CaptureStderr();
   std::filesystem::remove_all(directory_);
@@ -477,6 +631,7 @@ TEST_F(DriveFaultsTest, ADirectoryThatIsRemovedIsUsedToItsEndAndSaidOnce) {
 }
 
 TEST_F(DriveFaultsTest, FilesThatAreCutOffAreMissesAndSaidOnce) {
+  limits_.breaker.stall_after = 600 * kSecond;  // what is slow because the machine is busy does not hang
   start_with_prompts_on_drives();
   ::testing::internal::CaptureStderr();
   for (const auto& file : std::filesystem::directory_iterator(directory_)) {

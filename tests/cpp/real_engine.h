@@ -168,7 +168,7 @@ inline std::vector<std::array<std::byte, 32>> prompt(std::uint64_t seed, std::ui
 
 template <typename Condition>
 bool eventually(Condition condition) {
-  for (int i = 0; i < 2000; ++i) {
+  for (int i = 0; i < 12'000; ++i) {
     if (condition()) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

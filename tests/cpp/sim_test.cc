@@ -51,6 +51,8 @@ void print(const SimTotals& totals) {
   show("of them prefetched", totals.blocks_prefetched);
   show("written to drives", totals.blocks_written);
   show("recovered", totals.blocks_recovered);
+  show("scrubbed", totals.blocks_scrubbed);
+  show("of them bad", totals.bad_blocks_scrubbed);
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
   show("stored beyond", totals.blocks_stored);

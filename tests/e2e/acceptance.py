@@ -87,9 +87,9 @@ ROWS = [
         with_nixl=("e2e/test_dynamo_disaggregated.py",),
     ),
     Row(
-        "hybrid models through the full connector: windows served, states left alone",
+        "hybrid models through the full connector: windows and states served",
         in_ci=(_GROUPS, "e2e/test_vllm_states.py"),
-        not_run="hits for states: not there",
+        not_run="states other than of short convolutions; states on a GPU",
     ),
     Row(
         "SGLang: outputs equal with loads, one rank and two; `--enable-flexkv` and the linker",

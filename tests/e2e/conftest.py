@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,27 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from engine import EngineConfig, Results, run_engine
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "a directory that several pytest share: each file's tests run in the one that comes to it first"
+    parser.addoption("--claims", type=Path, help=what)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """True: another pytest runs it."""
+    claims = item.config.getoption("claims")
+    return True if claims is not None and not _claimed(claims / item.path.stem) else None
+
+
+@functools.cache
+def _claimed(claim: Path) -> bool:
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine import BLOCK, MAX_TOKENS, POOL_BLOCKS, marked_processes
+from nursery import MARK
 
 # Dynamo needs another vLLM than the other tests: scripts/setup --tests lays one over the environment.
 PYTHON = os.environ.get("DYNAMO_PYTHON") or str(Path(sys.prefix) / "dynamo/bin/python")
@@ -30,8 +31,9 @@ PYTHON = os.environ.get("DYNAMO_PYTHON") or str(Path(sys.prefix) / "dynamo/bin/p
 SERVERS = {name: shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in ("etcd", "nats-server")}
 MODEL = "tiny"
 _NODE = "default"
-_MARK = "E2E_RUN_ID"
 _HANG_SECONDS = 600.0
+# What it leaves in a worker's log when it is asked whether it is ready.
+_ASKED_IN_VAIN = "tower_http::trace::on_failure"
 _OWN_HITS = "vllm:prefix_cache_hits_total"
 _FLEXKV_HITS = "vllm:external_prefix_cache_hits_total"
 _FLEXKV_ROLE = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
@@ -69,7 +71,8 @@ class Refused(Exception):
 
 
 class Worker:
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+        self.name = name
         self.process = process
         self._port = port
 
@@ -109,11 +112,11 @@ class Deployment:
         self._mark = uuid.uuid4().hex
         self._runtime = directory / "run"
         self._runtime.mkdir(mode=0o700)
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._port = free_port()
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXKV_", "VLLM_", "DYN_"))}
         self._environment = clean | {
-            _MARK: self._mark,
+            MARK: self._mark,
             "FLEXKV_RUNTIME_DIR": str(self._runtime),
             "DYN_DISCOVERY_BACKEND": "file",
             "DYN_FILE_KV": str(directory / "discovery"),
@@ -122,6 +125,9 @@ class Deployment:
             "TOKENIZERS_PARALLELISM": "false",
             "VLLM_NO_USAGE_STATS": "1",
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            # With SIGABRT they write the stacks of their Python threads into their logs.
+            "PYTHONFAULTHANDLER": "1",
             **(environment or {}),
         }
 
@@ -129,16 +135,16 @@ class Deployment:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes):
+        for process in reversed(self._processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for process in self._processes:
+        for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
         for pid in marked_processes(self._mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in self._processes:
+        for process in self._processes.values():
             process.wait()
 
     def start_etcd_and_nats(self) -> None:
@@ -196,16 +202,28 @@ class Deployment:
             VLLM_NIXL_SIDE_CHANNEL_PORT=str(free_port()),
             **environment,
         )
-        return Worker(process, port)
+        return Worker(name, process, port)
 
     def wait_until_ready(self, *workers: Worker) -> None:
-        self.wait_until(lambda: all(worker.ready for worker in workers) and self._serves())
+        def waits_for() -> list[str]:
+            missing = [worker.name for worker in workers if not worker.ready]
+            return missing or ["frontend"] * (not self._serves())
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+        self.wait_until(lambda: not waits_for(), waits_for)
+
+    def wait_until(self, condition: Callable[[], bool], waits_for: Callable[[], list[str]] = list) -> None:
+        """`waits_for`: whose logs are of interest if it does not come."""
         deadline = time.monotonic() + _HANG_SECONDS
         while not condition():
-            dead = [process.args for process in self._processes if process.poll() not in (None, -signal.SIGKILL)]
-            assert not dead and time.monotonic() < deadline, f"ended: {dead}\n{self.logs()}"
+            ended = [name for name, process in self._processes.items() if process.poll() not in (None, -signal.SIGKILL)]
+            assert not ended, f"ended: {ended}\n{self._logs(ended)}"
+            if time.monotonic() > deadline:
+                late = waits_for()
+                for pid in marked_processes(self._mark):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGABRT)
+                time.sleep(1)
+                raise AssertionError(f"not in {_HANG_SECONDS} s: {late or 'what was waited for'}\n{self._logs(late)}")
             time.sleep(0.1)
 
     def ask(self, prompt: list[int], max_tokens: int, worker: int | None = None, **more: int) -> Answer:
@@ -237,10 +255,10 @@ class Deployment:
         logs = [log.read_text(errors="replace") for log in self._directory.glob("*.log")]
         return [line for log in logs for line in log.splitlines() if text in line]
 
-    def logs(self) -> str:
-        return "\n".join(
-            f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self._directory.glob("*.log")
-        )
+    def _logs(self, of_interest: list[str]) -> str:
+        """The last lines of all logs; those of interest come last, and are longer."""
+        logs = sorted(self._directory.glob("*.log"), key=lambda log: log.stem in of_interest)
+        return "\n".join(f"== {log}\n{_last_lines(log, 200 if log.stem in of_interest else 20)}" for log in logs)
 
     def _complete(self, prompt: list[int], max_tokens: int, directions: dict[str, Any]) -> dict[str, Any]:
         body = {
@@ -272,17 +290,30 @@ class Deployment:
                 env=self._environment | environment,
                 start_new_session=True,
             )
-        self._processes.append(process)
+        self._processes[name] = process
         return process
 
 
+_claims: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Below those that the system gives away by itself; Dynamo takes none above 32767 for DYN_SYSTEM_PORT."""
+    """Below those that the system gives away by itself; Dynamo takes none above 32767 for DYN_SYSTEM_PORT. Even, as vLLM
+    may take the next one, too. No other test gets it as long as we live: who is to listen there begins much later."""
     while True:
-        port = random.randrange(10000, 32768)
+        port = random.randrange(10000, 32768, 2)
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as listener, contextlib.suppress(OSError):
+            claim.bind(f"\0flexkv-e2e-port-{port}")
             listener.bind(("0.0.0.0", port))
+            _claims.append(claim)
             return port
+        claim.close()
+
+
+def _last_lines(log: Path, count: int) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    return "\n".join([line for line in plain.splitlines() if _ASKED_IN_VAIN not in line][-count:])
 
 
 def _listens(port: int) -> bool:

@@ -18,18 +18,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nursery import MARK, Child, Nursery
+
 BLOCK = 32
 # Room for one prompt of the longest kind and little else: a storm of requests has to preempt.
 POOL_BLOCKS = 36
 MAX_TOKENS = 1024
-_MARK = "E2E_RUN_ID"
 # vLLM's tensor-parallel CPU workers leave theirs behind, with or without a connector.
 _VLLM_LEAK = ("vllm_dist_",)
 # Python's own names for what processes share through `multiprocessing`, as vLLM's do: nobody clears it up after SIGKILL.
 _LEFT_BY_SIGKILL = ("psm_", "sem.mp-")
 _LOG_TAIL = 6000
-# Processes of a good run may need a moment to notice that their parent is gone.
-_EXIT_GRACE_SECONDS = 10.0
+# Processes of a good run may need a moment to notice that their parent is gone; on a busy machine a long one.
+_EXIT_GRACE_SECONDS = 60.0
+_latest_nursery: Nursery | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,27 +175,42 @@ def run_program(
     )
     mark = uuid.uuid4().hex
     shared_memory = set(os.listdir("/dev/shm"))
-    with log.open("wb") as log_file:
-        process = subprocess.Popen(
-            [python, "-P", str(Path(__file__).with_name(program)), str(spec)],
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            env=_environment(config, runtime, mark),
-            start_new_session=True,
-        )
-        with _ended(process, mark):
-            try:
-                code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise EngineFailure(f"{config.name}: no end after {timeout} s\n{_stacks(mark)}\n{_tail(log)}") from None
-            if code != (-signal.SIGKILL if config.killed else 0):
-                raise EngineFailure(f"{config.name}: exit code {code}\n{_tail(log)}")
-            left = leftovers(mark, runtime, shared_memory, config.killed)
+    process = _start(Path(__file__).with_name(program), spec, _environment(config, runtime, mark), log, python)
+    with _ended(process, mark):
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise EngineFailure(f"{config.name}: no end after {timeout} s\n{_stacks(mark)}\n{_tail(log)}") from None
+        if code != (-signal.SIGKILL if config.killed else 0):
+            raise EngineFailure(f"{config.name}: exit code {code}\n{_tail(log)}")
+        left = leftovers(mark, runtime, shared_memory, config.killed)
     if left:
         raise EngineFailure(f"{config.name} left behind: {left}\n{_tail(log)}")
     return dict(json.loads(results.read_text()))
+
+
+def _start(
+    program: Path, spec: Path, environment: dict[str, str], log: Path, python: str
+) -> subprocess.Popen[bytes] | Child:
+    if python == sys.executable:
+        return _nursery().start(program, str(spec), environment, spec.parent, log)
+    with log.open("wb") as log_file:
+        return subprocess.Popen(
+            [python, "-P", str(program), str(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            cwd=spec.parent,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _nursery() -> Nursery:
+    global _latest_nursery
+    if _latest_nursery is None or not _latest_nursery.alive:
+        _latest_nursery = Nursery(_common_environment())
+    return _latest_nursery
 
 
 def leftovers(mark: str, runtime: Path, shared_memory_before: set[str], killed: bool) -> list[str]:
@@ -228,7 +245,7 @@ def _leftovers_now(
 
 def marked_processes(mark: str) -> list[int]:
     """Live processes whose environment carries the run's mark: its children however deep, orphans too."""
-    wanted = f"{_MARK}={mark}".encode()
+    wanted = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -246,22 +263,29 @@ def open_descriptors(pids: list[int]) -> int:
     return count
 
 
-def _environment(config: EngineConfig, runtime: Path, mark: str) -> dict[str, str]:
+def _common_environment() -> dict[str, str]:
     # The settings of whoever runs the tests must not leak into them.
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXKV_", "VLLM_"))}
-    environment = clean | {
-        _MARK: mark,
-        "FLEXKV_RUNTIME_DIR": str(runtime),
-        "FLEXKV_CPU_CACHE_GB": "256MB",
+    return clean | {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         # Steps that reach into workers send them functions.
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.in_process else "1",
         "OMP_NUM_THREADS": "1",
+        # vLLM gives its further processes a thread for each core; they must not spin there while others want to compute.
+        "OMP_WAIT_POLICY": "passive",
         # A hung engine that gets SIGABRT writes the stacks of its Python threads into the log.
         "PYTHONFAULTHANDLER": "1",
+    }
+
+
+def _environment(config: EngineConfig, runtime: Path, mark: str) -> dict[str, str]:
+    environment = _common_environment() | {
+        MARK: mark,
+        "FLEXKV_RUNTIME_DIR": str(runtime),
+        "FLEXKV_CPU_CACHE_GB": "256MB",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.in_process else "1",
     }
     ranks = config.tensor_parallel * config.pipeline_parallel
     if ranks > 1:
@@ -271,7 +295,7 @@ def _environment(config: EngineConfig, runtime: Path, mark: str) -> dict[str, st
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes], mark: str) -> Iterator[None]:
+def _ended(process: subprocess.Popen[bytes] | Child, mark: str) -> Iterator[None]:
     try:
         yield
     finally:

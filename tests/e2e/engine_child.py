@@ -19,6 +19,7 @@ Steps are objects with `op`:
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
   fail_loads  from now on every load is given up before it begins, as a stalled node would make it; `on` false ends that
+  spoil_states  from now on states are saved wrongly, as `how` says (spoilt_states.py)
   churn     generates the answers of `prompts`, one prompt after the other, with the engine's own cache empty, again and again
             until there is a file `until`; every time they must be the same
   status    writes the status of the node in FLEXKV_RUNTIME_DIR to the file `path`
@@ -40,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import spoilt_states
 from engine import marked_processes, open_descriptors
 
 
@@ -47,7 +49,7 @@ def settle(seconds: float) -> None:
     from flexkv import _core
 
     time.sleep(seconds)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for path in Path(os.environ.get("FLEXKV_RUNTIME_DIR", "/nowhere")).glob("*.sock"):
         try:
             while json.loads(_core.query_status(str(path)))["queues"]["jobs_in_flight"] > 0:
@@ -180,7 +182,7 @@ class Engine:
 
     def reset(self, step: dict[str, Any]) -> bool:
         # With the engine in a process of its own an abort may still be on its way there.
-        deadline = time.monotonic() + step.get("patience", 5.0)
+        deadline = time.monotonic() + step.get("patience", 60.0)
         arguments = {"reset_connector": True} if step.get("connector") else {}
         while not (done := self._llm.reset_prefix_cache(**arguments)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -408,6 +410,8 @@ def main() -> None:
                 engine.run(step)
             case "fail_loads":
                 engine.fail_loads(step)
+            case "spoil_states":
+                spoilt_states.spoil(step["how"])
             case "churn":
                 results[step["name"]] = engine.churn(step) | {"reset": last_reset}
             case "status":

@@ -199,5 +199,5 @@ def test_the_engine_goes_on_when_the_other_node_is_killed(
     hit = b.run(tiny_model, tmp_path / "on b", steps)
     assert outputs(hit) == expected | {"before": hit["before"].outputs}
     assert hit["prompt 1"].flexkv_hits == whole_blocks(LONG)
-    assert a.process.wait(10) == -signal.SIGKILL
-    wait_until(lambda: b.cluster["peers"] == [], 30)
+    assert a.process.wait(60) == -signal.SIGKILL
+    wait_until(lambda: b.cluster["peers"] == [])

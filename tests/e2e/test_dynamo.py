@@ -71,12 +71,14 @@ def service(
             deployment.start_etcd_and_nats()
         deployment.start_node()
         deployment.start_frontend("--router-mode", "kv", "--migration-limit", "3")
-        workers = [
-            deployment.start_worker("worker0", tiny_model, FLEXKV, DYNAMO_USE_FLEXKV="1"),
-            # Keeps and loads all the same, but does not tell the router.
-            deployment.start_worker("worker1", tiny_model, FLEXKV, DYNAMO_USE_FLEXKV="0"),
-        ]
-        deployment.wait_until_ready(*workers)
+        workers: list[Worker] = []
+        # The second one keeps and loads all the same, but does not tell the router.
+        for tells in ("1", "0"):
+            workers.append(
+                deployment.start_worker(f"worker{len(workers)}", tiny_model, FLEXKV, DYNAMO_USE_FLEXKV=tells)
+            )
+            # One after the other: once, of two that began together, one hung in its imports, before any line of ours.
+            deployment.wait_until_ready(*workers)
         yield Service(deployment, workers, [worker.id for worker in workers])
 
 

@@ -203,7 +203,7 @@ def test_a_load_that_fails_under_asynchronous_scheduling_does_not_end_the_engine
     assert got["healed"].flexkv_hits > 0
 
 
-def wait_until(condition: Any, seconds: float = 10) -> None:
+def wait_until(condition: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -137,6 +137,21 @@ DISK: dict[str, Any] = {
     },
     "admission": {"admitted": 100, "refused_first_touch": 900, "refused_budget": 0},
 }
+def scrub_of(directory: str, state: str, damaged: int = 0, unchecked: int = 0) -> dict[str, Any]:
+    """A check of the drives that has come so far."""
+    checked = {"checked_blocks": 900, "checked_bytes": 900 << 20, "damaged_blocks": damaged}
+    return {
+        "state": state,
+        "bytes_per_s": 100 << 20,
+        "blocks": 1000,
+        "bytes": 1000 << 20,
+        "seconds": 75.0,
+        "ended_seconds_ago": None if state == "running" else 130.0,
+        "drives": [{"directory": directory, "unreadable_blocks": 0, "unchecked_blocks": unchecked} | checked],
+    }
+
+
+DISK["scrub"] = scrub_of("/mnt/[a]", "done", damaged=2)
 WITH_DISK: dict[str, Any] = STATUS | {
     "disk": DISK,
     "spaces": [STATUS["spaces"][0] | {"disk_slots": 1 << 20, "disk_used": 120_000, "recovering": True}],
@@ -205,6 +220,15 @@ def query_status(path: str) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(path)
     return Path(path).with_suffix(".status").read_text()
+
+
+def scrub(path: str, bytes_per_second: int) -> str:
+    status = json.loads(query_status(path))
+    if bytes_per_second == 0:
+        status["disk"]["scrub"] |= {"state": "stopped"}
+    status["disk"]["scrub"] |= {"bytes_per_s": bytes_per_second}
+    Path(path).with_suffix(".status").write_text(json.dumps(status))
+    return json.dumps(status)
 
 
 def disk_check(directory: str, bytes_per_second: int, progress: Callable[[int, int], None]) -> dict[str, Any]:

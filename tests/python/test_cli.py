@@ -200,6 +200,7 @@ def test_status_of_a_node_with_drives(node: Any) -> None:
         "SSD: reads measured at 3.50 GB/s",
         "SSD: 5 TiB written in all, 256 GiB in the last 24 hours of 1 TiB allowed, pressure 0.12, 3.4 years of life left",
         "SSD: blocks offered: refused first touch 900, admitted 100",
+        "SSD: 900 blocks checked in 1 min 15 s, done 2 min 10 s ago, 2 damaged, 0 unreadable, 0 unchecked",
     ):
         assert expected in output, expected
 
@@ -221,6 +222,13 @@ def test_a_tier_without_a_usable_drive_is_off(node: Any) -> None:
     assert row == ["SSD", "off", *"-----"]
     assert "77 B" not in output
     assert "off: gone" in output
+
+
+def test_status_tells_how_far_a_check_is() -> None:
+    scrub = fake_core.scrub_of("/mnt/[a]", "running")
+    assert "SSD: being checked for 1 min 15 s: 900 of 1,000 blocks, 0 damaged, 0 unreadable, 0 unchecked" in [
+        str(line) for line in drive_lines({"disk": fake_core.DISK | {"scrub": scrub}})
+    ]
 
 
 def test_status_tells_what_was_chosen_and_why() -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import fake_core
 import pytest
@@ -105,6 +107,67 @@ def test_foreign_files_are_told(cache: Path) -> None:
     assert run("check").stdout == f"{cache}: 1,000 blocks (2 MiB) checked, all good{expected}"
     assert json.loads(run("check", "--json").stdout)["directories"][0]["foreign_count"] == 2
     assert run("clear", answer="n\n").stdout.startswith(f"{cache}: 1 MiB{expected}")
+
+
+# ---- check while a node uses it
+
+
+def serve_there(directory: Path, **scrub: Any) -> tuple[fake_core.Node, Path]:
+    """A node that uses the directory, and what it says."""
+    node = fake_core.Node({"pool_bytes": 1 << 30, "ssd_bytes": 1 << 30, "ssd_directories": [str(directory)]})
+    node.listen(os.environ["FLEXKV_RUNTIME_DIR"], "default")
+    drives = [{"directory": str(directory), "closed_bytes": 3 << 20}]
+    told = node.path.with_suffix(".status")
+    told.write_text(json.dumps({"disk": {"drives": drives, "scrub": fake_core.scrub_of(str(directory), **scrub)}}))
+    return node, told
+
+
+def test_a_node_checks_what_it_uses(cache: Path) -> None:
+    (cache / "used").touch()
+    node, told = serve_there(cache, state="done")
+    result = run("check")
+    node.stop()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(
+        f"{cache}: 900 blocks (900 MiB) checked, 3 MiB of models not in use left out, all good\n"
+    )
+    assert json.loads(told.read_text())["disk"]["scrub"]["bytes_per_s"] == 100 << 20
+
+
+def test_a_node_that_finds_bad_blocks(cache: Path) -> None:
+    node, told = serve_there(cache, state="done", damaged=2, unchecked=5)
+    text = run("check", "--rate", "500MB", str(cache))
+    answer = json.loads(run("check", "--json").stdout)["directories"]
+    node.stop()
+    assert text.exit_code == 1
+    assert "2 bad, 5 not checked as the drive was off or busy" in text.stdout
+    assert json.loads(told.read_text())["disk"]["scrub"]["bytes_per_s"] == 100 << 20
+    assert [(one["directory"], one["state"], one["bad_blocks"]) for one in answer] == [(str(cache), "done", 2)]
+
+
+def test_ctrl_c_ends_the_check(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    node, told = serve_there(cache, state="running")
+    result = run("check")
+    node.stop()
+    assert result.exit_code == 1
+    assert "900 blocks (900 MiB) checked, then it was stopped" in result.stdout
+    assert json.loads(told.read_text())["disk"]["scrub"]["state"] == "stopped"
+
+
+def test_a_node_that_does_not_want_to(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, bytes_per_second: int) -> str:
+        raise RuntimeError("refused by the server: this node has no SSD tier")
+
+    monkeypatch.setattr(fake_core, "scrub", refuse)
+    node, _ = serve_there(cache, state="done")
+    result = run("check")
+    node.stop()
+    assert result.exit_code == 1
+    assert result.stderr == f"flexkv: {cache}: refused by the server: this node has no SSD tier\n"
 
 
 # ---- clear

@@ -187,14 +187,15 @@ def doctor(
 def check(
     directories: Directories = None,
     rate: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most to read in a second: 500MB. (default: as fast as it goes)")
+        str | None, typer.Option(metavar="SIZE", help="Most to read in a second: 500MB. (default: as fast as it goes; 100MB while a node uses it)")
     ] = None,
     as_json: Json = False,
     config: ConfigFile = None,
 ) -> None:
-    """Read every block in the directories and verify its checksum. Changes nothing. Exit code 1 if one is bad.
+    """Read every block in the directories and verify its checksum. Exit code 1 if one is bad.
 
-    A directory that a node uses is refused."""
+    Changes nothing in a directory that no node uses. A node that runs does it itself, in all its directories, behind
+    what it has to do otherwise, and forgets the bad ones; Ctrl-C ends that."""
     disk_files.check(directories or [], rate, as_json, config)
 
 

@@ -1,4 +1,4 @@
-"""`flexkv disk check` and `flexkv disk clear`: the files of the SSD tier while no node uses them."""
+"""`flexkv disk check` and `flexkv disk clear`: the files of the SSD tier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from flexkv.cli import disk_scrub
 from flexkv.cli.common import EXIT_FAILED, load_settings, print_json, require_core
+from flexkv.config import Settings
 from flexkv.config.sizes import MIB, PIB, format_size, parse_size
 
 _CORE_ERRORS = (RuntimeError, OSError, ValueError)
@@ -20,9 +22,10 @@ _CORE_ERRORS = (RuntimeError, OSError, ValueError)
 
 def check(directories: list[str], rate: str | None, as_json: bool, config: Path | None) -> None:
     bytes_per_second = _rate(rate)
-    paths = _directories(directories, config)
+    settings = load_settings(config)
+    paths = _directories(directories, settings)
     core = require_core()
-    results = [_check_one(core, path, bytes_per_second, as_json) for path in paths]
+    results = _check_all(core, paths, bytes_per_second, settings.node_target.runtime_dir, as_json)
     if as_json:
         print_json({"directories": results})
     else:
@@ -32,7 +35,7 @@ def check(directories: list[str], rate: str | None, as_json: bool, config: Path 
 
 
 def clear(directories: list[str], yes: bool, config: Path | None) -> None:
-    paths = [path for path in _directories(directories, config) if _exists(path)]
+    paths = [path for path in _directories(directories, load_settings(config)) if _exists(path)]
     if not paths:
         typer.echo("There is no SSD cache.")
         return
@@ -64,14 +67,14 @@ def split_directories(given: Iterable[str]) -> list[str]:
     return [os.path.abspath(os.path.expanduser(part)) for part in parts if part]
 
 
-def _directories(given: list[str], config: Path | None) -> list[str]:
+def _directories(given: list[str], settings: Settings) -> list[str]:
     if given:
         return list(dict.fromkeys(split_directories(given)))
-    return list(load_settings(config).ssd_cache_dir)
+    return list(settings.ssd_cache_dir)
 
 
 def _rate(text: str | None) -> int:
-    """Bytes a second; 0: as fast as it goes."""
+    """Bytes a second; 0: none was given."""
     if text is None:
         return 0
     try:
@@ -85,6 +88,34 @@ def _rate(text: str | None) -> int:
 
 def _exists(path: str) -> bool:
     return os.path.isdir(path)
+
+
+def _check_all(
+    core: Any, paths: list[str], bytes_per_second: int, runtime_dir: str, quiet: bool
+) -> list[dict[str, Any]]:
+    users = disk_scrub.users(core, runtime_dir)
+    scrubbed: dict[Path, dict[str, Any]] = {}  # by the socket of the node
+    results = []
+    for path in paths:
+        socket = users.get(os.path.realpath(path))
+        if socket is None:
+            results.append(_check_one(core, path, bytes_per_second, quiet))
+            continue
+        if socket not in scrubbed:
+            scrubbed[socket] = _scrub(core, socket, bytes_per_second, quiet)
+        found = scrubbed[socket]
+        results.append({"directory": path} | found.get(os.path.realpath(path), found))
+    return results
+
+
+def _scrub(core: Any, socket: Path, bytes_per_second: int, quiet: bool) -> dict[str, Any]:
+    """By directory; or the error alone."""
+    try:
+        with ExitStack() as stack:
+            progress = _progress(stack, f"node {socket.stem}", quiet)
+            return disk_scrub.scrub(core, socket, bytes_per_second or disk_scrub.GENTLE_BYTES_PER_SECOND, progress)
+    except _CORE_ERRORS as error:
+        return {"error": str(error) or type(error).__name__}
 
 
 def _check_one(core: Any, path: str, bytes_per_second: int, quiet: bool) -> dict[str, Any]:
@@ -114,7 +145,8 @@ def _progress(stack: ExitStack, path: str, quiet: bool) -> Callable[[int, int], 
 
 
 def _is_bad(result: dict[str, Any]) -> bool:
-    return any(result.get(key) for key in ("error", "bad_blocks", "unreadable_blocks", "problems"))
+    bad = any(result.get(key) for key in ("error", "bad_blocks", "unreadable_blocks", "unchecked_blocks", "problems"))
+    return bad or result.get("state", "done") != "done"
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -123,9 +155,17 @@ def _print_result(result: dict[str, Any]) -> None:
         typer.echo(f"flexkv: {path}: {result['error']}", err=True)
         return
     counts = [f"{result.get('blocks', 0):,} blocks ({format_size(result.get('bytes', 0))}) checked"]
-    for key, what in (("bad_blocks", "bad"), ("unreadable_blocks", "unreadable")):
+    for key, what in (
+        ("bad_blocks", "bad"),
+        ("unreadable_blocks", "unreadable"),
+        ("unchecked_blocks", "not checked as the drive was off or busy"),
+    ):
         if result.get(key):
             counts.append(f"{result[key]:,} {what}")
+    if result.get("state", "done") != "done":
+        counts.append("then it was stopped")
+    if result.get("closed_bytes"):
+        counts.append(f"{format_size(result['closed_bytes'])} of models not in use left out")
     typer.echo(f"{path}: {', '.join(counts)}{'' if _is_bad(result) else ', all good'}{_foreign(result)}")
     for problem in result.get("problems", []):
         typer.echo(f"flexkv: {path}: {problem}", err=True)

@@ -61,6 +61,7 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
     if number(disk, "read_bytes_per_s"):
         lines.append(f"SSD: reads measured at {cells.speed(number(disk, 'read_bytes_per_s'))}")
     lines += _choices(mapping(disk, "choices"))
+    lines += _scrub(mapping(disk, "scrub"))
     endurance = mapping(disk, "endurance")
     if endurance:
         lines.append(_endurance(endurance))
@@ -72,6 +73,22 @@ def drive_lines(status: Mapping[str, Any]) -> list[Text]:
         lines.append(f"SSD: blocks offered: {admission}")
     lines += [f"SSD: {form}" for drive in entries(disk, "drives") if (form := drive.get("form"))]
     return [Text(line) for line in lines]
+
+
+def _scrub(scrub: Mapping[str, Any]) -> list[str]:
+    """The latest check of all blocks (`flexkv disk check`)."""
+    if not scrub:
+        return []
+    drives = entries(scrub, "drives")
+    checked = _sum(drives, "checked_blocks")
+    took = cells.duration(number(scrub, "seconds"))
+    if scrub.get("state") == "running":
+        text = f"SSD: being checked for {took}: {cells.count(checked)} of {cells.count(number(scrub, 'blocks'))} blocks"
+    else:
+        ended = cells.duration(number(scrub, "ended_seconds_ago"))
+        text = f"SSD: {cells.count(checked)} blocks checked in {took}, {scrub.get('state', cells.DASH)} {ended} ago"
+    found = [f"{cells.count(_sum(drives, f'{what}_blocks'))} {what}" for what in ("damaged", "unreadable", "unchecked")]
+    return [", ".join([text, *found])]
 
 
 def _choices(choices: Mapping[str, Any]) -> list[str]:

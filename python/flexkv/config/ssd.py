@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from flexkv.config.sizes import format_size
 
@@ -13,6 +16,10 @@ if TYPE_CHECKING:
 
 # What data sheets give drive writes per day for, unless they say otherwise.
 _YEARS_OF_DWPD = 5.0
+# For a question to a file system, whose drive may be dead.
+_PATIENCE_S = 5.0
+
+_Answer = TypeVar("_Answer")
 
 
 def default_ssd_dirs() -> tuple[str, ...]:
@@ -45,12 +52,11 @@ def too_large_for_drives(settings: Settings) -> list[str]:
     places: dict[int, list[str]] = {}
     sizes: dict[int, int] = {}
     for path in settings.ssd_cache_dir:
-        try:
-            device, system = os.stat(_existing(path)).st_dev, os.statvfs(_existing(path))
-        except OSError:
+        place = _in_time(partial(_device_and_size, path))
+        if place is None:
             continue  # the node says what is wrong there
-        places.setdefault(device, []).append(path)
-        sizes[device] = system.f_blocks * system.f_frsize
+        places.setdefault(place[0], []).append(path)
+        sizes[place[0]] = place[1]
     share = settings.ssd_cache_bytes // len(settings.ssd_cache_dir)
     found = []
     for device, paths in places.items():
@@ -62,6 +68,23 @@ def too_large_for_drives(settings: Settings) -> list[str]:
                 "in all: the cache ends where it is full"
             )
     return found
+
+
+def _device_and_size(path: str) -> tuple[int, int] | None:
+    try:
+        device, system = os.stat(_existing(path)).st_dev, os.statvfs(_existing(path))
+    except OSError:
+        return None
+    return device, system.f_blocks * system.f_frsize
+
+
+def _in_time(call: Callable[[], _Answer]) -> _Answer | None:
+    """What the call returns; None if it hangs, and then it is left behind."""
+    answer: list[_Answer] = []
+    thread = threading.Thread(target=lambda: answer.append(call()), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return answer[0] if answer else None
 
 
 def _existing(path: str) -> str:
@@ -80,7 +103,8 @@ def ssd_problems(settings: Settings) -> list[str]:
         found.append(wrong("ssd_cache_dir", "allowed: at least one directory when ssd_cache_gb is more than 0"))
     by_place: dict[str, str] = {}
     for path in settings.ssd_cache_dir:
-        first = by_place.setdefault(os.path.realpath(path), path)
+        place = _in_time(partial(os.path.realpath, path)) or path
+        first = by_place.setdefault(place, path)
         if first != path:
             found.append(wrong("ssd_cache_dir", f"{first} and {path} are the same directory"))
     return found + [wrong(*problem) for problem in _endurance_problems(settings)]

@@ -33,7 +33,7 @@ constexpr std::uint32_t kSumLaneBytes = sizeof(SumLane);
 // Of some lanes of a block. Trivially copyable.
 class BlockSum {
  public:
-  FLEXKV_HOST_DEVICE constexpr BlockSum() = default;
+  BlockSum() = default;
   FLEXKV_HOST_DEVICE BlockSum(std::uint64_t low, std::uint64_t high) : sum_(Wide{high} << 64 | low) {}
 
   // Two lanes that differ in one half only have different products, but if the other half is its key.

@@ -16,6 +16,19 @@ namespace {
 constexpr double kPrefillChange = 0.02;
 constexpr double kTypicalTokens = 4096;
 
+// Whether the node has taken the keys that it was asked for.
+bool taken(const proto::LookupReply& reply) {
+  switch (reply.reason) {
+    case Reason::kNoNode:
+    case Reason::kNotReady:
+    case Reason::kTooManySequences:
+    case Reason::kUnknownSequence:
+      return false;
+    default:
+      return true;
+  }
+}
+
 }  // namespace
 
 JobId random_first_job() {
@@ -106,18 +119,32 @@ proto::LookupReply Client::lookup(SequenceId id, std::uint32_t first_hash, Hashe
   if (asked && now - sequence->looked_up_at < port_->reuse_time()) return sequence->last;
   const auto reply = port_->lookup({0, sequence->at_node, sequence->known, std::move(keys), engine_blocks});
   if (reply.reason != Reason::kNoNode) reset_owed_ = false;  // what was posted before has been read before
-  switch (reply.reason) {
-    case Reason::kNoNode:
-    case Reason::kNotReady:
-    case Reason::kTooManySequences:
-    case Reason::kUnknownSequence:
-      return reply;  // the node has not taken the keys: they are sent again
-    default:
-      break;
-  }
+  if (!taken(reply)) return reply;                           // they are sent again
   sequence->known += added;
   sequence->last = reply;
   sequence->last_engine_blocks = engine_blocks;
+  sequence->looked_up_at = now;
+  return reply;
+}
+
+proto::LookupReply Client::lookup_last(SequenceId id, Hashes hashes) {
+  Sequence* sequence = current(id);
+  if (sequence == nullptr) return {0, 0, Reason::kNoNode, 0, 0};
+  std::vector<key::BlockKey> keys;
+  keys.reserve(hashes.size());
+  for (const auto hash : hashes) keys.push_back(key::fold_engine_hash(root_, hash));
+  const Nanos now = monotonic_now();
+  const bool asked = !keys.empty() && keys == sequence->alone;
+  if (asked && now - sequence->looked_up_at < port_->reuse_time()) return sequence->last;
+  // An answer that does not come in time may change all the same which block the sequence is.
+  sequence->alone.clear();
+  sequence->known = 0;
+  const auto reply = port_->lookup({0, sequence->at_node, 0, keys, 0, true});
+  if (reply.reason != Reason::kNoNode) reset_owed_ = false;
+  if (keys.empty() || !taken(reply)) return reply;
+  sequence->known = 1;
+  sequence->last = reply;
+  sequence->alone = std::move(keys);
   sequence->looked_up_at = now;
   return reply;
 }

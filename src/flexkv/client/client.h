@@ -43,6 +43,9 @@ class Client {
   // `engine_blocks`: so many of them the engine has itself, and will not load.
   proto::LookupReply lookup(SequenceId sequence, std::uint32_t first_hash, Hashes hashes,
                             std::uint32_t engine_blocks = 0);
+  // Of blocks that need none of the others: the number, from 1, of the last one that can be loaded, in matched_blocks.
+  // The sequence, which is for such questions only, is then a chain of that block alone: its block 0.
+  proto::LookupReply lookup_last(SequenceId sequence, Hashes hashes);
   // Asks for the blocks that are kept on drives only to be brought to host memory. Waits for nothing.
   void prefetch(SequenceId sequence, std::uint32_t first_hash, Hashes hashes);
   // When a transfer may begin. Engines whose workers hear nothing from their scheduler order it at a time when the
@@ -95,6 +98,7 @@ class Client {
     proto::LookupReply last{};
     std::uint32_t last_engine_blocks = 0;  // that it was asked with
     Nanos looked_up_at = 0;
+    std::vector<key::BlockKey> alone{};  // that lookup_last() got `last` for
   };
 
   bool settle(std::uint64_t generation);

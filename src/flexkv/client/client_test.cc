@@ -103,6 +103,29 @@ TEST_F(ClientTest, ReusesAnAnswerForAShortWhileUntilAReset) {
   EXPECT_EQ(line.lookups.size(), 3U);
 }
 
+// Which block the sequence is must be the one that the caller was told.
+TEST_F(ClientTest, AnAnswerAboutBlocksThatStandAloneIsReusedOnlyForTheSameBlocks) {
+  line.reuse_time = 3600 * kSecond;
+  const auto sequence = client.open_sequence();
+  line.reply.matched_blocks = 3;
+  EXPECT_EQ(client.lookup_last(sequence, hashes(0, 4)).matched_blocks, 3U);
+  EXPECT_EQ(client.lookup_last(sequence, hashes(0, 4)).matched_blocks, 3U);
+  ASSERT_EQ(line.lookups.size(), 1U);
+  EXPECT_TRUE(line.lookups[0].alone);
+  EXPECT_EQ(line.lookups[0].keys.size(), 4U);
+  (void)client.load(sequence, 0, {blocks.data(), 1});
+  EXPECT_EQ(std::get<proto::TransferRequest>(line.posted.back()).base, 1U) << "the node knows the block";
+
+  line.reply = {0, 0, Reason::kNoNode, 0, 0};  // the answer was late: the node may have changed the sequence
+  EXPECT_EQ(client.lookup_last(sequence, hashes(1, 5)).matched_blocks, 0U);
+  (void)client.load(sequence, 0, {blocks.data(), 1});
+  EXPECT_EQ(std::get<proto::TransferRequest>(line.posted.back()).base, 0U);
+  line.reply = {0, 2, Reason::kNone, 0, 0};
+  EXPECT_EQ(client.lookup_last(sequence, hashes(0, 4)).matched_blocks, 2U);
+  EXPECT_EQ(client.lookup_last(sequence, hashes(1, 5)).matched_blocks, 2U);
+  EXPECT_EQ(line.lookups.size(), 4U);
+}
+
 TEST_F(ClientTest, SendsKeysAgainThatTheNodeDidNotTake) {
   const auto sequence = client.open_sequence();
   for (const Reason reason : {Reason::kNoNode, Reason::kNotReady, Reason::kTooManySequences}) {

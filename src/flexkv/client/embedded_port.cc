@@ -16,7 +16,7 @@ class EmbeddedPort final : public NodePort {
   bool served(Nanos timeout) override { return node_.wait_ready(engine_, timeout); }
 
   proto::LookupReply lookup(proto::LookupRequest request) override {
-    const auto found = node_.lookup(engine_, request.sequence, request.base, request.keys, request.engine_blocks);
+    const auto found = node_.lookup(engine_, request);
     note(found.reason);
     return {request.request,   found.matched_blocks, found.reason,
             found.disk_blocks, found.host_blocks,    found.described_blocks};

@@ -64,8 +64,8 @@ class TileSummer {
   }
 
   template <typename Unit>
-  FLEXKV_HOST_DEVICE static SumLane load(std::uint64_t address) {
-    const auto* const units = reinterpret_cast<const Unit*>(address);
+  FLEXKV_HOST_DEVICE static SumLane load(std::uint64_t address, std::uint32_t number) {
+    const auto* const units = reinterpret_cast<const Unit*>(address + std::uint64_t{number} * kSumLaneBytes);
     if constexpr (sizeof(Unit) == sizeof(SumLane)) {
       return *units;
     } else {
@@ -82,17 +82,13 @@ class TileSummer {
   template <typename Unit>
   FLEXKV_HOST_DEVICE void add_whole(std::uint64_t address, std::uint32_t first, std::uint32_t count,
                                     std::uint32_t thread, std::uint32_t threads) {
-    for (std::uint32_t begin = thread; begin < count; begin += threads * kInFlight) {
+    std::uint32_t lane = thread;
+    for (; lane + (kInFlight - 1) * threads < count; lane += kInFlight * threads) {
       SumLane lanes[kInFlight];
-      for (std::uint32_t i = 0; i < kInFlight; ++i) {
-        const std::uint32_t lane = begin + i * threads;
-        if (lane < count) lanes[i] = load<Unit>(address + std::uint64_t{lane} * kSumLaneBytes);
-      }
-      for (std::uint32_t i = 0; i < kInFlight; ++i) {
-        const std::uint32_t lane = begin + i * threads;
-        if (lane < count) sum_.add_lane(first + lane, lanes[i]);
-      }
+      for (std::uint32_t i = 0; i < kInFlight; ++i) lanes[i] = load<Unit>(address, lane + i * threads);
+      for (std::uint32_t i = 0; i < kInFlight; ++i) sum_.add_lane(first + lane + i * threads, lanes[i]);
     }
+    for (; lane < count; lane += threads) sum_.add_lane(first + lane, load<Unit>(address, lane));
   }
 
   FLEXKV_HOST_DEVICE void add_ragged(std::uint32_t tile, std::uint32_t number) {

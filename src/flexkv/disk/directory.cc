@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <optional>
 #include <string_view>
 
+#include "flexkv/base/bounded_call.h"
 #include "flexkv/base/log.h"
 
 namespace flexkv::disk {
@@ -258,32 +260,81 @@ Status Directory::write_secret(const Secret& secret) const {
   return replace(kSecretName, std::as_bytes(std::span(secret)));
 }
 
+namespace {
+
+// A directory that does not answer by then is not used; nor does one that hangs keep those waiting who let go of it.
+constexpr Nanos kOpenPatience = 10 * kSecond;
+constexpr Nanos kClosePatience = kSecond;
+
+std::string hangs(Nanos patience) { return "it hangs: no answer in " + std::to_string(patience / kSecond) + " s"; }
+
+struct Opened {
+  explicit Opened(const std::string& path, std::string why_not = {}) {
+    place.path = path;
+    place.why_not = std::move(why_not);
+  }
+  Home::Place place;
+  std::optional<Secret> secret;
+};
+
+std::shared_ptr<const Directory> share(Directory directory) {
+  return {new const Directory(std::move(directory)), [](const Directory* last) {
+            (void)within(kClosePatience, [last] {
+              delete last;
+              return true;
+            });
+          }};
+}
+
+// An error only when another process has it.
+Result<Opened> open_place(const std::string& path, bool make_parents) {
+  Opened opened(path);
+  const auto unusable = [&](const Error& error) {
+    opened.place.why_not = error.message;
+    return opened;
+  };
+  auto directory = Directory::open(path, make_parents);
+  if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
+  if (!directory) return unusable(directory.error());
+  if (auto known = directory.value().check_version(); !known) return unusable(known.error());
+  auto found = directory.value().list();
+  if (!found) return unusable(found.error());
+  auto stored = directory.value().read_secret();
+  if (!stored && stored.error().code != ErrorCode::kNotFound) return unusable(stored.error());
+  if (stored) opened.secret = stored.value();
+  struct stat info {};
+  struct statvfs space {};
+  if (::fstat(directory.value().fd(), &info) == 0) opened.place.device = info.st_dev;
+  if (::fstatvfs(directory.value().fd(), &space) == 0) {
+    opened.place.capacity_bytes = std::uint64_t{space.f_blocks} * space.f_frsize;
+  }
+  opened.place.found = std::move(found).value();
+  opened.place.fresh = opened.place.found.empty() && !stored;
+  opened.place.directory = share(std::move(directory).value());
+  return opened;
+}
+
+// What must be there already, or is written now.
+Status keep_secret(const Directory& directory, const Secret& secret) {
+  const auto stored = directory.read_secret();
+  if (stored.ok() && stored.value() == secret) return {};
+  if (stored.ok()) {
+    log_warning("SSD cache: " + directory.path() + " belonged to another node or cluster: its blocks are of no use");
+  }
+  return directory.write_secret(secret);
+}
+
+}  // namespace
+
 Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents, std::optional<Secret> wanted) {
   Home home;
   std::optional<Secret> secret = wanted;
   for (const std::string& path : paths) {
-    Place& place = home.places.emplace_back();
-    place.path = path;
-    auto directory = Directory::open(path, make_parents);
-    if (!directory && directory.error().code == ErrorCode::kPeer) return directory.error();
-    if (!directory) {
-      place.why_not = directory.error().message;
-      continue;
-    }
-    if (auto known = directory.value().check_version(); !known) {
-      place.why_not = known.error().message;
-      continue;
-    }
-    auto found = directory.value().list();
-    auto stored = directory.value().read_secret();
-    if (!found || (!stored && stored.error().code != ErrorCode::kNotFound)) {
-      place.why_not = !found ? found.error().message : stored.error().message;
-      continue;
-    }
-    if (stored && !secret) secret = stored.value();
-    place.found = std::move(found).value();
-    place.fresh = place.found.empty() && !stored;
-    place.directory = std::make_shared<const Directory>(std::move(directory).value());
+    auto answer = within(kOpenPatience, [path, make_parents] { return open_place(path, make_parents); });
+    if (answer && !answer->ok()) return answer->error();
+    Opened opened = answer ? std::move(*answer).value() : Opened(path, hangs(kOpenPatience));
+    if (!secret) secret = opened.secret;
+    home.places.push_back(std::move(opened.place));
   }
   if (!secret) {
     auto made = random_secret();
@@ -293,15 +344,11 @@ Result<Home> Home::open(const std::vector<std::string>& paths, bool make_parents
   home.secret = *secret;
   for (Place& place : home.places) {
     if (place.directory == nullptr) continue;
-    const auto stored = place.directory->read_secret();
-    if (stored.ok() && stored.value() == home.secret) continue;
-    if (stored.ok()) {
-      log_warning("SSD cache: " + place.path + " belonged to another node or cluster: its blocks are of no use");
-    }
-    if (auto written = place.directory->write_secret(home.secret); !written) {
-      place.why_not = written.error().message;
-      place.directory = nullptr;
-    }
+    const auto kept = within(
+        kOpenPatience, [directory = place.directory, secret = home.secret] { return keep_secret(*directory, secret); });
+    if (kept && kept->ok()) continue;
+    place.why_not = kept ? kept->error().message : hangs(kOpenPatience);
+    place.directory = nullptr;
   }
   return home;
 }

@@ -87,13 +87,17 @@ struct Home {
     std::shared_ptr<const Directory> directory;  // null: `why_not`
     std::string why_not;
     bool fresh = false;  // no node has used it before
+    // Of the file system: which one, and its size (0: it tells none).
+    std::uint64_t device = 0;
+    std::uint64_t capacity_bytes = 0;
     FoundSpaces found;
   };
   std::vector<Place> places;
   Secret secret;  // the same in every place; random, and gone with the process, if there is no usable place
 
-  // An error only when another process has one of the directories. `wanted`: the secret that all places get; none: that
-  // of the first that has one.
+  // An error only when another process has one of the directories. One that hangs counts as unusable after 10 s; then,
+  // and when the last user lets go of one that hangs by then, it is left to a thread of its own. `wanted`: the secret
+  // that all places get; none: that of the first that has one.
   static Result<Home> open(const std::vector<std::string>& paths, bool make_parents = false,
                            std::optional<Secret> wanted = std::nullopt);
 };

@@ -52,15 +52,17 @@ DiskTier::~DiskTier() {
 bool DiskTier::close(Nanos patience) {
   FLEXKV_ASSERT(!std::exchange(closed_, true));
   const Nanos until = options_.now() + patience;
-  bool quiet = true;
-  for (const auto& volume : volumes_) {
-    if (volume->close(std::max<Nanos>(until - options_.now(), 0))) continue;
-    quiet = false;
-    log_warning("SSD cache: " + volume->directory() + " hangs; its buffers are not given back");
-    keep_for_ever(volume);
-  }
+  std::vector<bool> quiet;
+  for (const auto& volume : volumes_) quiet.push_back(volume->close(std::max<Nanos>(until - options_.now(), 0)));
   checksums_->stop();
-  return quiet;
+  for (std::size_t i = 0; i < volumes_.size(); ++i) {
+    const bool ended = volumes_[i]->end();
+    if (quiet[i] && ended) continue;
+    log_warning("SSD cache: " + volumes_[i]->directory() + " hangs; what it was asked for is left behind" +
+                (quiet[i] ? "" : ", and the memory that it may still write to stays in use"));
+    keep_for_ever(volumes_[i]);
+  }
+  return std::ranges::find(quiet, false) == quiet.end();
 }
 
 // ---- spaces --------------------------------------------------------------------------------------------------------

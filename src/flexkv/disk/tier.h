@@ -63,8 +63,9 @@ class DiskTier {
   // Memory that transfers will use; before the first of them.
   void register_memory(std::span<std::byte> memory);
 
-  // Waits at most `patience` for transfers under way; those that wait are canceled. The sink is not called afterwards.
-  // False: a drive hangs, and may write to buffers of reads for the rest of the process's life: they must stay mapped.
+  // Waits at most `patience` for transfers under way, and a second or two for each drive that hangs; what waits is
+  // canceled, calls to a file system that hang are left behind. The sink is not called afterwards. False: a drive
+  // hangs, and may write to buffers of reads for the rest of the process's life: they must stay mapped.
   bool close(Nanos patience);
 
  private:

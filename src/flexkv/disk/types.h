@@ -41,7 +41,8 @@ struct ReadOp {
   SpaceHandle space{};
   std::uint32_t slot = 0;
   key::BlockKey key;
-  std::span<std::byte> bytes;  // slot_bytes, 4 KiB aligned, the tier's until the completion
+  // slot_bytes, 4 KiB aligned, the tier's until the completion; none: the block is only to be verified.
+  std::span<std::byte> bytes;
   file::Urgency urgency = file::Urgency::kLoad;
   Nanos deadline = 0;
 };
@@ -143,7 +144,8 @@ struct VolumeStats {
   Health health;
   std::uint64_t share_bytes = 0;
   std::uint64_t used_bytes = 0;
-  std::uint32_t queued = 0;  // requests
+  std::uint64_t closed_bytes = 0;  // of them, of spaces that are not open
+  std::uint32_t queued = 0;        // requests
   std::uint64_t blocks_written = 0;
   std::uint64_t blocks_read = 0;
   std::uint64_t block_bytes_written = 0;

@@ -16,6 +16,8 @@ namespace {
 constexpr std::uint64_t kOverheadBytes = 64 << 10;
 // So long no write is tried after one found the drive full or read-only.
 constexpr Nanos kNoWritesTime = 60 * kSecond;
+// At the end: for a call that the lane is in, and for closing the files.
+constexpr Nanos kLanePatience = kSecond;
 
 Outcome to_outcome(file::Outcome outcome) {
   switch (outcome) {
@@ -115,19 +117,31 @@ bool Volume::close(Nanos patience) {
   lock.lock();
   const Nanos begin = environment_.options.now();
   quiet_.wait_for(lock, std::chrono::nanoseconds(patience), [&] { return transfers_.empty() && internals_.empty(); });
-  std::vector<std::string> stale;  // of a reset that could not be written down
-  for (const auto& [handle, files] : spaces_) {
-    if (available_ && files->epoch != files->synced_epoch) stale.push_back(files->codec.records_name());
-  }
   lock.unlock();
-  for (const std::string& name : stale) (void)drive_->remove(name);
   const Nanos left = std::max<Nanos>(patience - (environment_.options.now() - begin), 0);
-  const bool closed = drive_ == nullptr || drive_->close(left);
+  const bool quiet = drive_ == nullptr || drive_->close(left);
   lock.lock();
   abandoned_ = true;
-  lock.unlock();
-  lane_->stop();
-  return closed;
+  return quiet_drive_ = quiet;
+}
+
+bool Volume::end() {
+  std::vector<std::string> stale;  // of a reset that could not be written down
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [handle, files] : spaces_) {
+      if (available_ && files->epoch != files->synced_epoch) stale.push_back(files->codec.records_name());
+    }
+  }
+  // The caller waits for no file system, which may hang also when no I/O is in flight.
+  Job last = [this, stale] {
+    for (const std::string& name : stale) (void)calls_.remove(name);
+    if (quiet_drive_) calls_.destroy(drive_);
+  };
+  while (!lane_->stop(kLanePatience, std::exchange(last, nullptr))) {
+    if (calls_.give_up()) return false;
+  }
+  return true;
 }
 
 // ---- what the drive says -------------------------------------------------------------------------------------------
@@ -207,7 +221,7 @@ void Volume::on_overdue(std::uint64_t tag) {
 void Volume::on_availability(bool available, const std::string& why) {
   Actions actions;
   std::vector<SpaceFiles*> stale;
-  std::vector<std::pair<SpaceId, Job>> opens;
+  std::map<std::uint64_t, Answer> broken;
   std::vector<OpId> overdue;
   {
     std::lock_guard lock(mutex_);
@@ -227,7 +241,10 @@ void Volume::on_availability(bool available, const std::string& why) {
         finish(*transfer, Outcome::kUnavailable, 0, actions);
       }
     }
-    if (!available) opens.swap(waiting_opens_);  // to hear that it is off
+    if (!available) {
+      broken.swap(promises_);
+      waiting_opens_.clear();
+    }
     for (auto& [id, transfer] : transfers_) {
       const bool reading = !transfer->write && transfer->parts > 0;
       if (!available && reading && !std::exchange(transfer->overdue, true)) overdue.push_back(id);
@@ -236,7 +253,7 @@ void Volume::on_availability(bool available, const std::string& why) {
   act(actions);
   for (const OpId id : overdue) environment_.sink.on_overdue(id);
   for (SpaceFiles* files : stale) write_header(*files);
-  for (auto& [space, job] : opens) lane_->post(std::move(job));
+  for (const auto& [number, give_up] : broken) give_up(why);
 }
 
 // ---- state ---------------------------------------------------------------------------------------------------------
@@ -244,6 +261,18 @@ void Volume::on_availability(bool available, const std::string& why) {
 Volume::SpaceFiles* Volume::find(SpaceHandle space, State state) {
   const auto found = spaces_.find(space);
   return found == spaces_.end() || found->second->state != state ? nullptr : found->second.get();
+}
+
+// Under the mutex. Who waits gets one answer: by who keeps the promise, or `give_up` when the drive goes off.
+std::uint64_t Volume::promise(Answer give_up) {
+  promises_.emplace(next_promise_, std::move(give_up));
+  return next_promise_++;
+}
+
+// False: it was given up.
+bool Volume::keep_promise(std::uint64_t number) {
+  std::lock_guard lock(mutex_);
+  return promises_.erase(number) > 0;
 }
 
 void Volume::set_health(const Health& health, Actions& actions) {
@@ -309,14 +338,16 @@ void Volume::run(SpaceFiles& files, file::Op op, file::FileId file, std::uint64_
   request.bytes = buffer == nullptr ? 0 : buffer->size();
   request.deadline = deadline;
   std::uint64_t id = 0;
+  bool open = true;
   {
     std::lock_guard lock(mutex_);
+    open = !abandoned_;
     id = next_internal_++;
     internals_[id] = {&files, std::move(buffer), std::move(ended)};
     ++files.in_flight;
   }
   request.tag = id << 2 | kInternal;
-  if (drive_->submit({&request, 1})) return;
+  if (open && drive_->submit({&request, 1})) return;
   Actions actions;
   {
     std::lock_guard lock(mutex_);
@@ -347,6 +378,7 @@ VolumeStats Volume::stats() const {
   stats.health = health_;
   stats.share_bytes = share_bytes_;
   stats.used_bytes = used_bytes_;
+  for (const auto& [id, idle] : idle_) stats.closed_bytes += idle.bytes;
   stats.queued = queued_;
   stats.drive = drive;
   return stats;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "flexkv/disk/commit.h"
+#include "flexkv/disk/lane_calls.h"
 #include "flexkv/disk/types.h"
 #include "flexkv/disk/workers.h"
 
@@ -40,25 +42,30 @@ class Volume final : public file::DriveSink {
   void start(const VolumeSpec& spec);
   // Waits at most `patience` for what is in flight. False: the drive hangs with buffers in its hands, and may touch
   // them for the rest of the process's life; so this object must live that long. What the drive says is ignored
-  // afterwards; jobs of the workers for checksums may still run until those are stopped.
+  // afterwards; jobs of the lane, and of the workers for checksums, may still run.
   bool close(Nanos patience);
+  // Ends the lane, on which the files are closed. False: it hangs in a call to the drive, and will do nothing any more
+  // when that ends; but this object must live as long. REQUIRES: close() was called, the workers for checksums have
+  // stopped
+  bool end();
 
   // ---- volume_ops.cc
   Admission write(const WriteOp& op, std::uint32_t index, std::uint64_t sequence);
   Admission read(const ReadOp& op, std::uint32_t index);
   void cancel(OpId id);
 
-  // ---- volume_spaces.cc. `then` is called once, on any thread.
+  // ---- volume_spaces.cc. `then` is called once, on any thread; when the drive goes off meanwhile it is called with
+  // that as `why_not`, and the files are to be closed as if they had been opened.
   struct Found {
-    std::string why_not;    // not empty: the space has no place here
+    std::string why_not{};  // not empty: the space has no place here
     bool any_file = false;  // there were records
     HeaderFault fault = HeaderFault::kDamaged;
-    Header header;
+    Header header{};
   };
   void begin_open(SpaceHandle space, const SpaceCodec& codec, std::function<void(Found)> then);
   struct Adopted {
-    std::string why_not;
-    std::string dropped;  // why records that were there are gone
+    std::string why_not{};
+    std::string dropped{};  // why records that were there are gone
     std::uint32_t slots_max = 0;
     std::uint32_t slots_on_file = 0;
     std::uint32_t record_count = 0;
@@ -88,6 +95,9 @@ class Volume final : public file::DriveSink {
 
  private:
   struct Transfer;
+  struct FreeBytes {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
   enum class State : std::uint8_t { kOpening, kOpen, kClosing };
   struct SpaceFiles {
     explicit SpaceFiles(const SpaceCodec& space_codec) : codec(space_codec) {}
@@ -118,6 +128,8 @@ class Volume final : public file::DriveSink {
     std::unordered_map<std::uint32_t, std::uint32_t> failures;  // of reads, by slot
   };
   struct CommitGroup;
+  // An answer that somebody waits for; not longer than the drive serves.
+  using Answer = std::function<void(const std::string& why_not)>;
   // A request of the tier's own.
   struct Internal {
     SpaceFiles* files = nullptr;
@@ -138,6 +150,8 @@ class Volume final : public file::DriveSink {
   enum Part : std::uint64_t { kPayload = 0, kRecord = 1, kInternal = 2 };
 
   SpaceFiles* find(SpaceHandle space, State state);
+  std::uint64_t promise(Answer give_up);
+  bool keep_promise(std::uint64_t number);
   void act(Actions& actions);
   void run(SpaceFiles& files, file::Op op, file::FileId file, std::uint64_t offset, Buffer buffer, Nanos deadline,
            Ended ended);
@@ -165,7 +179,8 @@ class Volume final : public file::DriveSink {
   void write_first_header(SpaceFiles& files, unsigned tries, Adopted adopted, std::function<void(Adopted)> then);
   void end_header(SpaceFiles& files, std::uint64_t epoch, Outcome outcome, int error);
   void give_up_headers(SpaceFiles& files, Actions& actions);
-  void prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then);
+  void prepare_open(SpaceHandle space, const SpaceCodec& codec, std::uint64_t promise,
+                    const std::function<void(Found)>& then);
   Status open_files(SpaceFiles& files);
   Status recreate(SpaceFiles& files);
   Status cut(SpaceFiles& files, std::uint64_t blocks_bytes, std::uint64_t records_bytes);
@@ -189,11 +204,13 @@ class Volume final : public file::DriveSink {
   const std::shared_ptr<WriteMeter> meter_;  // null: all is granted
   std::unique_ptr<Workers> lane_;
   std::unique_ptr<file::Drive> drive_;  // null: the volume is off for good
+  LaneCalls calls_{drive_};
 
   mutable std::mutex mutex_;
   std::condition_variable quiet_;
   bool closing_ = false;
   bool abandoned_ = false;
+  bool quiet_drive_ = false;  // once closed: it has no buffers any more
   Health health_;
   bool available_ = true;
   std::string off_why_;
@@ -203,6 +220,8 @@ class Volume final : public file::DriveSink {
   FoundSpaces idle_;  // nobody has them open
   std::int64_t closed_count_ = 0;
   std::vector<std::pair<SpaceId, Job>> waiting_opens_;
+  std::map<std::uint64_t, Answer> promises_;
+  std::uint64_t next_promise_ = 0;
   std::uint64_t used_bytes_;
   std::unordered_map<OpId, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<std::uint64_t, Internal> internals_;
@@ -219,6 +238,7 @@ struct Volume::Transfer {
   key::BlockKey key;
   key::BlockKey parent;
   std::span<std::byte> bytes;
+  std::unique_ptr<std::byte, FreeBytes> own_bytes{};  // of a block that is only verified
   std::vector<SummedExtent> sums;
   file::Urgency urgency{};
   Nanos deadline = 0;

@@ -152,7 +152,8 @@ Admission Volume::read(const ReadOp& op, std::uint32_t index) {
     // What was found can be read while the rest is still being told.
     if (files == nullptr) files = find(op.space, State::kOpening);
     if (closing_ || files == nullptr || !available_) return Admission::kUnavailable;
-    FLEXKV_ASSERT(op.id < kOpIdEnd && op.bytes.size() == files->codec.slot_bytes() && index < files->slots_max);
+    const std::uint64_t slot_bytes = files->codec.slot_bytes();
+    FLEXKV_ASSERT(op.id < kOpIdEnd && (op.bytes.empty() || op.bytes.size() == slot_bytes) && index < files->slots_max);
     auto created = std::make_unique<Transfer>();
     if (queued_ + created->requests() > environment_.options.requests_per_drive_max) return Admission::kBusy;
     created->id = op.id;
@@ -160,10 +161,15 @@ Admission Volume::read(const ReadOp& op, std::uint32_t index) {
     created->index = index;
     created->key = op.key;
     created->bytes = op.bytes;
+    if (op.bytes.empty()) {
+      created->own_bytes.reset(static_cast<std::byte*>(std::aligned_alloc(file::kDirectAlignment, slot_bytes)));
+      if (created->own_bytes == nullptr) return Admission::kBusy;
+      created->bytes = {created->own_bytes.get(), slot_bytes};
+    }
     created->epoch = files->epoch;
     created->parts = 2;
-    requests[0] = {op.id << 2 | kPayload, file::Op::kRead, op.urgency, files->blocks, index * files->codec.slot_bytes(),
-                   op.bytes.data(),       op.bytes.size(), op.deadline};
+    requests[0] = {op.id << 2 | kPayload, file::Op::kRead,       op.urgency, files->blocks,
+                   index * slot_bytes,    created->bytes.data(), slot_bytes, op.deadline};
     requests[1] = {op.id << 2 | kRecord,
                    file::Op::kRead,
                    op.urgency,
@@ -257,7 +263,7 @@ void Volume::note_bad_slot(SpaceFiles& files, std::uint32_t index) {
 void Volume::finish(Transfer& transfer, Outcome outcome, int error_number, Actions& actions) {
   SpaceFiles& files = *transfer.files;
   const std::uint64_t bytes = transfer.bytes.size();
-  if (outcome == Outcome::kDone) {
+  if (outcome == Outcome::kDone && transfer.own_bytes == nullptr) {
     ++(transfer.write ? stats_.blocks_written : stats_.blocks_read);
     (transfer.write ? stats_.block_bytes_written : stats_.block_bytes_read) += bytes;
     if (transfer.write && !no_writes_why_.empty()) {

@@ -85,10 +85,10 @@ Status Volume::allocate(SpaceFiles& files, std::uint32_t slots) {
   }
   Status status;
   if (records > files.records_bytes) {
-    status = drive_->allocate(files.records, files.records_bytes, records - files.records_bytes);
+    status = calls_.allocate(files.records, files.records_bytes, records - files.records_bytes);
   }
   if (status.ok() && blocks > files.blocks_bytes) {
-    status = drive_->allocate(files.blocks, files.blocks_bytes, blocks - files.blocks_bytes);
+    status = calls_.allocate(files.blocks, files.blocks_bytes, blocks - files.blocks_bytes);
   }
   const std::uint64_t expected = files.blocks_bytes + files.records_bytes + growth;
   const std::uint64_t actual = measure(files);
@@ -99,16 +99,16 @@ Status Volume::allocate(SpaceFiles& files, std::uint32_t slots) {
 
 // Bytes of both files as the file system says, or as last known.
 std::uint64_t Volume::measure(SpaceFiles& files) {
-  if (auto bytes = drive_->file_bytes(files.blocks); bytes.ok()) files.blocks_bytes = bytes.value();
-  if (auto bytes = drive_->file_bytes(files.records); bytes.ok()) files.records_bytes = bytes.value();
+  if (auto bytes = calls_.file_bytes(files.blocks); bytes.ok()) files.blocks_bytes = bytes.value();
+  if (auto bytes = calls_.file_bytes(files.records); bytes.ok()) files.records_bytes = bytes.value();
   return files.blocks_bytes + files.records_bytes;
 }
 
 Status Volume::cut(SpaceFiles& files, std::uint64_t blocks_bytes, std::uint64_t records_bytes) {
   const std::uint64_t before = files.blocks_bytes + files.records_bytes;
   Status status;
-  if (blocks_bytes < files.blocks_bytes) status = drive_->truncate(files.blocks, blocks_bytes);
-  if (status.ok() && records_bytes < files.records_bytes) status = drive_->truncate(files.records, records_bytes);
+  if (blocks_bytes < files.blocks_bytes) status = calls_.truncate(files.blocks, blocks_bytes);
+  if (status.ok() && records_bytes < files.records_bytes) status = calls_.truncate(files.records, records_bytes);
   const std::uint64_t after = measure(files);
   std::lock_guard lock(mutex_);
   used_bytes_ = used_bytes_ + after - before;
@@ -119,13 +119,13 @@ Status Volume::cut(SpaceFiles& files, std::uint64_t blocks_bytes, std::uint64_t 
 Status Volume::recreate(SpaceFiles& files) {
   const std::uint64_t before = files.blocks_bytes + files.records_bytes;
   for (const std::string& name : {files.codec.records_name(), files.codec.blocks_name()}) {
-    auto removed = drive_->remove(name);
+    auto removed = calls_.remove(name);
     if (!removed.ok() && removed.error().code != ErrorCode::kNotFound) return removed;
   }
   const file::FileId old[] = {files.blocks, files.records};
   Status opened = open_files(files);
   if (opened.ok()) {
-    for (const file::FileId file : old) drive_->close_file(file);
+    for (const file::FileId file : old) calls_.close_file(file);
   } else {
     files.blocks_bytes = files.records_bytes = 0;
   }
@@ -139,7 +139,7 @@ Status Volume::recreate(SpaceFiles& files) {
 void Volume::remove_idle(const SpaceId& space) {
   const SpaceCodec codec(space, file::kDirectAlignment);
   for (const std::string& name : {codec.records_name(), codec.blocks_name()}) {
-    auto removed = drive_->remove(name);
+    auto removed = calls_.remove(name);
     if (removed.ok() || removed.error().code == ErrorCode::kNotFound) continue;
     log_warning("SSD cache: " + directory_ + ": " + removed.error().message);
     // Its bytes still count.
@@ -231,8 +231,8 @@ void Volume::cut_idle(const SpaceId& space) {
   const std::uint64_t blocks = room - std::min(room, files.records_bytes);
   const bool done =
       blocks >= file::kDirectAlignment && cut(files, std::min(files.blocks_bytes, blocks), files.records_bytes).ok();
-  drive_->close_file(files.blocks);
-  drive_->close_file(files.records);
+  calls_.close_file(files.blocks);
+  calls_.close_file(files.records);
   if (!done) return remove_idle(space);
   std::lock_guard lock(mutex_);
   idle_.at(space).bytes = files.blocks_bytes + files.records_bytes;

@@ -24,31 +24,42 @@ std::string failure(const std::string& what, Outcome outcome, int error_number) 
 // ---- opening -------------------------------------------------------------------------------------------------------
 
 void Volume::begin_open(SpaceHandle space, const SpaceCodec& codec, std::function<void(Found)> then) {
-  Job job = [this, space, codec, then = std::move(then)] { prepare_open(space, codec, then); };
+  Found off;
   {
     std::lock_guard lock(mutex_);
-    const SpaceId& id = codec.space();
-    const bool closing = std::ranges::any_of(spaces_, [&](const auto& entry) {
-      return entry.second->codec.space() == id && entry.second->state == State::kClosing;
-    });
-    const bool waited_for =
-        std::ranges::any_of(waiting_opens_, [&](const auto& waiting) { return waiting.first == id; });
-    if (available_ && (closing || waited_for)) {
-      waiting_opens_.push_back({id, std::move(job)});
+    if (available_) {
+      const std::uint64_t number = promise([then](const std::string& why) { then({.why_not = why}); });
+      const SpaceId& id = codec.space();
+      Job job = [this, space, codec, number, then] { prepare_open(space, codec, number, then); };
+      const bool closing = std::ranges::any_of(spaces_, [&](const auto& entry) {
+        return entry.second->codec.space() == id && entry.second->state == State::kClosing;
+      });
+      const bool waited_for =
+          std::ranges::any_of(waiting_opens_, [&](const auto& waiting) { return waiting.first == id; });
+      if (closing || waited_for) {
+        waiting_opens_.push_back({id, std::move(job)});
+      } else {
+        lane_->post(std::move(job));
+      }
       return;
     }
+    off.why_not = off_why_;
   }
-  lane_->post(std::move(job));
+  then(off);
 }
 
-void Volume::prepare_open(SpaceHandle space, const SpaceCodec& codec, const std::function<void(Found)>& then) {
+void Volume::prepare_open(SpaceHandle space, const SpaceCodec& codec, std::uint64_t number,
+                          const std::function<void(Found)>& then) {
+  const auto answer = [this, number, then](const Found& found) {
+    if (keep_promise(number)) then(found);
+  };
   auto created = std::make_unique<SpaceFiles>(codec);
   created->handle = space;
   SpaceFiles& files = *created;
   Found found;
   {
     std::lock_guard lock(mutex_);
-    if (!available_) found.why_not = off_why_;
+    if (!promises_.contains(number)) return;
     if (closing_) found.why_not = "it is being closed";
     for (const auto& [handle, other] : spaces_) {
       if (other->codec.space() == codec.space()) found.why_not = "the space is open already";
@@ -57,56 +68,80 @@ void Volume::prepare_open(SpaceHandle space, const SpaceCodec& codec, const std:
   if (found.why_not.empty()) {
     if (auto opened = open_files(files); !opened) found.why_not = opened.error().message;
   }
-  if (!found.why_not.empty()) return then(found);
+  if (!found.why_not.empty()) return answer(found);
   found.any_file = files.blocks_bytes + files.records_bytes > 0;
+  bool given_up = false;
   {
     std::lock_guard lock(mutex_);
-    if (auto idle = idle_.extract(codec.space()); !idle.empty()) used_bytes_ -= idle.mapped().bytes;
-    used_bytes_ += files.blocks_bytes + files.records_bytes;
-    spaces_.emplace(space, std::move(created));
+    given_up = !promises_.contains(number);
+    if (!given_up) {
+      if (auto idle = idle_.extract(codec.space()); !idle.empty()) used_bytes_ -= idle.mapped().bytes;
+      used_bytes_ += files.blocks_bytes + files.records_bytes;
+      spaces_.emplace(space, std::move(created));
+    }
   }
-  if (files.records_bytes < kHeaderBytes) return then(found);
+  if (given_up) {
+    calls_.close_file(files.blocks);
+    calls_.close_file(files.records);
+    return;
+  }
+  if (files.records_bytes < kHeaderBytes) return answer(found);
   const auto buffer = std::make_shared<std::vector<std::byte>>(kHeaderBytes);
   run(files, file::Op::kRead, files.records, 0, buffer, environment_.options.now() + kHeaderPatience,
-      [found, codec, buffer, then](Outcome outcome, int error_number) mutable {
+      [found, codec, buffer, answer](Outcome outcome, int error_number) mutable {
         if (outcome == Outcome::kDone) {
           found.fault = decode_header(*buffer, codec.space(), codec.slot_bytes(), found.header);
           if (found.fault == HeaderFault::kVersion) found.why_not = version_refusal(codec.records_name());
         } else {
           found.why_not = failure("cannot read " + codec.records_name(), outcome, error_number);
         }
-        then(found);
+        answer(found);
       });
 }
 
 Status Volume::open_files(SpaceFiles& files) {
-  auto blocks = drive_->open(files.codec.blocks_name(), true);
+  auto blocks = calls_.open(files.codec.blocks_name(), true);
   if (!blocks) return blocks.error();
-  auto records = drive_->open(files.codec.records_name(), false);
+  auto records = calls_.open(files.codec.records_name(), false);
   if (!records) {
-    drive_->close_file(blocks.value());
+    calls_.close_file(blocks.value());
     return records.error();
   }
   files.blocks = blocks.value();
   files.records = records.value();
-  auto blocks_bytes = drive_->file_bytes(files.blocks);
-  auto records_bytes = drive_->file_bytes(files.records);
+  auto blocks_bytes = calls_.file_bytes(files.blocks);
+  auto records_bytes = calls_.file_bytes(files.records);
   if (blocks_bytes.ok() && records_bytes.ok()) {
     files.blocks_bytes = blocks_bytes.value();
     files.records_bytes = records_bytes.value();
     return {};
   }
-  drive_->close_file(files.blocks);
-  drive_->close_file(files.records);
+  calls_.close_file(files.blocks);
+  calls_.close_file(files.records);
   return blocks_bytes.ok() ? records_bytes.error() : blocks_bytes.error();
 }
 
 void Volume::adopt(SpaceHandle space, std::uint64_t epoch, std::uint64_t written_epoch,
                    std::function<void(Adopted)> then) {
-  lane_->post([this, space, epoch, written_epoch, then = std::move(then)] {
+  std::uint64_t number = 0;
+  std::string why_not;
+  {
+    std::lock_guard lock(mutex_);
+    if (available_) {
+      number = promise([then](const std::string& why) { then({.why_not = why}); });
+    } else {
+      why_not = off_why_;
+    }
+  }
+  if (!why_not.empty()) return then({.why_not = why_not});
+  lane_->post([this, space, epoch, written_epoch, number, then = std::move(then)] {
+    const auto answer = [this, number, then](const Adopted& adopted) {
+      if (keep_promise(number)) then(adopted);
+    };
     SpaceFiles* files = nullptr;
     {
       std::lock_guard lock(mutex_);
+      if (!promises_.contains(number)) return;
       files = find(space, State::kOpening);
       FLEXKV_ASSERT(files != nullptr);
       ++files->in_flight;
@@ -120,7 +155,7 @@ void Volume::adopt(SpaceHandle space, std::uint64_t epoch, std::uint64_t written
       if (written_epoch == epoch) files->synced_epoch = epoch;
     }
     // Also when it is there already: it may not be on stable storage.
-    usable ? write_first_header(*files, kHeaderTries, std::move(adopted), then) : then(adopted);
+    usable ? write_first_header(*files, kHeaderTries, std::move(adopted), answer) : answer(adopted);
     Actions actions;
     {
       std::lock_guard lock(mutex_);
@@ -306,8 +341,8 @@ void Volume::close_files(SpaceHandle space) {
   }
   const SpaceCodec codec = files->codec;
   const std::uint64_t bytes = files->blocks_bytes + files->records_bytes;
-  drive_->close_file(files->blocks);
-  drive_->close_file(files->records);
+  calls_.close_file(files->blocks);
+  calls_.close_file(files->records);
   Job next;
   bool stale = false;
   {

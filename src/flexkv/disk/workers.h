@@ -1,14 +1,14 @@
 // Threads that carry out jobs in the order in which they come. The seam that lets a simulation run them by hand.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "flexkv/base/time.h"
 
 namespace flexkv::disk {
 
@@ -19,7 +19,10 @@ class Workers {
   virtual ~Workers() = default;
   // Thread-safe, never blocks, never runs the job itself. After stop() the job is dropped.
   virtual void post(Job job) = 0;
-  // Drops jobs that wait and returns once none runs. Not to be called from a job.
+  // Drops jobs that wait, runs `last` instead (if it is not empty), and returns once no job runs; false: after
+  // `patience` one still does, and goes on. Then it may be called again. Not to be called from a job.
+  virtual bool stop(Nanos patience, Job last) = 0;
+  // The same, for jobs that do not hang.
   virtual void stop() = 0;
 };
 
@@ -31,17 +34,14 @@ class ThreadWorkers final : public Workers {
   ~ThreadWorkers() override;
 
   void post(Job job) override;
+  bool stop(Nanos patience, Job last) override;
   void stop() override;
 
  private:
-  void loop();
+  struct State;
 
-  const std::size_t jobs_max_;
-  std::mutex mutex_;
-  std::condition_variable change_;
-  std::deque<Job> jobs_;
-  bool stopping_ = false;
-  std::vector<std::thread> threads_;
+  const std::unique_ptr<State> state_;
+  std::vector<std::thread> threads_;  // empty once stopped
 };
 
 }  // namespace flexkv::disk

@@ -25,6 +25,11 @@ bool is_drive_fault(int error_number) {
   }
 }
 
+Nanos Breaker::stall_after(Wait wait) const {
+  constexpr Nanos kFactors[] = {1, 5, 30};
+  return kFactors[static_cast<std::size_t>(wait)] * limits_.stall_after;
+}
+
 bool Breaker::failed(int error_number, Nanos now) {
   if (!is_drive_fault(error_number)) return false;
   if (++failures_in_row_ < limits_.failures_in_row_max) return false;

@@ -10,11 +10,17 @@
 namespace flexkv::file {
 
 struct BreakerLimits {
-  Nanos stall_after =
-      2 * kSecond;  // an I/O older than this means that the drive hangs; a sync may take 5 times as long
+  Nanos stall_after = 2 * kSecond;  // an I/O older than this means that the drive hangs; others may take longer: Wait
   std::uint32_t failures_in_row_max = 8;
   Nanos probe_after = 100 * kMillisecond;  // doubles with every failed probe, and when the drive soon trips again
   Nanos probe_after_max = 30 * kSecond;
+};
+
+// What a drive is asked, by how long it may take.
+enum class Wait : std::uint8_t {
+  kTransfer,
+  kSync,  // also what opens a file, or makes it longer: 5 times as long
+  kFree,  // gives the space of a large file back: 30 times as long
 };
 
 // Errors that speak against the drive, not against one request (as no space, or a bad argument, do).
@@ -28,7 +34,7 @@ class Breaker {
   const std::string& why() const { return why_; }     // empty while available
   int error_number() const { return error_number_; }  // for requests refused meanwhile
   Nanos probe_at() const { return probe_at_; }        // while not available
-  Nanos stall_after(bool sync) const { return sync ? 5 * limits_.stall_after : limits_.stall_after; }
+  Nanos stall_after(Wait wait) const;
 
   void succeeded() { failures_in_row_ = 0; }
   // Both are to be called while available only. True: it tripped.

@@ -23,8 +23,8 @@ enum class FileId : std::uint32_t {};
 
 enum class Op : std::uint8_t { kRead, kWrite, kSync };
 
-// What is served first while the drive is busy.
-enum class Urgency : std::uint8_t { kLoad, kPrefetch, kSave };
+// What is served first while the drive is busy. What waits longest gets a turn now and then all the same.
+enum class Urgency : std::uint8_t { kLoad, kSave, kScrub };
 constexpr std::size_t kUrgencyCount = 3;
 
 struct Request {
@@ -87,11 +87,11 @@ class Drive {
   // file bypasses the page cache where the file system can (else it does not, and describe() says so); others are for
   // small unaligned records. Blocks.
   virtual Result<FileId> open(const std::string& name, bool direct) = 0;
-  // What is in flight goes on; requests that wait fail with EBADF. The descriptor is closed when the last I/O has
-  // ended.
+  // What is in flight goes on; requests that wait fail with EBADF. The descriptor is closed before this returns or, if
+  // an I/O has it, when the last one has ended. Blocks.
   virtual void close_file(FileId file) = 0;
-  virtual Status remove(const std::string& name) = 0;
-  virtual Result<std::uint64_t> file_bytes(FileId file) = 0;
+  virtual Status remove(const std::string& name) = 0;         // blocks
+  virtual Result<std::uint64_t> file_bytes(FileId file) = 0;  // blocks
   // Space on the drive for [offset, offset + bytes) of the file, so that later writes there do not fail for lack of it.
   // kNoSpace when less than that and what is to be left free is there; the file is then as before. Blocks; slow where
   // the file system cannot reserve. Not while requests write past the file's end.

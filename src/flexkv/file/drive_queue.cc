@@ -6,6 +6,11 @@
 #include "flexkv/base/prng.h"
 
 namespace flexkv::file {
+namespace {
+
+Wait wait_of(Op op) { return op == Op::kSync ? Wait::kSync : Wait::kTransfer; }
+
+}  // namespace
 
 void DriveEvents::clear() {
   overdue.clear();
@@ -127,11 +132,11 @@ void DriveQueue::on_time(Nanos now) {
   }
   if (!breaker_.available()) return;
   for (const Slot& slot : slots_) {
-    if (!slot.busy || now - slot.begun < breaker_.stall_after(slot.io.op == Op::kSync)) continue;
+    if (!slot.busy || now - slot.begun < breaker_.stall_after(wait_of(slot.io.op))) continue;
     return stall("an I/O", now - slot.begun, now);
   }
-  for (const auto& [call, begun] : calls_) {
-    if (now - begun >= breaker_.stall_after(true)) return stall("making a file longer", now - begun, now);
+  for (const auto& [number, call] : calls_) {
+    if (now - call.since >= breaker_.stall_after(call.wait)) return stall(call.what, now - call.since, now);
   }
 }
 
@@ -143,8 +148,8 @@ void DriveQueue::stall(const char* what, Nanos age, Nanos now) {
 // Whether anything that the drive was asked for before it went off has not ended.
 bool DriveQueue::hangs_on() const { return free_slots_.size() < limits_.depth || !calls_.empty(); }
 
-std::uint64_t DriveQueue::begin_call(Nanos now) {
-  calls_.emplace(next_call_, now);
+std::uint64_t DriveQueue::begin_call(const char* what, Wait wait, Nanos now) {
+  calls_.emplace(next_call_, Call{what, wait, now});
   return next_call_++;
 }
 
@@ -157,9 +162,9 @@ std::optional<Nanos> DriveQueue::wakeup() const {
     return at;
   }
   for (const Slot& slot : slots_) {
-    if (slot.busy) earlier(slot.begun + breaker_.stall_after(slot.io.op == Op::kSync));
+    if (slot.busy) earlier(slot.begun + breaker_.stall_after(wait_of(slot.io.op)));
   }
-  for (const auto& [call, begun] : calls_) earlier(begun + breaker_.stall_after(true));
+  for (const auto& [number, call] : calls_) earlier(call.since + breaker_.stall_after(call.wait));
   return at;
 }
 

@@ -76,10 +76,10 @@ class DriveQueue {
   // `result`: bytes transferred, or -errno. Zero bytes read are the end of the file.
   void end(std::uint32_t slot, std::int64_t result, Nanos now);
 
-  // A call that makes a file longer, beside the I/Os: one that takes as long as a sync may not, or a step of it, hangs,
-  // and so does the drive. begin_call() names it; end_call() comes when it is over.
-  std::uint64_t begin_call(Nanos now);
-  void step_call(std::uint64_t call, Nanos now) { calls_.at(call) = now; }
+  // A call for a file, beside the I/Os: one that takes longer than it may, or a step of it, hangs, and so does the
+  // drive. begin_call() numbers it; end_call() comes when it is over. `what` it does is for people: "opening a file".
+  std::uint64_t begin_call(const char* what, Wait wait, Nanos now);
+  void step_call(std::uint64_t call, Nanos now) { calls_.at(call).since = now; }
   void end_call(std::uint64_t call) { calls_.erase(call); }
 
   // To be called when wakeup() has come, at the latest.
@@ -189,7 +189,12 @@ class DriveQueue {
   Flight in_flight_[kUrgencyCount];
   std::uint32_t passed_over_[kUrgencyCount] = {};
   bool probing_ = false;
-  std::map<std::uint64_t, Nanos> calls_;  // since when their step runs
+  struct Call {
+    const char* what;
+    Wait wait;
+    Nanos since;  // its step began
+  };
+  std::map<std::uint64_t, Call> calls_;
   std::uint64_t next_call_ = 0;
 
   DriveEvents events_;

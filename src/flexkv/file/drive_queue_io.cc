@@ -39,13 +39,11 @@ const Io* DriveQueue::begin(Nanos now) {
   return &slot.io;
 }
 
-// While anything is read, writes get a part of the drive only: what they occupy, a load that comes now would wait for.
+// While anything is loaded, writes get a part of the drive only: what they occupy, a load that comes now would wait
+// for.
 bool DriveQueue::may_save() const {
-  const auto reads = [&](Urgency urgency) {
-    const auto u = static_cast<std::size_t>(urgency);
-    return !waiting_[u].empty() || in_flight_[u].ios > 0;
-  };
-  if (!reads(Urgency::kLoad) && !reads(Urgency::kPrefetch)) return true;
+  constexpr auto kLoad = static_cast<std::size_t>(Urgency::kLoad);
+  if (waiting_[kLoad].empty() && in_flight_[kLoad].ios == 0) return true;
   const Flight& saves = in_flight_[static_cast<std::size_t>(Urgency::kSave)];
   return saves.ios < std::max(limits_.depth / 4, 1U) &&
          saves.bytes < std::max<std::uint64_t>(limits_.flight_bytes_max / 4, 1);
@@ -55,7 +53,7 @@ std::size_t DriveQueue::pick_urgency() {
   constexpr auto kSave = static_cast<std::size_t>(Urgency::kSave);
   const auto ready = [&](std::size_t u) { return !waiting_[u].empty() && (u != kSave || may_save()); };
   const std::uint64_t reading = in_flight_[static_cast<std::size_t>(Urgency::kLoad)].bytes +
-                                in_flight_[static_cast<std::size_t>(Urgency::kPrefetch)].bytes;
+                                in_flight_[static_cast<std::size_t>(Urgency::kScrub)].bytes;
   std::size_t picked = kNone;
   for (std::size_t u = kUrgencyCount; u-- > 0;) {
     if (ready(u) && (picked == kNone || passed_over_[picked] < kPassedOverMax)) picked = u;

@@ -19,6 +19,8 @@ namespace flexkv::file {
 namespace {
 
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+// For the lane to leave, when nothing is in flight.
+constexpr Nanos kLeavePatience = kSecond;
 constexpr char kProbeName[] = ".flexkv-probe";
 
 struct alignas(kDirectAlignment) Page {
@@ -43,8 +45,11 @@ class LaneDrive::Lane {
 
   bool submit(std::span<const Request> requests);
   void cancel(std::uint64_t tag);
-  void forget(std::shared_ptr<OpenFile> file);
+  void close_file(FileId file);
   Status allocate(FileId file, std::uint64_t offset, std::uint64_t bytes);
+  // Of the caller's thread; the lane watches it.
+  template <typename Body>
+  auto call(const char* what, Wait wait, Body body);
   void register_memory(std::span<std::byte> memory);
   DriveStats stats() const;
   std::string describe() const;
@@ -57,7 +62,9 @@ class LaneDrive::Lane {
   void begin(const Io& io);
   void wake_if_asleep(std::unique_lock<std::mutex>& lock);
   void register_next(std::unique_lock<std::mutex>& lock);
-  void forget_closed();
+  std::vector<std::shared_ptr<OpenFile>> forget_closed();
+  std::uint64_t begin_call(const char* what, Wait wait);
+  void end_call(std::uint64_t call);
 
   const bool direct_;  // asked for
   const bool bypasses_cache_;
@@ -65,7 +72,7 @@ class LaneDrive::Lane {
   Page probe_page_;
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;  // for close()
+  std::condition_variable changed_;  // for those who close the drive, or a file
   DriveQueue queue_;
   std::vector<std::shared_ptr<OpenFile>> holders_;  // by slot: the file of the I/O in flight
   std::vector<EndedIo> ended_;                      // of the lane
@@ -75,6 +82,8 @@ class LaneDrive::Lane {
   bool closing_ = false;
   bool over_ = false;  // the lane has left
   std::vector<std::shared_ptr<OpenFile>> to_forget_;
+  std::uint64_t turns_ = 0;          // of the lane
+  std::uint32_t closing_files_ = 0;  // who waits for the next turn
   std::deque<std::span<std::byte>> to_register_;
   std::size_t registered_bytes_ = 0;
   std::string register_refusal_;
@@ -93,10 +102,10 @@ void LaneDrive::Lane::run(std::promise<Status> started) {
   while (true) {
     std::optional<Nanos> until;
     DriveSink* sink = nullptr;
+    std::vector<std::shared_ptr<OpenFile>> gone;  // not under the mutex: closing them may take long
     {
       std::unique_lock lock(mutex_);
       calling_ = asleep_ = false;
-      if (closing_) changed_.notify_all();
       register_next(lock);
       const Nanos now = monotonic_now();
       for (const EndedIo& ended : ended_) {
@@ -104,7 +113,9 @@ void LaneDrive::Lane::run(std::promise<Status> started) {
         queue_.end(ended.slot, ended.result, now);
       }
       ended_.clear();
-      forget_closed();
+      gone = forget_closed();
+      ++turns_;
+      if (closing_ || closing_files_ > 0) changed_.notify_all();
       queue_.on_time(now);
       begin_all(now);
       queue_.take(events);
@@ -114,6 +125,7 @@ void LaneDrive::Lane::run(std::promise<Status> started) {
       asleep_ = !calling_ && ended_.empty() && to_register_.empty();
       until = asleep_ ? queue_.wakeup() : std::optional<Nanos>(0);
     }
+    gone.clear();
     if (sink != nullptr) {
       engine_->flush();
       events.give_to(*sink);
@@ -147,12 +159,15 @@ void LaneDrive::Lane::begin(const Io& io) {
 }
 
 // Files that are no longer found, and that no I/O has: what the engine holds for them may go to another file.
-void LaneDrive::Lane::forget_closed() {
+std::vector<std::shared_ptr<OpenFile>> LaneDrive::Lane::forget_closed() {
+  std::vector<std::shared_ptr<OpenFile>> gone;
   std::erase_if(to_forget_, [&](const std::shared_ptr<OpenFile>& file) {
-    if (file.use_count() > 1) return false;
+    if (std::ranges::find(holders_, file) != holders_.end()) return false;
     engine_->forget(*file);
+    if (file.use_count() == 1) gone.push_back(file);
     return true;
   });
+  return gone;
 }
 
 // Registering can take long: one piece per turn.
@@ -193,25 +208,59 @@ void LaneDrive::Lane::cancel(std::uint64_t tag) {
   wake_if_asleep(lock);
 }
 
-// Beside the lane, which sees when a step of it hangs.
-Status LaneDrive::Lane::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
+std::uint64_t LaneDrive::Lane::begin_call(const char* what, Wait wait) {
   std::unique_lock lock(mutex_);
-  const std::uint64_t call = queue_.begin_call(monotonic_now());
+  const std::uint64_t call = queue_.begin_call(what, wait, monotonic_now());
   wake_if_asleep(lock);
+  return call;
+}
+
+void LaneDrive::Lane::end_call(std::uint64_t call) {
+  std::unique_lock lock(mutex_);
+  queue_.end_call(call);
+  wake_if_asleep(lock);
+}
+
+template <typename Body>
+auto LaneDrive::Lane::call(const char* what, Wait wait, Body body) {
+  const std::uint64_t number = begin_call(what, wait);
+  auto result = body();
+  end_call(number);
+  return result;
+}
+
+Status LaneDrive::Lane::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
+  const std::uint64_t call = begin_call("making a file longer", Wait::kSync);
   Status status = files->allocate(file, offset, bytes, [&] {
     std::lock_guard step(mutex_);
     queue_.step_call(call, monotonic_now());
   });
-  lock.lock();
-  queue_.end_call(call);
-  wake_if_asleep(lock);
+  end_call(call);
   return status;
 }
 
-void LaneDrive::Lane::forget(std::shared_ptr<OpenFile> file) {
-  std::unique_lock lock(mutex_);
-  to_forget_.push_back(std::move(file));
-  wake_if_asleep(lock);
+// The last one who has the file closes it, and that should be who calls this: the lane has requests to serve, and the
+// file may have been removed, so that its space is given back then. But for an I/O that has it, nobody is waited for.
+void LaneDrive::Lane::close_file(FileId id) {
+  std::shared_ptr<OpenFile> file = files->close_file(id);
+  if (file == nullptr) return;
+  {
+    std::unique_lock lock(mutex_);
+    if (!over_) {
+      to_forget_.push_back(file);
+      ++closing_files_;
+      const std::uint64_t turn = turns_ + 1;  // one that begins now
+      wake_if_asleep(lock);
+      lock.lock();
+      changed_.wait(lock, [&] { return turns_ >= turn || over_; });
+      --closing_files_;
+      if (over_) std::erase(to_forget_, file);
+    }
+  }
+  (void)call("closing a file", Wait::kFree, [&] {
+    file.reset();
+    return true;
+  });
 }
 
 void LaneDrive::Lane::register_memory(std::span<std::byte> memory) {
@@ -249,11 +298,16 @@ bool LaneDrive::Lane::close(Nanos patience) {
   const auto over = [&] { return over_; };
   if (patience == kForever) {
     changed_.wait(lock, over);
-  } else if (!changed_.wait_for(lock, std::chrono::nanoseconds(std::max<Nanos>(patience, 0)), over)) {
-    queue_.drop_waiting(ECANCELED, monotonic_now());
-    changed_.wait(lock, [&] { return !calling_; });
-    sink_ = nullptr;
+    return true;
   }
+  const auto wait = [&](Nanos time, auto until) {
+    return changed_.wait_for(lock, std::chrono::nanoseconds(std::max<Nanos>(time, 0)), until);
+  };
+  const bool idle = wait(patience, [&] { return over_ || (queue_.idle() && !calling_); });
+  if (idle && wait(kLeavePatience, over)) return true;
+  queue_.drop_waiting(ECANCELED, monotonic_now());
+  changed_.wait(lock, [&] { return !calling_; });
+  sink_ = nullptr;
   return over_;
 }
 
@@ -300,18 +354,28 @@ bool LaneDrive::close(Nanos patience) {
   return over;
 }
 
-Result<FileId> LaneDrive::open(const std::string& name, bool direct) { return lane_->files->open_file(name, direct); }
-
-void LaneDrive::close_file(FileId file) {
-  if (auto open = lane_->files->close_file(file)) lane_->forget(std::move(open));
+Result<FileId> LaneDrive::open(const std::string& name, bool direct) {
+  return lane_->call("opening a file", Wait::kSync, [&] { return lane_->files->open_file(name, direct); });
 }
 
-Status LaneDrive::remove(const std::string& name) { return lane_->files->remove(name); }
-Result<std::uint64_t> LaneDrive::file_bytes(FileId file) { return lane_->files->bytes(file); }
+void LaneDrive::close_file(FileId file) { lane_->close_file(file); }
+
+Status LaneDrive::remove(const std::string& name) {
+  return lane_->call("removing a file", Wait::kFree, [&] { return lane_->files->remove(name); });
+}
+
+Result<std::uint64_t> LaneDrive::file_bytes(FileId file) {
+  return lane_->call("asking for a file's size", Wait::kSync, [&] { return lane_->files->bytes(file); });
+}
+
 Status LaneDrive::allocate(FileId file, std::uint64_t offset, std::uint64_t bytes) {
   return lane_->allocate(file, offset, bytes);
 }
-Status LaneDrive::truncate(FileId file, std::uint64_t bytes) { return lane_->files->truncate(file, bytes); }
+
+Status LaneDrive::truncate(FileId file, std::uint64_t bytes) {
+  return lane_->call("cutting a file off", Wait::kFree, [&] { return lane_->files->truncate(file, bytes); });
+}
+
 void LaneDrive::register_memory(std::span<std::byte> memory) { lane_->register_memory(memory); }
 bool LaneDrive::submit(std::span<const Request> requests) { return lane_->submit(requests); }
 void LaneDrive::cancel(std::uint64_t tag) { lane_->cancel(tag); }

@@ -76,7 +76,8 @@ MissReason PrefixIndex::why_missing(const key::BlockKey& key, Nanos* gone_at) co
 
 std::size_t PrefixIndex::memory_bytes() const {
   return sizeof(*this) + tier_count_ * sizeof(Policy) + block_bytes_ + runs_.memory_bytes() + pins_.memory_bytes() +
-         segments_.memory_bytes() + table_.memory_bytes() + ghosts_.memory_bytes();
+         segments_.memory_bytes() + table_.memory_bytes() + ghosts_.memory_bytes() +
+         scan_.split_off.capacity() * sizeof(Position);
 }
 
 // ---- pins ----------------------------------------------------------------------------------------------------------

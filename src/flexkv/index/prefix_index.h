@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -106,6 +107,19 @@ class PrefixIndex {
 
   // Why a key that match() did not find is missing. `gone_at`, if not null, is set when the answer is not kNeverSeen.
   MissReason why_missing(const key::BlockKey& key, Nanos* gone_at) const;
+
+  // ---- visiting a whole tier ---------------------------------------------------------------------------------------
+  // A scan finds each block that has a slot in its tier from begin_scan() on until it is found, whatever happens to
+  // others meanwhile. Those that come later it may find, and some twice.
+
+  // Ends the scan before, if there is one.
+  void begin_scan(Tier tier);
+  struct Scanned {
+    std::optional<PinId> pin;  // of the next block
+    bool over = false;         // there is none
+  };
+  // Looks at so many blocks at most: neither a pin nor the end means that there is more to look at.
+  Scanned scan(std::uint32_t looks_max);
 
   // ---- told to others ----------------------------------------------------------------------------------------------
 
@@ -215,6 +229,9 @@ class PrefixIndex {
   void note_lost(RunId id, Tier tier, std::uint32_t count);
   void lay_bare(RunId id, Tier tier);
 
+  // scan.cc
+  void scan_past_split(RunId head, RunId tail, std::uint32_t at);
+
   // eviction.cc
   std::uint32_t take_from_end(RunId id, Tier tier, std::uint32_t floor, std::uint32_t count, std::vector<Evicted>& out);
 
@@ -231,6 +248,11 @@ class PrefixIndex {
   std::array<std::uint64_t, kTierCountMax> block_count_{};
   std::size_t block_bytes_ = 0;  // of all BlockArrays
   events::SpaceFeed* feed_ = nullptr;
+  struct Scan {
+    Tier tier = 0;
+    Position next{kNone, 0};          // runs by number; kNone: there is no scan
+    std::vector<Position> split_off;  // to be visited besides, each to the end of its run
+  } scan_;
 };
 
 }  // namespace flexkv::index

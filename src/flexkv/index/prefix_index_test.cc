@@ -443,6 +443,71 @@ TEST(PrefixIndex, ClearDetachesPinnedBlocksUntilTheirLastUnpin) {
   index.check_invariants();
 }
 
+// While blocks come, go, and runs are divided, a scan finds each that was there when it began and still is.
+TEST(PrefixIndex, AScanFindsAllThatStays) {
+  std::uint64_t divided = 0;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    Prng prng(seed);
+    PrefixIndex::Options options;
+    options.tier_count = 2;
+    PrefixIndex index(options);
+    std::vector<Evicted> out;
+    std::vector<Slot> rejected;
+    Slot next_slot = 0;
+    std::map<Slot, key::BlockKey> kept;  // in tier 1
+    const auto insert = [&](Tier tier) {
+      Keys keys = path({{prng.below(3), 1 + static_cast<std::uint32_t>(prng.below(12))},
+                        {prng.below(4), 1 + static_cast<std::uint32_t>(prng.below(12))}});
+      std::vector<Slot> slots;
+      for (std::size_t i = 0; i < keys.size(); ++i) slots.push_back(next_slot++);
+      const std::uint32_t runs = index.run_count();
+      const auto pin = index.match({}, false, 0).pin;
+      rejected.clear();
+      index.insert(pin, tier, keys, slots, 0, rejected);
+      index.unpin(pin, out);
+      divided += index.run_count() > runs + 1;
+      for (std::size_t i = 0; i < keys.size() && tier == 1; ++i) {
+        if (std::ranges::find(rejected, slots[i]) == rejected.end()) kept[slots[i]] = keys[i];
+      }
+    };
+    const auto evict = [&](Tier tier) {
+      out.clear();
+      index.evict(tier, 1 + static_cast<std::uint32_t>(prng.below(6)), 0, out);
+      for (const Evicted& one : out) {
+        if (one.tier == 1) kept.erase(one.slot);
+      }
+    };
+    const auto change = [&] {
+      const auto tier = static_cast<Tier>(prng.below(2));
+      prng.chance(60) ? insert(tier) : evict(tier);
+    };
+    for (int i = 0; i < 30; ++i) change();
+    for (int scan = 0; scan < 3; ++scan) {
+      std::map<Slot, key::BlockKey> left = kept;
+      index.begin_scan(1);
+      for (bool over = false; !over;) {
+        const auto found = index.scan(1 + static_cast<std::uint32_t>(prng.below(5)));
+        over = found.over;
+        if (found.pin) {
+          Slot slot = kNoSlot;
+          key::BlockKey key;
+          const std::uint32_t at = index.depth(*found.pin) - 1;
+          index.collect(*found.pin, 1, at, {&slot, 1});
+          index.collect_keys(*found.pin, at, {&key, 1});
+          ASSERT_EQ(kept.at(slot), key);
+          left.erase(slot);
+          index.unpin(*found.pin, out);
+        }
+        if (prng.chance(50)) change();
+        std::erase_if(left, [&](const auto& entry) { return !kept.contains(entry.first); });
+      }
+      ASSERT_TRUE(left.empty()) << "seed " << seed << ", scan " << scan << ": " << left.size() << " not found";
+    }
+    index.check_invariants();
+  }
+  EXPECT_GT(divided, 100U) << "hardly any run was divided: this tests nothing";
+}
+
 TEST(PrefixIndex, MemoryPerBlockIsBounded) {
   for (const std::uint32_t turn : {32u, 4u}) {
     auto options = options_for(PolicyKind::kAdaptive, 1);

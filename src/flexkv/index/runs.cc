@@ -102,6 +102,7 @@ PrefixIndex::RunId PrefixIndex::split(RunId tail_id, std::uint32_t at) {
     link_pin(id, in_head ? Position{head_id, pins_[id].at} : Position{tail_id, pins_[id].at - at});
   }
   for (Tier tier = 0; tier < tier_count_; ++tier) split_segments(head_id, tail_id, at, tier);
+  scan_past_split(head_id, tail_id, at);
   return head_id;
 }
 

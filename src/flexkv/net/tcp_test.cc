@@ -10,7 +10,7 @@ namespace {
 
 void wait_for(const Fd& socket, short events) {
   pollfd waiting{socket.get(), events, 0};
-  ASSERT_EQ(::poll(&waiting, 1, 10'000), 1);
+  ASSERT_EQ(::poll(&waiting, 1, 60'000), 1);
 }
 
 TEST(Tcp, ConnectsByNumber) {

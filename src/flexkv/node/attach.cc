@@ -317,7 +317,10 @@ void Node::check_invariants() const {
     FLEXKV_ASSERT(used ==
                   reserved + fetching + importing + space->damaged.size() + space->index.block_count(kHostTier));
     if (space->disk_slots) {
-      FLEXKV_ASSERT(space->disk_slots->used() == space->writing.size() + space->index.block_count(kDiskTier));
+      const auto dropped = std::ranges::count_if(
+          disk_->ios, [&](const auto& entry) { return entry.second.space == space.get() && entry.second.dropped; });
+      FLEXKV_ASSERT(space->disk_slots->used() ==
+                    space->writing.size() + space->index.block_count(kDiskTier) + static_cast<std::uint64_t>(dropped));
     }
   }
   if (disk_ != nullptr) check_disk_invariants();

@@ -26,6 +26,7 @@ class QueueDrives : public DiskPort {
   void reset_closed_spaces(const std::optional<ModelName>&) override {}
   DiskAdmission write(const DiskTransfer& transfer) override { return take(transfer); }
   DiskAdmission read(const DiskTransfer& transfer) override { return take(transfer); }
+  DiskAdmission verify(const DiskTransfer&) override { return DiskAdmission::kUnavailable; }
   void cancel(DiskOp) override {}
   bool can_read(unsigned) const override { return true; }
   double write_pressure() const override { return 0; }

@@ -1,6 +1,7 @@
 // What a request is to load of what is kept, and what its engine computes anew (docs/decisions/0016).
 
 #include <algorithm>
+#include <utility>
 
 #include "flexkv/node/node_state.h"
 
@@ -278,6 +279,44 @@ void Node::try_slow_drives(Space& space, const Sequence& sequence, const Choice&
     on_drives += disk_->host_slots[end] == index::kNoSlot;
   }
   fetch_ahead(space, sequence, end);
+}
+
+// Of a block that begins a chain.
+bool Node::can_load(Engine& engine, const key::BlockKey& key, Nanos now) {
+  Sequence alone;
+  alone.keys.push_back(key);
+  refresh_match(engine, alone, 1, false, now);
+  Served found = served(engine, alone, Purpose::kLookup);
+  look_beyond(engine, alone, found);
+  drop_pin(*engine.space, alone.pin);
+  return found.lookup.matched_blocks > 0;
+}
+
+Node::Lookup Node::lookup_last(EngineHandle handle, SequenceId id, std::span<const key::BlockKey> keys, Nanos now) {
+  tell_time(now);
+  Engine* engine = find_engine(handle);
+  if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
+  if (keys.empty()) return {};
+  bool counted = false;
+  if (const auto before = engine->sequences.find(id); before != engine->sequences.end()) {
+    // Asked again, only the last answer counts.
+    if (std::exchange(before->second.computing, false)) engine->computes_until -= before->second.compute;
+    counted = before->second.counted;
+    close_sequence(handle, id);
+  }
+  std::size_t number = keys.size();
+  while (number > 0 && !can_load(*engine, keys[number - 1], now)) --number;
+  const auto [sequence, problem] = sequence_of(*engine, id, 0, number > 0 ? keys.subspan(number - 1, 1) : keys.last(1));
+  if (sequence == nullptr) return {0, problem, 0, 0};
+  sequence->counted = counted;
+  Lookup found = lookup(handle, id, 1, {}, now);
+  if (found.matched_blocks > 0) found.matched_blocks = static_cast<std::uint32_t>(number);
+  return found;
+}
+
+Node::Lookup Node::lookup(EngineHandle engine, const proto::LookupRequest& request, Nanos now) {
+  return request.alone ? lookup_last(engine, request.sequence, request.keys, now)
+                       : lookup(engine, request.sequence, request.base, request.keys, now, request.engine_blocks);
 }
 
 }  // namespace flexkv::node

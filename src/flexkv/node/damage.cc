@@ -47,7 +47,7 @@ void Node::give_back_damaged(Space& space) {
              std::ranges::find(loan.second->slots, damaged.slot) != loan.second->slots.end();
     };
     const auto written = [&](const auto& io) {
-      return io.second.space == &space && io.second.write && io.second.host == damaged.slot;
+      return io.second.space == &space && io.second.kind == DiskIo::Kind::kWrite && io.second.host == damaged.slot;
     };
     const auto stored = [&](const auto& write) {
       const auto& slots = write.second.slots;

@@ -80,8 +80,10 @@ class DiskPort {
   virtual void reset_closed_spaces(const std::optional<ModelName>& model) = 0;
   virtual DiskAdmission write(const DiskTransfer& transfer) = 0;
   virtual DiskAdmission read(const DiskTransfer& transfer) = 0;
-  // Asks, of a read that nobody waits for any more: what has not begun need not. Node::on_disk_done follows all the
-  // same; what has begun ends by itself. Nothing, if it has ended.
+  // Reads the block only to see whether it is right, when the drive has nothing else to do; to no place in the pool.
+  virtual DiskAdmission verify(const DiskTransfer& transfer) = 0;
+  // Asks, of a read or verify() that nobody waits for any more: what has not begun need not. Node::on_disk_done follows
+  // all the same; what has begun ends by itself. Nothing, if it has ended.
   virtual void cancel(DiskOp op) = 0;
   virtual bool can_read(unsigned drive) const = 0;
   // 0: drives may be written to as one likes, 1: not at all; the nearer, the choosier the node is.

@@ -18,6 +18,7 @@ class FakeDrives : public DiskPort {
   void reset_closed_spaces(const std::optional<ModelName>& model) override { closed_resets.push_back(model); }
   DiskAdmission write(const DiskTransfer& transfer) override { return take(writes, transfer); }
   DiskAdmission read(const DiskTransfer& transfer) override { return take(reads, transfer); }
+  DiskAdmission verify(const DiskTransfer& transfer) override { return take(checks, transfer); }
   void cancel(DiskOp op) override { canceled.push_back(op); }
   bool can_read(unsigned drive) const override { return drive != off; }
   double write_pressure() const override { return pressure; }
@@ -32,6 +33,7 @@ class FakeDrives : public DiskPort {
   std::vector<std::optional<ModelName>> closed_resets;
   std::vector<DiskTransfer> writes;
   std::vector<DiskTransfer> reads;
+  std::vector<DiskTransfer> checks;
   std::vector<DiskOp> canceled;
   DiskAdmission admission = DiskAdmission::kQueued;
   unsigned off = 99;

@@ -232,7 +232,7 @@ Node::Begun Node::begin_fetch(Space& space, const key::BlockKey& key, bool prefe
     fetch.host = host;
     fetch.op = transfer.op;
     ++space.fetching;
-    disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, false, prefetch, now_};
+    disk_->ios[transfer.op] = {&space, key, fetch.path, fetch.at, disk, DiskIo::Kind::kFetch, prefetch, now_};
     disk_->prefetching += prefetch;
     plan::FlowRate& reads = disk_->reads[space.disk_slots->drive_of(disk)];
     reads.begin(space.slots.slot_bytes(), now_);
@@ -251,6 +251,8 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
   disk_->prefetching -= io.prefetch;
   disk_->reads[space.disk_slots->drive_of(io.disk)].end(space.slots.slot_bytes(), outcome == DiskOutcome::kDone, now_);
   const bool current = io.path->generation == space.generation;
+  if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) drop_bad(io, outcome);
+  if (io.dropped) space.disk_slots->give_back(io.disk);
   if (outcome == DiskOutcome::kDone && current) {
     std::vector<index::Slot> rejected;
     space.index.add_residency(io.path->pin, kHostTier, io.at, {&host, 1}, now_, rejected);
@@ -271,12 +273,6 @@ void Node::end_fetch(const DiskIo& io, DiskOutcome outcome, std::vector<JobKey>&
     disk_->loads.emplace_back(space.number, io.key);
     return;
   }
-  if (current && (outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed)) {
-    const auto why = outcome == DiskOutcome::kChecksum ? index::MissReason::kDamaged : index::MissReason::kUnreadable;
-    const index::Slot disk = space.index.drop(io.path->pin, kDiskTier, io.at, why);
-    if (disk != index::kNoSlot) space.disk_slots->give_back(disk);
-    ++space.drops;
-  }
   drop_fetch(space, io.key, current ? to_reason(outcome) : Reason::kReset);
 }
 
@@ -289,10 +285,16 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
     const auto node = disk_->ios.extract(result.op);
     FLEXKV_ASSERT(!node.empty());
     const DiskIo& io = node.mapped();
-    if (io.write) {
-      end_write(io, result.outcome, to_reason(result.outcome));
-    } else {
-      end_fetch(io, result.outcome, arrived);
+    switch (io.kind) {
+      case DiskIo::Kind::kWrite:
+        end_write(io, result.outcome, to_reason(result.outcome));
+        break;
+      case DiskIo::Kind::kFetch:
+        end_fetch(io, result.outcome, arrived);
+        break;
+      case DiskIo::Kind::kCheck:
+        end_check(io, result.outcome);
+        break;
     }
   }
   send_arrived(arrived);
@@ -304,7 +306,7 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
 void Node::on_disk_overdue(DiskOp op, Nanos now) {
   tell_time(now);
   const auto found = disk_->ios.find(op);
-  if (found == disk_->ios.end() || found->second.write) return;
+  if (found == disk_->ios.end() || found->second.kind != DiskIo::Kind::kFetch) return;
   Space& space = *found->second.space;
   if (disk_->port.can_read(space.disk_slots->drive_of(found->second.disk))) return;
   Fetch& fetch = space.fetches.at(found->second.key);
@@ -328,6 +330,8 @@ void Node::pump_disk() {
   disk_->pumping = true;
   if (pump_fetches(disk_->loads, false)) (void)pump_fetches(disk_->prefetches, true);
   pump_writes();
+  disk_->scrub.waits = false;
+  pump_scrub();
   disk_->pumping = false;
 }
 

@@ -690,6 +690,7 @@ std::optional<Nanos> Node::next_deadline() const {
     const Nanos loans = loan_deadlines_.begin()->first;
     next = std::min(next.value_or(loans), loans);
   }
+  if (const auto check = disk_ == nullptr ? std::nullopt : next_check()) next = std::min(next.value_or(*check), *check);
   if (const auto store = store_deadline()) next = std::min(next.value_or(*store), *store);
   return next;
 }

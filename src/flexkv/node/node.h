@@ -171,6 +171,25 @@ struct NodeStats {
   std::uint64_t blocks_damaged = 0;  // in host memory, found not to be that, and dropped
 };
 
+// What has become of the latest scrub.
+struct ScrubStatus {
+  enum class State : std::uint8_t { kRunning, kDone, kStopped };
+  struct Drive {
+    std::uint64_t checked_blocks = 0;
+    std::uint64_t checked_bytes = 0;
+    std::uint64_t damaged_blocks = 0;     // of those checked: not what was written, and
+    std::uint64_t unreadable_blocks = 0;  // not to be read; both are forgotten
+    std::uint64_t unchecked_blocks = 0;   // the drive was off, or the read was given up
+  };
+  State state = State::kRunning;
+  std::uint64_t bytes_per_second = 0;  // at most
+  std::uint64_t blocks = 0;            // on drives when it began
+  std::uint64_t bytes = 0;             // of them
+  Nanos begun = 0;
+  Nanos ended = 0;  // unless it runs
+  std::vector<Drive> drives;
+};
+
 class Node {
  public:
   // `disk`: null without drives. `remote`: null if there is nothing beyond the machine. `store`: null if nothing is
@@ -201,6 +220,12 @@ class Node {
   // will not load them. What is matched is pinned for lease_time.
   Lookup lookup(EngineHandle engine, SequenceId sequence, std::uint32_t base, std::span<const key::BlockKey> keys,
                 Nanos now, std::uint32_t engine_blocks = 0);
+  // Of blocks that need none of the others: the last one that can be loaded, by its number from 1 in matched_blocks; 0:
+  // none, for the reason of the last one. The sequence is a chain of that block alone from now on, pinned as above, and
+  // transfers call it block 0.
+  Lookup lookup_last(EngineHandle engine, SequenceId sequence, std::span<const key::BlockKey> keys, Nanos now);
+  // Either of the two.
+  Lookup lookup(EngineHandle engine, const proto::LookupRequest& request, Nanos now);
   // Queues the copy of blocks [first_block, first_block + device_blocks.size()) of the sequence. The outcome is sent
   // to the client; a reason other than kNone means that nothing was queued.
   Reason load(EngineHandle engine, const proto::TransferRequest& request, Nanos now);
@@ -245,6 +270,12 @@ class Node {
   void on_disk_overdue(DiskOp op, Nanos now);
   // A write that was told kLater may be tried again.
   void on_disk_ready(Nanos now);
+
+  // Checks all blocks on drives, reading at most so many bytes a second, behind whatever else the drives have to do:
+  // those that are bad are forgotten. One that runs goes on at the new rate. Nothing without drives.
+  void begin_scrub(std::uint64_t bytes_per_second, Nanos now);
+  void stop_scrub(Nanos now);
+  const ScrubStatus* scrub() const;  // null: there was none
 
   // From beyond the machine; see RemotePort. `index`: which of the blocks that were wanted, in order.
   void on_remote_block(RemoteOp op, std::uint32_t index, Nanos now);
@@ -333,6 +364,7 @@ class Node {
   struct Fetch;
   struct Waiter;
   struct DiskIo;
+  struct Scrub;
   struct Remote;
   struct Import;
   struct Lent;
@@ -361,6 +393,7 @@ class Node {
                                            std::span<const key::BlockKey> keys);
   void close(Engine& engine, Sequence& sequence);
   void refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now);
+  bool can_load(Engine& engine, const key::BlockKey& key, Nanos now);
   void drop_pin(Space& space, index::PinId& pin);
 
   // A save in flight, and how many of its blocks are meant.
@@ -439,6 +472,15 @@ class Node {
   void pump_disk();
   bool pump_fetches(std::deque<FetchId>& queue, bool prefetch);
   bool make_way(const Space& space);
+
+  // scrub.cc: what lies on drives, checked
+  void pump_scrub();
+  std::optional<Nanos> next_check() const;
+  bool find_next_check();
+  bool begin_check(Path& path);
+  void end_check(const DiskIo& io, DiskOutcome outcome);
+  void end_scrub(ScrubStatus::State state);
+  void drop_bad(const DiskIo& io, DiskOutcome outcome);
 
   // import.cc: from beyond the machine to host memory
   void look_beyond(Engine& engine, Sequence& sequence, Served& served);

@@ -175,22 +175,38 @@ struct Node::Space {
   std::unordered_map<key::BlockKey, index::PinId, key::BlockKeyHash> recovered_ends;  // while opening: of each chain
   std::unordered_map<key::BlockKey, Fetch, key::BlockKeyHash> fetches;
   std::unordered_set<key::BlockKey, key::BlockKeyHash> writing;
-  std::uint32_t fetching = 0;  // fetches that hold a host slot
-  std::uint32_t paths = 0;     // in use by fetches and writes, waiting ones included
+  std::unordered_map<key::BlockKey, DiskOp, key::BlockKeyHash> checks;  // under way
+  std::uint32_t fetching = 0;                                           // fetches that hold a host slot
+  std::uint32_t paths = 0;  // in use by fetches, writes and checks, waiting ones included
 };
 
 // A transfer that a drive has.
 struct Node::DiskIo {
+  enum class Kind : std::uint8_t { kFetch, kWrite, kCheck };
   Space* space = nullptr;
   key::BlockKey key;
   Path* path = nullptr;
   std::uint32_t at = 0;
   index::Slot disk = index::kNoSlot;
-  bool write = false;
+  Kind kind = Kind::kFetch;
   bool prefetch = false;
   Nanos begun = 0;
   index::Slot host = index::kNoSlot;  // of a write
   bool summed = false;                // of a write: the drive checks what it writes
+  bool dropped = false;               // the block was found bad by another read: this one gives the slot back
+  std::uint64_t scrub = 0;            // of a check: the number of its scrub
+};
+
+// The latest check of all blocks on drives.
+struct Node::Scrub {
+  std::optional<ScrubStatus> status;  // none: there was no scrub
+  std::uint64_t number = 0;
+  SpaceNumber space = 0;       // whose blocks are visited, if it is scanning; those before it are done
+  bool scanning = false;       // its index
+  Path* next = nullptr;        // to the block that is to be checked next, once it is found
+  Nanos next_at = 0;           // not before
+  bool waits = false;          // for something to end
+  std::uint32_t checking = 0;  // blocks that drives have
 };
 
 struct Node::Disk {
@@ -233,6 +249,7 @@ struct Node::Disk {
   std::vector<Reading> reading;
   std::vector<plan::Stretch> stretches;
   std::vector<key::BlockKey> keys;  // scratch of write_behind()
+  Scrub scrub;
 };
 
 struct Node::Agent {

@@ -86,6 +86,39 @@ TEST_F(NodeTest, SavesThenFindsThenLoads) {
   EXPECT_FALSE(node->next_deadline());
 }
 
+TEST_F(NodeTest, OfBlocksThatStandAloneTheLastOneIsFoundAndLoaded) {
+  start(8);
+  const auto e = engine("e");
+  const auto keys = keys_of(1, 5);
+  keep(e, 1, 1, {keys[1]});
+  keep(e, 2, 2, {keys[3]});
+  const auto before = node->stats();
+  const auto last = node->lookup_last(e, 3, keys, now);
+  EXPECT_EQ(last.matched_blocks, 4U);
+  EXPECT_EQ(last.host_blocks, 1U);
+  EXPECT_EQ(load(e, 3, 3, {keys[3]}), Reason::kNone);
+  const auto commands = sent<proto::CopyCommand>(agents[0], 3);
+  ASSERT_EQ(commands.size(), 1U);
+  EXPECT_EQ(commands[0].blocks()[0].host_offset, sent<proto::CopyCommand>(agents[0], 2)[0].blocks()[0].host_offset);
+  report(agents[0], 3);
+
+  // The same sequence, of fewer of them.
+  EXPECT_EQ(node->lookup(e, {0, 3, 0, {keys[0], keys[1], keys[2]}, 0, true}, now).matched_blocks, 2U);
+  EXPECT_EQ(load(e, 3, 4, {keys[1]}), Reason::kNone);
+  EXPECT_EQ(sent<proto::CopyCommand>(agents[0], 4)[0].blocks()[0].host_offset,
+            sent<proto::CopyCommand>(agents[0], 1)[0].blocks()[0].host_offset);
+  report(agents[0], 4);
+  EXPECT_EQ(node->stats().lookups, before.lookups + 1) << "of one request";
+  EXPECT_EQ(node->stats().blocks_queried, before.blocks_queried + 1);
+  EXPECT_EQ(node->stats().blocks_hit, before.blocks_hit + 1);
+
+  const auto none = node->lookup_last(e, 4, {&keys[4], 1}, now);
+  EXPECT_EQ(none.matched_blocks, 0U);
+  EXPECT_EQ(none.reason, Reason::kNeverSeen);
+  EXPECT_EQ(node->lookup_last(e, 5, {}, now).matched_blocks, 0U);
+  EXPECT_EQ(lookup(e, 6, keys).matched_blocks, 0U) << "they are no chain";
+}
+
 TEST_F(NodeTest, AKeyIsVisibleOnlyWhenEveryRankHasReported) {
   start(8, 2);
   const auto e = engine("e", 2);

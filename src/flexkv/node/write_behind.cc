@@ -221,7 +221,8 @@ Node::Begun Node::begin_write(Path* path, std::uint32_t at) {
         ++path->users;
         ++disk_->writes[drive];
         space.writing.insert(keys[1]);
-        disk_->ios[transfer.op] = {&space, keys[1], path, at, *slot, true, false, now_, host, !transfer.sums.empty()};
+        disk_->ios[transfer.op] = {
+            &space, keys[1], path, at, *slot, DiskIo::Kind::kWrite, false, now_, host, !transfer.sums.empty()};
         return Begun::kYes;
       case DiskAdmission::kBusy:
         space.disk_slots->give_back(*slot);
@@ -274,7 +275,13 @@ void Node::check_disk_invariants() const {
   std::size_t users = 0;
   std::size_t used = 0;
   std::uint64_t write_bytes = 0;
-  for (const auto& space : spaces_) users += space->fetches.size() + space->writing.size();
+  std::size_t checks = 0;
+  for (const auto& space : spaces_) {
+    users += space->fetches.size() + space->writing.size() + space->checks.size();
+    checks += space->checks.size();
+  }
+  FLEXKV_ASSERT(checks == disk_->scrub.checking);
+  users += disk_->scrub.next != nullptr;
   for (const auto& run : disk_->write_runs) write_bytes += (run.end - run.begin) * run.path->space->slots.slot_bytes();
   users += disk_->write_runs.size();
   for (const auto& path : disk_->paths) used += path.users;

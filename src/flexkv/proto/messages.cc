@@ -191,6 +191,17 @@ Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes) {
   return finish(reader, std::move(value), "client hello");
 }
 
+std::vector<std::byte> encode(const ScrubRequest& value) {
+  Writer writer;
+  writer.pod(value.bytes_per_second);
+  return writer.take();
+}
+
+Result<ScrubRequest> decode_scrub_request(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  return finish(reader, ScrubRequest{reader.pod<std::uint64_t>()}, "scrub request");
+}
+
 std::vector<std::byte> encode(const Welcome& value) {
   Writer writer;
   writer.pod(value.epoch);
@@ -282,6 +293,7 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.pod(lookup->base);
     writer.array(std::span<const key::BlockKey>(lookup->keys));
     writer.pod(lookup->engine_blocks);
+    writer.pod(static_cast<std::uint8_t>(lookup->alone));
   } else if (const auto* transfer = std::get_if<TransferRequest>(&value)) {
     writer.pod(Tag::kTransfer);
     writer.pod(static_cast<std::uint8_t>(transfer->save));
@@ -328,6 +340,7 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       lookup.base = reader.pod<std::uint32_t>();
       lookup.keys = read_blocks<key::BlockKey>(reader);
       lookup.engine_blocks = reader.pod<std::uint32_t>();
+      if (!read_flag(reader, lookup.alone)) break;
       return finish<FromClient>(reader, std::move(lookup), "lookup request");
     }
     case Tag::kTransfer: {

@@ -25,7 +25,7 @@ using JobId = std::uint64_t;       // chosen by the client, unique within its en
 using SequenceId = std::uint64_t;  // chosen by the client, unique within its engine
 
 // Who connects, in the Hello frame.
-enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 4 };
+enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 4, kScrub = 5 };
 
 constexpr std::uint32_t kRanksMax = 1024;
 constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
@@ -52,6 +52,11 @@ struct ClientHello {
   std::string model;                        // for people
   std::array<std::byte, 32> fingerprint{};  // of everything that KV bytes depend on, but for the tokens
   std::uint32_t block_tokens = 0;           // 0: not told
+};
+
+// An operator's; answered with the node's status.
+struct ScrubRequest {
+  std::uint64_t bytes_per_second = 0;  // 0: the scrub that runs is to stop
 };
 
 struct Welcome {
@@ -158,6 +163,9 @@ struct LookupRequest {
   std::uint32_t base = 0;  // keys the client has sent before
   std::vector<key::BlockKey> keys;
   std::uint32_t engine_blocks = 0;  // leading ones that the engine has itself, and will not load
+  // The keys are blocks that need none of the others: the last one that can be loaded is looked for. See
+  // Node::lookup_last.
+  bool alone = false;
 };
 struct TransferRequest {
   bool save = false;
@@ -208,6 +216,7 @@ using ToClient = std::variant<LookupReply, JobResult, ChangesReply>;
 
 std::vector<std::byte> encode(const AgentHello& value);
 std::vector<std::byte> encode(const ClientHello& value);
+std::vector<std::byte> encode(const ScrubRequest& value);
 std::vector<std::byte> encode(const Welcome& value);
 std::vector<std::byte> encode(const ToAgent& value);
 std::vector<std::byte> encode(const JobReport& value);
@@ -216,6 +225,7 @@ std::vector<std::byte> encode(const ToClient& value);
 
 Result<AgentHello> decode_agent_hello(std::span<const std::byte> bytes);
 Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes);
+Result<ScrubRequest> decode_scrub_request(std::span<const std::byte> bytes);
 Result<Welcome> decode_welcome(std::span<const std::byte> bytes);
 Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes);
 Result<JobReport> decode_job_report(std::span<const std::byte> bytes);

@@ -101,9 +101,10 @@ TEST(Messages, ClientMessagesSurviveTheTrip) {
   EXPECT_TRUE(got.save);
   EXPECT_EQ(got.keys, transfer.keys);
   EXPECT_EQ(got.device_blocks, transfer.device_blocks);
-  const auto lookup = decode_from_client(encode(FromClient{LookupRequest{1, 2, 3, {{5, 6}}, 7}}));
+  const auto lookup = decode_from_client(encode(FromClient{LookupRequest{1, 2, 3, {{5, 6}}, 7, true}}));
   ASSERT_TRUE(lookup.ok());
   EXPECT_EQ(std::get<LookupRequest>(lookup.value()).engine_blocks, 7U);
+  EXPECT_TRUE(std::get<LookupRequest>(lookup.value()).alone);
   const auto reply = decode_to_client(encode(ToClient{LookupReply{1, 2, Reason::kEvicted}}));
   ASSERT_TRUE(reply.ok());
   EXPECT_EQ(std::get<LookupReply>(reply.value()).reason, Reason::kEvicted);

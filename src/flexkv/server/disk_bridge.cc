@@ -1,11 +1,9 @@
 #include "flexkv/server/disk_bridge.h"
 
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <cstdio>
 
+#include "flexkv/base/bounded_call.h"
 #include "flexkv/base/log.h"
 #include "flexkv/server/damage_log.h"
 
@@ -14,6 +12,9 @@ namespace {
 
 // At the end, for the last record of what was written.
 constexpr Nanos kRecordPatience = kSecond;
+// At the start, for each step with a drive.
+constexpr Nanos kOpenPatience = 10 * kSecond;
+constexpr char kHangs[] = " hangs: no answer in 10 s";
 
 node::DiskAdmission to_node(disk::Admission admission) {
   switch (admission) {
@@ -55,6 +56,14 @@ node::DiskOutcome to_node(disk::Outcome outcome) {
   return node::DiskOutcome::kFailed;
 }
 
+// One that comes too late was asked for nothing, so it says nothing to its sink, and goes.
+Result<std::unique_ptr<file::Drive>> open_in_time(const file::DriveOptions& drive, const DiskOptions::OpenDrive& open,
+                                                  file::DriveSink& sink) {
+  auto opened = within(kOpenPatience, [drive, open, &sink] { return open(drive, sink); });
+  if (opened) return std::move(*opened);
+  return Error{ErrorCode::kTimeout, drive.directory + kHangs};
+}
+
 }  // namespace
 
 DiskBridge::DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply)
@@ -76,9 +85,10 @@ Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options,
     drive.directory = place.path;
     drive.direct = options.direct;
     drive.reserve_by_writing = budget == nullptr || budget->status().report.daily_bytes == 0;
-    volumes.push_back({place.path, place.why_not, place.found,
-                       [drive, open = options.open_drive](file::DriveSink& sink) { return open(drive, sink); },
-                       budget});
+    volumes.push_back(
+        {place.path, place.why_not, place.found,
+         [drive, open = options.open_drive](file::DriveSink& sink) { return open_in_time(drive, open, sink); },
+         budget});
   }
   disk::TierOptions tier;
   tier.bytes_max = options.bytes;
@@ -95,32 +105,33 @@ DiskBridge::~DiskBridge() {
 
 // A directory whose limit cannot be kept is not used.
 void DiskBridge::open_budgets(const DiskOptions& options) {
-  std::map<dev_t, double> shares;  // directories of one drive
-  std::vector<dev_t> devices;
+  std::map<std::uint64_t, double> shares;  // directories of one drive
   for (const auto& place : home_.places) {
-    struct stat info {};
-    if (place.directory != nullptr) (void)::fstat(place.directory->fd(), &info);
-    devices.push_back(info.st_dev);
-    if (place.directory != nullptr) ++shares[info.st_dev];
+    if (place.directory != nullptr) ++shares[place.device];
   }
   for (std::size_t i = 0; i < home_.places.size(); ++i) {
     auto& place = home_.places[i];
     auto& budget = budgets_.emplace_back();
     if (place.directory == nullptr) continue;
     DriveBudget::Options one{options.endurance, place.fresh, options.now};
-    struct statvfs space {};
-    if (one.endurance.capacity_bytes == 0 && ::fstatvfs(place.directory->fd(), &space) == 0) {
-      one.endurance.capacity_bytes = std::uint64_t{space.f_blocks} * space.f_frsize;
-    }
+    if (one.endurance.capacity_bytes == 0) one.endurance.capacity_bytes = place.capacity_bytes;
     if (one.endurance.dwpd > 0 && one.endurance.capacity_bytes == 0) {
       place.why_not = "ssd_dwpd needs a size, and this file system tells none; set ssd_capacity_gb";
       place.directory = nullptr;
       continue;
     }
-    one.endurance.dwpd /= shares.at(devices[i]);
-    one.endurance.tbw /= shares.at(devices[i]);
-    budget = std::make_shared<DriveBudget>(
-        place.directory, one, [this] { apply_([](node::Node& node) { node.on_disk_ready(monotonic_now()); }); });
+    one.endurance.dwpd /= shares.at(place.device);
+    one.endurance.tbw /= shares.at(place.device);
+    auto read = within(kOpenPatience, [this, directory = place.directory, one] {
+      return std::make_shared<DriveBudget>(
+          directory, one, [this] { apply_([](node::Node& node) { node.on_disk_ready(monotonic_now()); }); });
+    });
+    if (read) {
+      budget = std::move(*read);
+      continue;
+    }
+    place.why_not = place.path + kHangs;
+    place.directory = nullptr;
   }
 }
 
@@ -203,6 +214,16 @@ node::DiskAdmission DiskBridge::read(const node::DiskTransfer& transfer) {
   op.key = transfer.key;
   op.bytes = host(transfer);
   op.deadline = transfer.deadline;
+  return to_node(tier_->read(op));
+}
+
+node::DiskAdmission DiskBridge::verify(const node::DiskTransfer& transfer) {
+  disk::ReadOp op;
+  op.id = transfer.op;
+  op.space = disk::SpaceHandle{transfer.space};
+  op.slot = transfer.slot;
+  op.key = transfer.key;
+  op.urgency = file::Urgency::kScrub;
   return to_node(tier_->read(op));
 }
 

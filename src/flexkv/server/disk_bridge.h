@@ -32,8 +32,8 @@ struct DiskOptions {
   // Of each drive; several directories on one share it. Without a capacity it is the file system's size.
   admission::Endurance endurance{};
   std::function<Nanos()> now = monotonic_now;  // of the budgets
-  std::function<Result<std::unique_ptr<file::Drive>>(const file::DriveOptions&, file::DriveSink&)> open_drive =
-      file::open_drive;
+  using OpenDrive = std::function<Result<std::unique_ptr<file::Drive>>(const file::DriveOptions&, file::DriveSink&)>;
+  OpenDrive open_drive = file::open_drive;
 };
 
 class DiskBridge final : public node::DiskPort, private disk::TierSink {
@@ -77,6 +77,7 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   void reset_closed_spaces(const std::optional<node::ModelName>& model) override;
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
+  node::DiskAdmission verify(const node::DiskTransfer& transfer) override;
   void cancel(node::DiskOp op) override { tier_->cancel(op); }
   bool can_read(unsigned drive) const override { return readable_[drive].load(std::memory_order_relaxed); }
   double write_pressure() const override;

@@ -164,6 +164,7 @@ NodeServer::~NodeServer() {
   {
     MutexLock lock(mutex_);
     stopping_ = true;
+    node_.stop_scrub(monotonic_now());
   }
   ipc::ring_eventfd(wake_.get());
   if (lane_.joinable()) lane_.join();
@@ -209,10 +210,9 @@ void NodeServer::detach_client(node::EngineHandle engine) {
   node_.detach_client(engine);
 }
 
-node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
-                                      std::span<const key::BlockKey> keys, std::uint32_t engine_blocks) {
+node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
   MutexLock lock(mutex_);
-  const auto found = node_.lookup(engine, sequence, base, keys, monotonic_now(), engine_blocks);
+  const auto found = node_.lookup(engine, request, monotonic_now());
   wake_if_earlier();  // what was found may have to be kept elsewhere soon
   return found;
 }
@@ -283,6 +283,20 @@ Result<int> NodeServer::changes_fd() {
   return changes_fd_.get();
 }
 
+Status NodeServer::scrub(std::uint64_t bytes_per_second) {
+  if (disk_ == nullptr) {
+    return Error{ErrorCode::kUnsupported, disk_off_why_.empty() ? "this node has no SSD tier" : disk_off_why_};
+  }
+  MutexLock lock(mutex_);
+  if (bytes_per_second > 0) {
+    node_.begin_scrub(bytes_per_second, monotonic_now());
+  } else {
+    node_.stop_scrub(monotonic_now());
+  }
+  wake_if_earlier();
+  return {};
+}
+
 bool NodeServer::ready(node::EngineHandle engine) const {
   MutexLock lock(mutex_);
   return node_.ready(engine);
@@ -341,7 +355,8 @@ std::string NodeServer::status_json() const {
   NodeIdentity identity;
   identity.name = options_.name;
   identity.mode = options_.mode;
-  identity.uptime = monotonic_now() - started_at_;
+  identity.now = monotonic_now();
+  identity.uptime = identity.now - started_at_;
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
@@ -516,12 +531,20 @@ void NodeServer::advance_pending(int fd) {
   serve(id, false);
 }
 
+// Does what is asked for; the status follows.
+Status NodeServer::answer(proto::Role role, std::span<const std::byte> question) {
+  if (role == proto::Role::kReset) reset_all();
+  if (role != proto::Role::kScrub) return {};
+  const auto request = proto::decode_scrub_request(question);
+  return request ? scrub(request.value().bytes_per_second) : Status(request.error());
+}
+
 // Welcomes an agent or a client, or answers a question (then there is no peer).
 Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel& pending) {
   const auto& hello = pending.hello();
   const auto role = static_cast<proto::Role>(hello.role);
-  if (role == proto::Role::kStatus || role == proto::Role::kReset) {
-    if (role == proto::Role::kReset) reset_all();
+  if (role == proto::Role::kStatus || role == proto::Role::kReset || role == proto::Role::kScrub) {
+    if (Status done = answer(role, hello.payload); !done) return done.error();
     const std::string status = status_json();
     auto answered = pending.accept(std::as_bytes(std::span(status).first(std::min(status.size(), ipc::kMaxPayload))),
                                    {}, ipc::kMinRingCapacity);
@@ -643,8 +666,7 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
   MutexLock lock(mutex_);
   const Nanos now = monotonic_now();
   if (const auto* lookup = std::get_if<proto::LookupRequest>(&message.value())) {
-    const auto found =
-        node_.lookup(peer.engine, lookup->sequence, lookup->base, lookup->keys, now, lookup->engine_blocks);
+    const auto found = node_.lookup(peer.engine, *lookup, now);
     const proto::LookupReply reply{lookup->request,   found.matched_blocks, found.reason,
                                    found.disk_blocks, found.host_blocks,    found.described_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));

@@ -46,8 +46,7 @@ class NodeServer final : private node::Outbox {
   // For the engine this node is embedded in; see Node.
   Result<node::EngineHandle> attach_client(const proto::ClientHello& hello);
   void detach_client(node::EngineHandle engine);
-  node::Node::Lookup lookup(node::EngineHandle engine, proto::SequenceId sequence, std::uint32_t base,
-                            std::span<const key::BlockKey> keys, std::uint32_t engine_blocks);
+  node::Node::Lookup lookup(node::EngineHandle engine, const proto::LookupRequest& request);
   proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
   proto::Reason prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request);
   void set_prefill(node::EngineHandle engine, const plan::PrefillTime& time);
@@ -55,6 +54,8 @@ class NodeServer final : private node::Outbox {
   void cancel(node::EngineHandle engine, proto::JobId job);
   void reset(node::EngineHandle engine);
   void reset_all();  // of the cluster's other nodes, too
+  // See Node::begin_scrub(); 0: the one that runs is to stop. Fails without an SSD tier.
+  Status scrub(std::uint64_t bytes_per_second);
   bool ready(node::EngineHandle engine) const;
   // See Node; the first call of read_changes(), or of a client's ChangesRequest, begins to follow.
   void describe(node::EngineHandle engine, const proto::DescribeRequest& request);
@@ -106,6 +107,7 @@ class NodeServer final : private node::Outbox {
   void watch(int fd, std::uint64_t token);
   void accept_clients();
   void advance_pending(int fd);
+  Status answer(proto::Role role, std::span<const std::byte> question);
   Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
   void serve(std::uint64_t id, bool socket_event);
   bool apply(Peer& peer, std::span<const std::byte> record);

@@ -58,7 +58,7 @@ class NodeServerTest : public ::testing::Test {
     ipc::Hello frame;
     frame.role = static_cast<std::uint32_t>(proto::Role::kAgent);
     frame.payload = proto::encode(hello);
-    auto connected = ipc::Channel::connect(node_->socket_path(), frame, 10 * kSecond);
+    auto connected = ipc::Channel::connect(node_->socket_path(), frame, 60 * kSecond);
     EXPECT_TRUE(connected.ok()) << connected.error().message;
     return std::move(connected.value().channel);
   }
@@ -82,7 +82,7 @@ class NodeServerTest : public ::testing::Test {
     return sum;
   }
   bool becomes_free() const {
-    for (int i = 0; i < 1000 && reserved() != 0; ++i) ::poll(nullptr, 0, 10);
+    for (int i = 0; i < 6000 && reserved() != 0; ++i) ::poll(nullptr, 0, 10);
     return reserved() == 0;
   }
 
@@ -93,7 +93,7 @@ class NodeServerTest : public ::testing::Test {
 
 bool told_to_go(const ipc::Channel& channel) {
   pollfd socket{channel.socket_fd(), POLLIN, 0};
-  return ::poll(&socket, 1, 10'000) == 1 && channel.peer_gone();
+  return ::poll(&socket, 1, 60'000) == 1 && channel.peer_gone();
 }
 
 TEST_F(NodeServerTest, BlocksOfAnExpelledAgentStayTakenUntilItHasLetGo) {

@@ -87,6 +87,7 @@ json render(const DiskBridge::DriveStatus& status) {
               {"why", drive.health.why},
               {"bytes", drive.share_bytes},
               {"used_bytes", drive.used_bytes},
+              {"closed_bytes", drive.closed_bytes},
               {"queued", drive.queued},
               {"blocks_written", drive.blocks_written},
               {"blocks_read", drive.blocks_read},
@@ -147,6 +148,40 @@ json render(const DiskBridge::Status& disk, const node::NodeStats& stats, json& 
           {"recovered_blocks", stats.disk_blocks_recovered},
           {"evicted_blocks", stats.disk_blocks_evicted},
           {"prefetched_blocks", stats.blocks_prefetched}};
+}
+
+const char* state_name(node::ScrubStatus::State state) {
+  switch (state) {
+    case node::ScrubStatus::State::kRunning:
+      return "running";
+    case node::ScrubStatus::State::kStopped:
+      return "stopped";
+    case node::ScrubStatus::State::kDone:
+      break;
+  }
+  return "done";
+}
+
+json render(const node::ScrubStatus& scrub, const DiskBridge::Status& disk, Nanos now) {
+  const bool running = scrub.state == node::ScrubStatus::State::kRunning;
+  json drives = json::array();
+  for (std::size_t i = 0; i < scrub.drives.size(); ++i) {
+    const node::ScrubStatus::Drive& drive = scrub.drives[i];
+    drives.push_back({{"directory", disk.drives[i].volume.directory},
+                      {"checked_blocks", drive.checked_blocks},
+                      {"checked_bytes", drive.checked_bytes},
+                      {"damaged_blocks", drive.damaged_blocks},
+                      {"unreadable_blocks", drive.unreadable_blocks},
+                      {"unchecked_blocks", drive.unchecked_blocks}});
+  }
+  const auto seconds = [](Nanos time) { return static_cast<double>(time) / kSecond; };
+  return {{"state", state_name(scrub.state)},
+          {"bytes_per_s", scrub.bytes_per_second},
+          {"blocks", scrub.blocks},
+          {"bytes", scrub.bytes},
+          {"seconds", seconds((running ? now : scrub.ended) - scrub.begun)},
+          {"ended_seconds_ago", running ? json(nullptr) : json(seconds(now - scrub.ended))},
+          {"drives", drives}};
 }
 
 const char* basis_name(node::Choice::Basis basis) {
@@ -269,6 +304,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     if (node.admits()) on_drives["admission"] = sum_of_admission(spaces, "admission");
     on_drives["read_bytes_per_s"] = node.disk_bytes_per_second();
     on_drives["choices"] = render_choices(node);
+    on_drives["scrub"] = node.scrub() == nullptr ? json(nullptr) : render(*node.scrub(), *disk, identity.now);
   }
   json in_cluster;
   if (cluster != nullptr) in_cluster = render_cluster(*cluster, stats, messages);

@@ -14,6 +14,7 @@ namespace flexkv::server {
 struct NodeIdentity {
   std::string name;
   std::string mode;
+  Nanos now = 0;
   Nanos uptime = 0;
   std::string page_kind;
   std::uint64_t pool_bytes = 0;

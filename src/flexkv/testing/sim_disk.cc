@@ -21,7 +21,7 @@ SimDisk::SimDisk(SimLoop& loop, const SimPlan& plan, SimStore& store, Callbacks 
 SimDisk::~SimDisk() {
   *alive_ = false;
   for (const auto& [op, flight] : flights_) {
-    if (flight.write && loop_.chance(700)) put(flight, loop_.chance(500));
+    if (flight.kind == Kind::kWrite && loop_.chance(700)) put(flight, loop_.chance(500));
   }
 }
 
@@ -98,7 +98,7 @@ void SimDisk::flip(unsigned drive) {
   off_.insert(drive);
   std::vector<node::DiskOp> reads;
   for (const auto& [op, flight] : flights_) {
-    if (!flight.write && flight.transfer.slot % plan_.drives == drive) reads.push_back(op);
+    if (flight.kind != Kind::kWrite && flight.transfer.slot % plan_.drives == drive) reads.push_back(op);
   }
   for (const node::DiskOp op : reads) callbacks_.overdue(op);
 }
@@ -112,27 +112,30 @@ node::DiskAdmission SimDisk::write(const node::DiskTransfer& transfer) {
     });
     return node::DiskAdmission::kLater;
   }
-  return begin(transfer, true);
+  return begin(transfer, Kind::kWrite);
 }
 
-node::DiskAdmission SimDisk::read(const node::DiskTransfer& transfer) { return begin(transfer, false); }
+node::DiskAdmission SimDisk::read(const node::DiskTransfer& transfer) { return begin(transfer, Kind::kRead); }
+node::DiskAdmission SimDisk::verify(const node::DiskTransfer& transfer) { return begin(transfer, Kind::kVerify); }
 
-node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool write) {
+node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, Kind kind) {
   const Space& space = spaces_.at(transfer.space);
+  const bool write = kind == Kind::kWrite;
   SIM_CHECK(space.opened || !write);
   SIM_CHECK(transfer.slot / plan_.drives < plan_.drive_slots);
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskAdmission::kUnavailable;
   if (flights_.size() >= plan_.disk_depth) return node::DiskAdmission::kBusy;
   for (const auto& [op, flight] : flights_) {
     const bool same = flight.transfer.space == transfer.space && flight.transfer.slot == transfer.slot;
-    SIM_CHECK(!same || (!write && !flight.write));  // never a write beside anything else
+    SIM_CHECK(!same || (!write && flight.kind != Kind::kWrite));  // never a write beside anything else
   }
-  SIM_CHECK(flights_.emplace(transfer.op, Flight{transfer, space.resets, write}).second);
-  callbacks_.claim(transfer.op, !write, transfer.host_offset, space.slot_bytes);
-  loop_.note(write ? "disk: write" : "disk: read", transfer.op, transfer.slot, transfer.host_offset / 4096);
+  SIM_CHECK(flights_.emplace(transfer.op, Flight{transfer, space.resets, kind}).second);
+  if (kind != Kind::kVerify) callbacks_.claim(transfer.op, !write, transfer.host_offset, space.slot_bytes);
+  constexpr const char* kNotes[] = {"disk: read", "disk: write", "disk: verify"};
+  loop_.note(kNotes[static_cast<std::size_t>(kind)], transfer.op, transfer.slot, transfer.host_offset / 4096);
   if (!plan_.block_times.empty()) {
     const auto drive = transfer.slot % plan_.drives;
-    lines_[drive].waiting[write].push_back(transfer.op);
+    lines_[drive].waiting[static_cast<std::size_t>(kind)].push_back(transfer.op);
     serve(drive);
     return node::DiskAdmission::kQueued;
   }
@@ -147,7 +150,7 @@ node::DiskAdmission SimDisk::begin(const node::DiskTransfer& transfer, bool writ
 void SimDisk::cancel(node::DiskOp op) {
   const auto found = flights_.find(op);
   if (found == flights_.end()) return;
-  SIM_CHECK(!found->second.write);
+  SIM_CHECK(found->second.kind != Kind::kWrite);
   loop_.note("disk: cancel", op);
   if (!loop_.chance(500)) return;
   found->second.canceled = true;
@@ -177,20 +180,53 @@ void SimDisk::end(node::DiskOp op) {
   const Flight& flight = node.mapped();
   const auto outcome = carry_out(flight);
   loop_.note("disk: ended", op, static_cast<std::uint64_t>(outcome));
-  callbacks_.release(op);
+  if (flight.kind != Kind::kVerify) callbacks_.release(op);
   callbacks_.done({op, outcome});
 }
 
+// What is verified is what the node knows there, whatever became of others meanwhile.
+node::DiskOutcome SimDisk::carry_out_verify(const Flight& flight) {
+  const auto& transfer = flight.transfer;
+  const Space& space = spaces_.at(transfer.space);
+  if (flight.canceled) return node::DiskOutcome::kCanceled;
+  if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
+  if (!calm_ && loop_.chance(plan_.disk_fails)) {
+    return loop_.chance(500) ? node::DiskOutcome::kFailed : node::DiskOutcome::kDeadline;
+  }
+  if (flight.resets != space.resets) return node::DiskOutcome::kChecksum;
+  const auto& block = store_.spaces[space.name].at(transfer.slot);
+  SIM_CHECK(block.key == transfer.key);
+  bad_found_ += block.torn;
+  return block.torn ? node::DiskOutcome::kChecksum : node::DiskOutcome::kDone;
+}
+
+void SimDisk::rot() {
+  if (store_.spaces.empty()) return;
+  auto space = store_.spaces.begin();
+  std::advance(space, static_cast<std::ptrdiff_t>(loop_.below(store_.spaces.size())));
+  if (space->second.empty()) return;
+  auto block = space->second.begin();
+  std::advance(block, static_cast<std::ptrdiff_t>(loop_.below(space->second.size())));
+  loop_.note("disk: a block goes bad", block->first);
+  block->second.torn = true;
+}
+
+void SimDisk::calm() {
+  calm_ = true;
+  off_.clear();
+}
+
 node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
+  if (flight.kind == Kind::kVerify) return carry_out_verify(flight);
   const auto& transfer = flight.transfer;
   const Space& space = spaces_.at(transfer.space);
   const bool stale = flight.resets != space.resets;
   const std::span<std::byte> host = callbacks_.pool(transfer.host_offset, space.slot_bytes);
   if (flight.canceled) return node::DiskOutcome::kCanceled;
   if (off_.contains(transfer.slot % plan_.drives)) return node::DiskOutcome::kUnavailable;
-  if (flight.write) {
+  if (flight.kind == Kind::kWrite) {
     if (!check_sums(host, transfer.sums)) return node::DiskOutcome::kDamaged;
-    if (loop_.chance(plan_.disk_fails)) {
+    if (!calm_ && loop_.chance(plan_.disk_fails)) {
       if (loop_.chance(500)) return node::DiskOutcome::kNoRoom;
       if (!stale) put(flight, true);
       return node::DiskOutcome::kFailed;
@@ -198,7 +234,7 @@ node::DiskOutcome SimDisk::carry_out(const Flight& flight) {
     if (!stale) put(flight, false);
     return node::DiskOutcome::kDone;
   }
-  if (loop_.chance(plan_.disk_fails)) {
+  if (!calm_ && loop_.chance(plan_.disk_fails)) {
     for (auto& byte : host) byte = static_cast<std::byte>(loop_.below(256));
     constexpr node::DiskOutcome kOutcomes[] = {node::DiskOutcome::kFailed, node::DiskOutcome::kDeadline,
                                                node::DiskOutcome::kChecksum};

@@ -53,12 +53,19 @@ class SimDisk final : public node::DiskPort {
   void reset_closed_spaces(const std::optional<node::ModelName>& model) override;
   node::DiskAdmission write(const node::DiskTransfer& transfer) override;
   node::DiskAdmission read(const node::DiskTransfer& transfer) override;
+  node::DiskAdmission verify(const node::DiskTransfer& transfer) override;
   void cancel(node::DiskOp op) override;
   bool can_read(unsigned drive) const override { return !off_.contains(drive); }
   double write_pressure() const override { return plan_.disk_pressure; }
 
   // A drive goes off, or serves again.
   void flip(unsigned drive);
+  // A block somewhere goes bad.
+  void rot();
+  // From now on drives serve, and nothing fails but what is bad.
+  void calm();
+  // Bad blocks that were found so far by verify().
+  std::uint64_t bad_found() const { return bad_found_; }
   bool idle() const { return flights_.empty(); }
 
  private:
@@ -68,23 +75,25 @@ class SimDisk final : public node::DiskPort {
     std::uint64_t resets = 0;
     bool opened = false;
   };
+  enum class Kind : std::uint8_t { kRead, kWrite, kVerify };
   struct Flight {
     node::DiskTransfer transfer;
     std::uint64_t resets = 0;  // of its space when it began
-    bool write = false;
+    Kind kind = Kind::kRead;
     bool canceled = false;
   };
 
-  // With block_times: what it does, and what waits for it: reads, writes.
+  // With block_times: what it does, and what waits for it: reads, writes, blocks to be verified.
   struct Line {
     bool busy = false;
-    std::array<std::deque<node::DiskOp>, 2> waiting;
+    std::array<std::deque<node::DiskOp>, 3> waiting;
   };
 
-  node::DiskAdmission begin(const node::DiskTransfer& transfer, bool write);
+  node::DiskAdmission begin(const node::DiskTransfer& transfer, Kind kind);
   void serve(unsigned drive);
   void end(node::DiskOp op);
   node::DiskOutcome carry_out(const Flight& flight);
+  node::DiskOutcome carry_out_verify(const Flight& flight);
   void put(const Flight& flight, bool torn);
   void scan(node::SpaceNumber number);
 
@@ -97,6 +106,8 @@ class SimDisk final : public node::DiskPort {
   std::map<node::DiskOp, Flight> flights_;
   std::set<unsigned> off_;
   std::map<unsigned, Line> lines_;
+  bool calm_ = false;
+  std::uint64_t bad_found_ = 0;
 };
 
 }  // namespace flexkv::testing

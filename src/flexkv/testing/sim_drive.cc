@@ -250,6 +250,16 @@ void SimDrive::hang(bool hanging) {
   }
 }
 
+void SimDrive::hang_call(bool hanging) {
+  if (hanging == hanging_call_.has_value()) return;
+  if (hanging) {
+    hanging_call_ = queue_.begin_call("a call", file::Wait::kSync, now_);
+  } else {
+    queue_.end_call(*hanging_call_);
+    hanging_call_.reset();
+  }
+}
+
 void SimDrive::flip_bit(const std::string& name, std::uint64_t offset) {
   std::byte& byte = medium_->files.at(name)->bytes()[offset];
   byte ^= std::byte{1} << prng_.below(8);

@@ -51,6 +51,8 @@ class SimDrive final : public file::Drive {
   void fail_next(file::Op op, int error_number, std::uint32_t count = 1);
   // I/Os begun while it hangs end only after hang(false).
   void hang(bool hanging);
+  // A call for a file, which somebody else keeps from going on, hangs.
+  void hang_call(bool hanging);
   // Of stored bytes, now. REQUIRES: the file exists and is longer than `offset`.
   void flip_bit(const std::string& name, std::uint64_t offset);
   // Both end the drive: no callback comes any more, only the medium remains.
@@ -105,6 +107,7 @@ class SimDrive final : public file::Drive {
   int scripted_error_[3] = {};
   std::uint32_t scripted_count_[3] = {};
   bool hanging_ = false;
+  std::optional<std::uint64_t> hanging_call_;
   bool dead_ = false;
   std::vector<OpenFile> files_;  // by FileId; the first one is the probe's
   std::vector<Flight> flights_;

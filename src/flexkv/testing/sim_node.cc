@@ -87,8 +87,7 @@ void SimNode::drop(const std::shared_ptr<ClientLink>& link) {
 }
 
 proto::LookupReply SimNode::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
-  const auto found =
-      node_.lookup(engine, request.sequence, request.base, request.keys, loop_.now(), request.engine_blocks);
+  const auto found = node_.lookup(engine, request, loop_.now());
   loop_.note("node: lookup", engine, request.sequence, found.matched_blocks, static_cast<std::uint64_t>(found.reason));
   after_call();
   return {request.request, found.matched_blocks, found.reason, found.disk_blocks, found.host_blocks};
@@ -129,6 +128,16 @@ void SimNode::report(node::AgentHandle agent, const proto::JobReport& report) {
   }
   loop_.note("node: report", agent, report.job, static_cast<std::uint64_t>(report.status));
   node_.on_report(agent, report, loop_.now());
+  after_call();
+}
+
+void SimNode::scrub(std::uint64_t bytes_per_second) {
+  loop_.note("node: scrub", bytes_per_second);
+  if (bytes_per_second > 0) {
+    node_.begin_scrub(bytes_per_second, loop_.now());
+  } else {
+    node_.stop_scrub(loop_.now());
+  }
   after_call();
 }
 

@@ -70,6 +70,8 @@ class SimNode final : private node::Outbox {
   void report(node::AgentHandle agent, const proto::JobReport& report);
   // The rank cannot touch the pool for this job any more.
   void release(AgentLink& link, proto::JobId job) { link.live.erase(job); }
+  // Begins a scrub, or ends it (0).
+  void scrub(std::uint64_t bytes_per_second);
   void after_call();
 
  private:

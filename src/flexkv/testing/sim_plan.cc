@@ -111,6 +111,8 @@ SimPlan::SimPlan(SimLoop& loop) {
   disk_flips = fault(20);
   disk_budget = fault(50);
   disk_pressure = static_cast<double>(fault(1000)) / 1000;
+  disk_rots = fault(100);
+  scrub = fault(50);
 }
 
 }  // namespace flexkv::testing

@@ -104,6 +104,8 @@ struct SimPlan {
   unsigned reset = 0;
   unsigned new_weights = 0;
   unsigned disk_flips = 0;
+  unsigned disk_rots = 0;
+  unsigned scrub = 0;  // begins, and ends, before its time
 };
 
 constexpr Nanos kFaultTick = kMillisecond;

@@ -25,6 +25,8 @@ void SimTotals::add(const SimTotals& other) {
   blocks_prefetched += other.blocks_prefetched;
   blocks_written += other.blocks_written;
   blocks_recovered += other.blocks_recovered;
+  blocks_scrubbed += other.blocks_scrubbed;
+  bad_blocks_scrubbed += other.bad_blocks_scrubbed;
   blocks_imported += other.blocks_imported;
   blocks_lent += other.blocks_lent;
   blocks_stored += other.blocks_stored;
@@ -71,6 +73,12 @@ void SimWorld::stop_node() {
   totals_.blocks_prefetched += stats.blocks_prefetched;
   totals_.blocks_written += stats.to_disk.blocks;
   totals_.blocks_recovered += stats.disk_blocks_recovered;
+  if (const node::ScrubStatus* scrub = node_->core().scrub()) {
+    for (const auto& drive : scrub->drives) {
+      totals_.blocks_scrubbed += drive.checked_blocks;
+      totals_.bad_blocks_scrubbed += drive.damaged_blocks;
+    }
+  }
   totals_.blocks_imported += stats.from_remote.blocks;
   totals_.blocks_lent += stats.blocks_lent;
   totals_.blocks_stored += stats.to_store.blocks;
@@ -110,6 +118,12 @@ void SimWorld::strike() {
   }
   if (node_ != nullptr && node_->disk() != nullptr && loop_.chance(plan_.disk_flips)) {
     node_->disk()->flip(static_cast<unsigned>(loop_.below(plan_.drives)));
+  }
+  if (node_ != nullptr && node_->disk() != nullptr) {
+    if (loop_.chance(plan_.disk_rots)) node_->disk()->rot();
+    // Up to 100 blocks of 4 KiB in a tick.
+    if (!node_->paused() && loop_.chance(plan_.scrub))
+      node_->scrub(loop_.chance(200) ? 0 : loop_.between(1, 400) << 20);
   }
   if (node_ != nullptr && node_->remote() != nullptr && !node_->paused() && loop_.chance(plan_.borrows)) {
     node_->remote()->borrow();
@@ -184,6 +198,36 @@ void SimWorld::drain() {
     }
   }
   pass(20 * kMillisecond);
+  if (node_->disk() != nullptr) scrub_twice();
+}
+
+// What the first one leaves is good.
+void SimWorld::scrub_twice() {
+  SimDisk& disk = *node_->disk();
+  disk.calm();
+  node_->scrub(0);
+  const auto recovers = [](const node::Node::SpaceInfo& space) { return space.recovering; };
+  for (const bool again : {false, true}) {
+    const Nanos end = loop_.now() + 20 * kSecond;
+    const auto wait = [&](auto until) {
+      for (; !until(); pass(kFaultTick)) SIM_CHECK(loop_.now() < end);
+    };
+    wait([&] { return disk.idle() && std::ranges::none_of(node_->core().spaces(), recovers); });
+    const std::uint64_t bad = disk.bad_found();
+    node_->scrub(1ULL << 40);
+    const node::ScrubStatus& status = *node_->core().scrub();
+    wait([&] { return status.state == node::ScrubStatus::State::kDone; });
+    std::uint64_t checked = 0;
+    std::uint64_t found = 0;
+    for (const auto& drive : status.drives) {
+      checked += drive.checked_blocks;
+      found += drive.damaged_blocks;
+      SIM_CHECK(drive.unchecked_blocks == 0 && drive.unreadable_blocks == 0);
+    }
+    SIM_CHECK(checked == status.blocks);
+    SIM_CHECK(found == disk.bad_found() - bad);
+    SIM_CHECK(!again || found == 0);
+  }
 }
 
 void SimWorld::check_nothing_left() {

@@ -26,6 +26,8 @@ struct SimTotals {
   std::uint64_t blocks_prefetched = 0;
   std::uint64_t blocks_written = 0;  // to drives
   std::uint64_t blocks_recovered = 0;
+  std::uint64_t blocks_scrubbed = 0;
+  std::uint64_t bad_blocks_scrubbed = 0;
   std::uint64_t blocks_imported = 0;  // from beyond the machine
   std::uint64_t blocks_lent = 0;
   std::uint64_t blocks_stored = 0;  // beyond the machine
@@ -78,6 +80,7 @@ class SimWorld {
   void start_engine(std::size_t index);
   void strike();
   void drain();
+  void scrub_twice();
   void check_nothing_left();
 
   SimLoop loop_;

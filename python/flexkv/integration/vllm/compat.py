@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.output import SchedulerOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -21,6 +22,26 @@ TransferResults: Any = getattr(base, "KVConnectorTransferResults", None)
 
 # What vLLM counts our hits as; None: it does not tell its sources apart.
 HOST_MEMORY: Any = getattr(getattr(base, "CacheHitSource", None), "HOST", None)
+
+
+# Whether vLLM says of each step which device blocks hold complete states: see complete_states().
+TELLS_STATES = hasattr(SchedulerOutput, "kv_connector_block_state")
+
+
+def complete_states(output: SchedulerOutput) -> Iterator[tuple[str, int, int, int]]:
+    """(request, KV cache group, device block, tokens): once the step has ended, and until one that is allocated the block
+    overwrites it, the block holds the state after so many tokens of the request, all of them certain."""
+    blocks = getattr(output, "kv_connector_block_state", None)
+    for request_id, states in (blocks.boundary_state_offloads if blocks is not None else {}).items():
+        for state in states:
+            yield request_id, *state
+
+
+def overwritten_besides(output: SchedulerOutput) -> list[int]:
+    """Device blocks that the step overwrites, of which no request's block table tells: zeroed ones may belong to a request
+    that was preempted again before the step went out."""
+    zeroed = getattr(output, "new_block_ids_to_zero", None) or []
+    return [*zeroed, *(copy.dst_block_id for copy in getattr(output, "kv_cache_block_copies", None) or ())]
 
 
 def prefix_cacheable(kv_cache_config: KVCacheConfig) -> Collection[int]:

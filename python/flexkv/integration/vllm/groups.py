@@ -23,6 +23,7 @@ _GROUPS_MAX = 12
 # By exact type: what derives from these keeps other blocks than they do.
 _KEEPS_ALL = (specs.FullAttentionSpec, specs.MLAAttentionSpec)
 _KEEPS_WINDOW = (specs.SlidingWindowSpec, specs.ChunkedLocalAttentionSpec)
+_KEEPS_STATES = (specs.MambaSpec,)
 
 
 # Of a load that failed vLLM computes from the first block on that is named, whose window lies in blocks that nobody loaded.
@@ -47,6 +48,9 @@ class Group:
     # None: the layers of all tensors that the engine registers.
     layer_names: frozenset[str] | None
     description: str = ""
+    # A block holds no KV of its tokens, but the state after the last of them (docs/decisions/0026): it needs none of the
+    # blocks before it, of which most do not exist.
+    holds_states: bool = False
 
     def engine_id(self, engine_id: str) -> str:
         return engine_id if self.count == 1 else f"{engine_id}/group-{self.index}"
@@ -71,6 +75,11 @@ class Group:
     def first_live(self, computed_tokens: int) -> int:
         """The first block that the engine has not given back before a step that begins with so many tokens computed."""
         return 0 if self.window is None else max(computed_tokens - self.window + 1, 0) // self.block_tokens
+
+    def to_load(self, block_ids: list[int], first: int, end: int) -> list[tuple[int, list[int]]]:
+        """Of a request's blocks [first, end) of `block_ids`, those to be filled: (position in what was looked up, ids) of
+        each run. Of states only the last one is wanted, and was looked up alone."""
+        return self.runs(block_ids[end - 1 : end], 0) if self.holds_states else self.runs(block_ids[first:end], first)
 
     def runs(self, block_ids: list[int], first: int) -> list[tuple[int, list[int]]]:
         """(position, ids) of each run of blocks that are not null; `first` is the position of the first id."""
@@ -100,11 +109,14 @@ def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list
         if config.cache_config.sliding_window is not None:
             raise UnsupportedGroups(f"{_ONLY_WINDOWS} through vLLM's own FlexKVConnectorV1. {_TAKE_OURS}")
         return [Group(0, 1, _block_tokens(config), 1, None, None)]
-    # vLLM zeroes what it allocates then, on some runners before we can end the saves that still read it.
-    if getattr(kv_cache_config, "needs_kv_cache_zeroing", False):
-        raise UnsupportedGroups("a KV cache of states or of several precisions is not supported")
+    states = [group for group in described if _holds_states(group.kv_cache_spec)]
+    # What is a reason to zero blocks, besides states.
+    if getattr(kv_cache_config, "has_mixed_precision_kv_cache", _zeroes(kv_cache_config) and not states):
+        raise UnsupportedGroups("a KV cache of several precisions is not supported")
     for index, group in enumerate(described):
         _check(index, group, kv_cache_config)
+    if states:
+        _check_states(config, states, len(described))
     if len(described) == 1:
         window = _window(described[0].kv_cache_spec)
         if window is not None and compat.TransferResults is None:
@@ -135,11 +147,36 @@ def _context_ranks(config: VllmConfig) -> int:
     return int(decode * getattr(parallel, "prefill_context_parallel_size", 1))
 
 
+def _zeroes(kv_cache_config: KVCacheConfig) -> bool:
+    return bool(getattr(kv_cache_config, "needs_kv_cache_zeroing", False))
+
+
+def _holds_states(spec: Any) -> bool:
+    return any(type(layer) in _KEEPS_STATES for layer in _layer_specs(spec))
+
+
+def _check_states(config: VllmConfig, groups: list[KVCacheGroupSpec], group_count: int) -> None:
+    modes = {layer.mamba_cache_mode for group in groups for layer in _layer_specs(group.kv_cache_spec)}
+    if modes != {"align"}:
+        mode = ", ".join(sorted(modes))
+        raise UnsupportedGroups(f'states are kept only with prefix caching, and in mode "align"; here the mode is "{mode}"')
+    if not compat.TELLS_STATES:
+        raise UnsupportedGroups("this vLLM does not tell which blocks hold complete states")
+    # A draft that is rejected leaves a state behind that is taken back from other blocks.
+    if getattr(config, "speculative_config", None) is not None:
+        raise UnsupportedGroups("states together with speculative decoding are not supported")
+    if getattr(config.cache_config, "use_replayssm", False):
+        raise UnsupportedGroups("states of which a part is kept elsewhere (ReplaySSM) are not supported")
+    if len(groups) == group_count:
+        raise UnsupportedGroups("models with states only are not supported: no attention says how far a prompt is kept")
+
+
 def _check(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> None:
     kinds = {type(layer) for layer in _layer_specs(group.kv_cache_spec)}
-    if not kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or index not in compat.prefix_cacheable(kv_cache_config):
+    known = kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or kinds <= {*_KEEPS_STATES}
+    if not known or index not in compat.prefix_cacheable(kv_cache_config):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UnsupportedGroups(f"KV cache group {index} holds other than full or windowed attention ({names})")
+        raise UnsupportedGroups(f"KV cache group {index} holds other than full or windowed attention or states ({names})")
 
 
 def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> Group:
@@ -151,14 +188,20 @@ def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) 
         raise UnsupportedGroups(
             f"KV cache group {index} has blocks of {spec.block_size} tokens, block hashes are over {hash_tokens}"
         )
+    holds_states = _holds_states(spec)
+    if holds_states and spec.block_size != hash_tokens:
+        raise UnsupportedGroups(
+            f"prefixes that end inside of a block of states ({hash_tokens} of {spec.block_size} tokens: prefix_match_unit)"
+        )
     return Group(
         index,
         len(kv_cache_config.kv_cache_groups),
         spec.block_size,
         spec.block_size // hash_tokens,
-        _window(spec),
+        None if holds_states else _window(spec),
         frozenset(group.layer_names),
-        description=f"{spec} {sorted(group.layer_names)}",
+        f"{spec} {sorted(group.layer_names)}",
+        holds_states,
     )
 
 

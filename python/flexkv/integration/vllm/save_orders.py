@@ -9,9 +9,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from flexkv.integration.common.saves import Job, RunningSaves, Save
-from flexkv.integration.vllm import events
-from flexkv.integration.vllm.groups import Group
+from flexkv.integration.common.saves import Job, Offers, RunningSaves, Save
+from flexkv.integration.vllm import compat, events
+from flexkv.integration.vllm.groups import NULL_BLOCK, Group
 from flexkv.integration.vllm.metadata import FlexKVMetadata
 from flexkv.integration.vllm.tracked import Chain, Tracked
 
@@ -57,6 +57,7 @@ class SaveOrders:
         self._step = meta.step
         overwritten: set[Job] = set()
         self._settle()
+        self._running.add_readers(compat.overwritten_besides(output), overwritten)
         filled, self._filled = self._filled, []
         for block_ids in filled:
             self._running.add_readers(block_ids, overwritten)
@@ -79,6 +80,10 @@ class SaveOrders:
             self._save_completed(new.req_id, new.num_computed_tokens, output, meta)
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             self._save_completed(request_id, computed, output, meta)
+        for request_id, number, block, tokens in compat.complete_states(output):
+            if request_id not in output.num_scheduled_tokens:
+                continue  # its blocks may have been given away in this very step
+            self._save_state(self._groups[number], request_id, block, tokens, meta)
 
     def _set_tables(self, request_id: str, tables: tuple[list[int], ...], computed: int, saves: set[Job]) -> None:
         tracked = self._requests.get(request_id)
@@ -108,7 +113,8 @@ class SaveOrders:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            self._save(group, client, chain, tracked, computed, after_step, meta)
+            if not group.holds_states:
+                self._save(group, client, chain, tracked, computed, after_step, meta)
 
     def _save(
         self,
@@ -147,6 +153,24 @@ class SaveOrders:
         offers.offered = full
         meta.saves.append((group.index, job))
         self._running.add((group.index, job), Save(offers, first, blocks))
+
+    def _save_state(self, group: Group, request_id: str, block: int, tokens: int, meta: FlexKVMetadata) -> None:
+        """`block` holds the state after so many tokens once the step has ended. Offered once: a moment later it is gone."""
+        tracked = self._requests.get(request_id)
+        if tracked is None or not tracked.save or tracked.outdated or block == NULL_BLOCK or block in self._tainted:
+            return
+        number, inside = divmod(tokens, group.block_tokens)
+        hashes = group.hashes(tracked.block_hashes())
+        if inside or number > len(hashes):
+            return
+        client = self._clients[group.index]
+        sequence = client.open_sequence()
+        # Its own beginning: what precedes a state is not needed with it.
+        job = client.save(sequence, [hashes[number - 1]], 0, [block])
+        client.close_sequence(sequence)
+        if job != 0:
+            meta.saves.append((group.index, job))
+            self._running.add((group.index, job), Save(Offers(), 0, [block]))
 
     def _settle(self) -> None:
         """Forgets the saves that have ended; what was not kept is offered again later."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from flexkv.config import Settings
 from flexkv.integration.vllm import compat, events
@@ -17,6 +18,7 @@ from flexkv.integration.vllm.clients import open_clients
 from flexkv.integration.vllm.groups import Group, alignment_tokens
 from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
 from flexkv.integration.vllm.save_orders import SaveOrders
+from flexkv.integration.vllm.states import longest_with_states
 from flexkv.integration.vllm.step_times import StepTimes
 from flexkv.integration.vllm.tracked import Chain, Tracked
 
@@ -35,6 +37,7 @@ class SchedulerSide:
     def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group]) -> None:
         self._groups = groups
         self._alignment = alignment_tokens(groups)
+        self._states = [number for number, group in enumerate(groups) if group.holds_states]
         self._settings = settings
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
@@ -67,7 +70,7 @@ class SchedulerSide:
         """While the request waits for its turn, its blocks come from drives and other nodes to host memory."""
         if self._prefetches:
             tracked = self._track(request)
-            for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+            for group, client, chain in self._with_chains(tracked):
                 client.prefetch(chain.sequence, group.hashes(tracked.block_hashes()))
 
     def _track(self, request: Request) -> Tracked:
@@ -91,7 +94,7 @@ class SchedulerSide:
         # The last token is always computed: its logits are what the engine is asked for.
         served = request.num_tokens - 1
         block_hashes = tracked.block_hashes()
-        for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+        for group, client, chain in self._with_chains(tracked):
             hashes = group.hashes(block_hashes)
             in_engine = num_computed_tokens // group.block_tokens
             matched, reason, disk_blocks = client.lookup(chain.sequence, hashes, in_engine)
@@ -115,7 +118,17 @@ class SchedulerSide:
             served = min(served, matched * group.block_tokens)
         tracked.local_tokens = num_computed_tokens
         tracked.outdated = tracked.tainted = False
-        wanted = served // self._alignment * self._alignment - num_computed_tokens
+        served = served // self._alignment * self._alignment
+        if self._states and served > num_computed_tokens:
+            parts = [(self._groups[i], self._clients[i], tracked.chains[i]) for i in self._states]
+            kept, states_on_drives = longest_with_states(parts, block_hashes, num_computed_tokens, served, self._alignment)
+            if self._trace and kept < served:
+                logger.debug(
+                    "FlexKV: request %s: attention has %d tokens, states there are after %d",
+                    *(request.request_id, served, kept),
+                )
+            served, on_drives = kept, on_drives or states_on_drives
+        wanted = served - num_computed_tokens
         # Asked again after a load, and not preempted since: the load has failed. Trying once more could fail once more, and
         # a request that waits for its blocks at the head of the queue would keep those behind it from giving theirs back.
         failed = tracked.loaded_in_life == request.num_preemptions
@@ -125,6 +138,12 @@ class SchedulerSide:
             return 0, False
         tracked.load_async = on_drives or wanted > self._load_within_step_max()
         return wanted, tracked.load_async
+
+    def _with_chains(self, tracked: Tracked) -> Iterator[tuple[Group, Any, Chain]]:
+        """The groups that keep a prompt's blocks from the first one on."""
+        for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
+            if not group.holds_states:
+                yield group, client, chain
 
     def _load_within_step_max(self) -> int:
         """Tokens. The engine's other requests should wait neither for drives nor for long loads; where there are none, the
@@ -148,11 +167,13 @@ class SchedulerSide:
         if num_external_tokens <= 0:
             return
         parts = []
+        lacking = False  # no room for a state
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
             first = tracked.local_tokens // group.block_tokens
             end = (tracked.local_tokens + num_external_tokens) // group.block_tokens
-            for position, block_ids in group.runs(chain.block_ids[first:end], first):
-                parts.append((group, client, chain, position, block_ids))
+            runs = group.to_load(chain.block_ids, first, end)
+            lacking = lacking or (group.holds_states and not runs)
+            parts += [(group, client, chain, position, block_ids) for position, block_ids in runs]
         # Listed before it is ordered: whatever goes wrong from here, the workers report on it and nobody waits for ever.
         block_ids = parts[0][-1] if len(parts) == 1 else list(itertools.chain.from_iterable(part[-1] for part in parts))
         order = LoadOrder(request.request_id, not tracked.load_async, block_ids)
@@ -160,7 +181,7 @@ class SchedulerSide:
         tracked.loaded_in_life = request.num_preemptions
         for group, client, chain, position, block_ids in parts:
             order.jobs.append((group.index, client.load(chain.sequence, position, block_ids)))
-        order.complete = bool(order.jobs)
+        order.complete = bool(order.jobs) and not lacking
 
     # ---- one step
 
