@@ -25,6 +25,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -532,8 +533,9 @@ class Node {
   struct StoreRun;
   std::uint32_t first_unstored(Space& space, index::PinId pin);
   void store_beyond(Space& space, index::PinId pin);
+  void forget_end(std::list<StoreRun>::iterator run);
   void pump_store();
-  void gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end);
+  void gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end, std::uint32_t write_blocks);
   void begin_store_write(StoreRun& run);
   void end_run(StoreRun& run);
   void give_up_run(StoreRun& run, Reason reason);

@@ -90,8 +90,8 @@ struct Node::StoreRun {
   index::PinId pin{};
   std::uint32_t begin = 0;
   std::uint32_t end = 0;
-  key::BlockKey last;  // of them, while they are gathered
-  Nanos since = 0;     // the first of them is gathered, or they are written
+  key::BlockKey last;                // of them, while they are gathered
+  Nanos since = 0;                   // the first of them is gathered, or they are written
   std::vector<index::Slot> slots{};  // while they are written: where they lie
 };
 
@@ -101,8 +101,7 @@ struct Node::Store {
   StorePort& port;
   RemoteOp next_op = 1;
   std::list<StoreRun> gathering;  // too short to be written yet, the oldest first
-  std::unordered_map<key::BlockKey, std::list<StoreRun>::iterator, key::BlockKeyHash> ends;  // of them, by `last`
-  std::list<StoreRun> ready;  // wait for others to have been written
+  std::list<StoreRun> ready;      // wait for others to have been written
   std::unordered_map<RemoteOp, StoreRun> writes;
   std::uint32_t blocks = 0;  // of all these
   std::uint64_t bytes = 0;
@@ -163,7 +162,9 @@ struct Node::Space {
   std::unordered_map<key::BlockKey, std::pair<RemoteOp, std::uint32_t>, key::BlockKeyHash> importing;
   std::uint32_t imports = 0;
   std::uint32_t loans = 0;
-  std::uint32_t storing = 0;                                  // runs
+  std::uint32_t storing = 0;  // runs
+  // Of those that are gathered, by their last block.
+  std::unordered_map<key::BlockKey, std::list<StoreRun>::iterator, key::BlockKeyHash> storing_ends;
   std::optional<admission::AdmissionFilter> store_admission;  // with a store
 
   // ---- with drives

@@ -66,7 +66,8 @@ std::uint32_t Node::first_unstored(Space& space, index::PinId pin) {
 
 // Has those of the pinned path's blocks kept beyond the machine that are not and are worth it.
 void Node::store_beyond(Space& space, index::PinId pin) {
-  if (store_ == nullptr || store_->port.write_blocks(space.number) == 0) return;
+  const std::uint32_t write_blocks = store_ == nullptr ? 0 : store_->port.write_blocks(space.number);
+  if (write_blocks == 0) return;
   const std::uint32_t begin = first_unstored(space, pin);
   auto& slots = store_->slots;
   const auto in_host = std::find(slots.begin() + begin, slots.end(), index::kNoSlot) - slots.begin();
@@ -83,50 +84,58 @@ void Node::store_beyond(Space& space, index::PinId pin) {
   store_->blocks += count;
   store_->bytes += count * space.slots.slot_bytes();
 
-  gather(space, pin, begin, begin + count);
+  gather(space, pin, begin, begin + count, write_blocks);
   pump_store();
 }
 
-// Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue.
-void Node::gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end) {
+// Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue; so many make a
+// write.
+void Node::gather(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end, std::uint32_t write_blocks) {
   auto& gathering = store_->gathering;
   auto run = gathering.end();
   if (begin > 0) {
-    const auto before = store_->ends.find(store_->keys[begin - 1]);
-    if (before != store_->ends.end() && before->second->space == &space) run = before->second;
+    const auto before = space.storing_ends.find(store_->keys[begin - 1]);
+    if (before != space.storing_ends.end()) run = before->second;
   }
   if (run == gathering.end()) {
     run = gathering.insert(run, StoreRun{&space, space.generation, space.index.clone(pin), begin, end, {}, now_});
     ++space.storing;
   } else {
-    store_->ends.erase(run->last);
+    space.storing_ends.erase(run->last);
     drop_pin(space, run->pin);
     run->pin = space.index.clone(pin);
     run->end = end;
   }
-  const std::uint32_t most = store_->port.write_blocks(space.number);
-  while (most > 0 && run->end - run->begin > most) {
+  while (run->end - run->begin > write_blocks) {
     StoreRun part = *run;
     part.pin = space.index.clone(run->pin);
-    part.end = run->begin = part.begin + most;
+    part.end = run->begin = part.begin + write_blocks;
     ++space.storing;
     store_->ready.push_back(part);
   }
   run->last = store_->keys[end - 1];
-  if (run->end - run->begin == most) {
+  if (run->end - run->begin == write_blocks) {
     store_->ready.splice(store_->ready.end(), gathering, run);
   } else {
-    store_->ends[run->last] = run;
+    // Of two that end alike, because what the first one has was found damaged and saved anew, the second may go on.
+    space.storing_ends[run->last] = run;
   }
 }
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
+// Nothing continues it any more.
+void Node::forget_end(std::list<StoreRun>::iterator run) {
+  auto& ends = run->space->storing_ends;
+  const auto found = ends.find(run->last);
+  if (found != ends.end() && found->second == run) ends.erase(found);
+}
+
 void Node::pump_store() {
   if (store_ == nullptr) return;
   auto& gathering = store_->gathering;
   while (!gathering.empty() && (store_->flushing || now_ >= gathering.front().since + kGatherTime)) {
-    store_->ends.erase(gathering.front().last);
+    forget_end(gathering.begin());
     store_->ready.splice(store_->ready.end(), gathering, gathering.begin());
   }
   auto& ready = store_->ready;
@@ -221,10 +230,10 @@ void Node::give_up_run(StoreRun& run, Reason reason) {
 // Of before a reset.
 void Node::disown_store_runs(Space& space) {
   if (store_ == nullptr) return;
+  space.storing_ends.clear();
   for (auto* const runs : {&store_->gathering, &store_->ready}) {
     std::erase_if(*runs, [&](StoreRun& run) {
       if (run.space != &space) return false;
-      if (runs == &store_->gathering) store_->ends.erase(run.last);
       give_up_run(run, Reason::kReset);
       return true;
     });
@@ -259,14 +268,19 @@ void Node::check_store_invariants() const {
   };
   Nanos oldest = 0;
   for (auto run = store_->gathering.begin(); run != store_->gathering.end(); ++run) {
-    FLEXKV_ASSERT(run->generation == run->space->generation && store_->ends.at(run->last) == run);
+    FLEXKV_ASSERT(run->generation == run->space->generation);
     FLEXKV_ASSERT(run->since >= std::exchange(oldest, run->since));
     count(*run);
   }
   for (const auto& run : store_->ready) count(run);
   for (const auto& [op, run] : store_->writes) count(run);
   FLEXKV_ASSERT(bytes == store_->bytes && blocks == store_->blocks);
-  FLEXKV_ASSERT(store_->ends.size() == store_->gathering.size());
+  std::size_t ends = 0;
+  for (const auto& space : spaces_) {
+    ends += space->storing_ends.size();
+    for (const auto& [key, run] : space->storing_ends) FLEXKV_ASSERT(run->space == space.get() && run->last == key);
+  }
+  FLEXKV_ASSERT(ends <= store_->gathering.size());
   for (const auto& space : spaces_) FLEXKV_ASSERT(space->storing == runs[space.get()]);
 }
 
