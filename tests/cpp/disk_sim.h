@@ -162,7 +162,7 @@ class DiskSim final : public disk::TierSink {
   bool overlaps_ = false;
   bool hung_ = false;                              // a drive was, in this life
   std::map<std::uint64_t, Nanos> resets_pending_;  // by generation: when it must be answered
-  bool share_kept_ = false;                        // the first jobs ran
+  std::vector<std::uint64_t> allowed_;  // bytes on each drive: its share, once its lane could cut what is there
 };
 
 }  // namespace flexkv::testing

@@ -140,6 +140,11 @@ void FaultyDevice::add(const Fault& fault) {
   std::lock_guard lock(script_->mutex);
   script_->faults.push_back(fault);
 }
+void FaultyDevice::add_next(Fault fault) {
+  std::lock_guard lock(script_->mutex);
+  fault.submit = script_->submits[static_cast<std::size_t>(fault.direction)];
+  script_->faults.push_back(fault);
+}
 
 void FaultyDevice::release() {
   {

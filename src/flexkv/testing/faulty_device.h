@@ -33,6 +33,8 @@ class FaultyDevice final : public device::Device {
   explicit FaultyDevice(std::shared_ptr<device::Device> inner, std::vector<Fault> script = {});
 
   void add(const Fault& fault);
+  // For the next submit in its direction, whatever `fault.submit`.
+  void add_next(Fault fault);
   // Ends every stall, present and future.
   void release();
   // The next `times` calls of register_pool fail.

@@ -12,7 +12,7 @@ constexpr std::uint32_t kWarps = 8;
 constexpr std::uint32_t kShares = 4;
 // Of one kernel. Beside kernels that hold all processors one of ours runs between two of them: that has to do for what
 // the link takes meanwhile.
-constexpr std::size_t kLaunchBytes = 64U << 20;
+constexpr std::size_t kLaunchBytes = 128U << 20;
 constexpr std::size_t kBlocksMax = 512;
 
 // Of the lanes that one CTA sums of a block.

@@ -32,7 +32,7 @@ class Sums {
 
   // A kernel of the model that wants all processors waits until the last one is free. So a kernel here is short: it
   // takes many of them, and few blocks at a time.
-  static constexpr std::uint32_t kCtas = 64;
+  static constexpr std::uint32_t kCtas = 264;
 
  private:
   explicit Sums(std::shared_ptr<Context> context) : context_(std::move(context)), done_(context_) {}
