@@ -27,8 +27,9 @@ auto within(Nanos patience, Call call) -> std::optional<std::invoke_result_t<Cal
     bool given_up = false;
   };
   const auto state = std::make_shared<State>();
-  start_thread([state, call = std::move(call)]() mutable {
-    Answer answer = call();
+  start_thread([state, call = std::optional<Call>(std::move(call))]() mutable {
+    Answer answer = (*call)();
+    call.reset();  // whoever has the answer may rely on it that nothing holds what was captured any more
     std::lock_guard lock(state->mutex);
     if (!state->given_up) state->answer.emplace(std::move(answer));
     state->came.notify_one();
