@@ -113,7 +113,7 @@ TEST(RemoteKills, WhatIsFoundAfterThemIsWholeAndNothingReportedIsLost) {
   std::printf("%llu kills, %llu writes done, %llu blocks found, %llu objects cut off\n", number(kills), number(done),
               number(found), number(cut_off));
   EXPECT_GT(done, kills / 2);
-  EXPECT_GT(cut_off, kills / 5);
+  EXPECT_GT(cut_off, 0U) << "no kill came while an object was written";
 }
 
 }  // namespace
