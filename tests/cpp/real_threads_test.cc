@@ -99,6 +99,26 @@ TEST_F(RealThreads, EmbeddedNodeServesTwoRanks) {
   engine.disconnect();
 }
 
+// Ranks that wait for nothing once woke themselves up without end.
+TEST_F(RealThreads, AnIdleEngineTakesNoProcessor) {
+  const auto processor_time = [] {
+    timespec time{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return time.tv_sec * kSecond + time.tv_nsec;
+  };
+  const auto node = start_node();
+  Engine engine(dir_, "engine", 2);
+  engine.embed(*node);
+  save_and_load(engine, 1);
+  constexpr Nanos kIdle = 500 * kMillisecond;
+  EXPECT_TRUE(eventually([&] {
+    const Nanos before = processor_time();
+    std::this_thread::sleep_for(std::chrono::nanoseconds(kIdle));
+    return processor_time() - before < kIdle / 5;
+  }));
+  engine.disconnect();
+}
+
 TEST_F(RealThreads, LayersAreThereWhenTheEngineIsHeldForThemNoLonger) {
   const auto node = start_node();
   Engine engine(dir_, "engine", 2);

@@ -189,7 +189,7 @@ void RankAgent::serve(ipc::Channel& channel) {
       jobs_.on_time(now);
       send_reports();
       if (channel_ == nullptr) break;  // given up by send_reports
-      wakeup = jobs_.next_deadline().value_or(now + kForever);
+      wakeup = jobs_.next_deadline().value_or(kForever);
       // Not later than before: the next job's deadline is hardly earlier, and need not wake this lane.
       if (control_wakeup_ > now) wakeup = std::min(wakeup, control_wakeup_);
       control_wakeup_ = wakeup;
