@@ -45,6 +45,8 @@ def scrub(core: Any, socket: Path, bytes_per_second: int, progress: Callable[[in
             status = json.loads(core.query_status(str(socket)))
     except KeyboardInterrupt:
         status = json.loads(core.scrub(str(socket), 0))
+    if not mapping(mapping(status, "disk"), "scrub"):
+        raise RuntimeError(f"the node at {socket} was started anew meanwhile: check again")
     return _results(status)
 
 

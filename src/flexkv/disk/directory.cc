@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "flexkv/base/bounded_call.h"
 #include "flexkv/base/log.h"
@@ -279,10 +280,15 @@ struct Opened {
 
 std::shared_ptr<const Directory> share(Directory directory) {
   return {new const Directory(std::move(directory)), [](const Directory* last) {
-            (void)within(kClosePatience, [last] {
+            const auto close = [last] {
               delete last;
               return true;
-            });
+            };
+            try {
+              (void)within(kClosePatience, close);
+            } catch (const std::system_error&) {  // there is no thread to be had
+              (void)close();
+            }
           }};
 }
 

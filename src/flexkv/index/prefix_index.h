@@ -120,6 +120,8 @@ class PrefixIndex {
   };
   // Looks at so many blocks at most: neither a pin nor the end means that there is more to look at.
   Scanned scan(std::uint32_t looks_max);
+  // A scan that is not brought to its end has to be ended: until then what it is to visit is kept up to date.
+  void end_scan() { scan_ = {}; }
 
   // ---- told to others ----------------------------------------------------------------------------------------------
 

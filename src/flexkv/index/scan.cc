@@ -14,7 +14,10 @@ void PrefixIndex::begin_scan(Tier tier) {
 PrefixIndex::Scanned PrefixIndex::scan(std::uint32_t looks_max) {
   for (std::uint32_t looks = 0; looks < looks_max; ++looks) {
     const bool split_off = !scan_.split_off.empty();
-    if (!split_off && scan_.next.run >= runs_.end()) return {std::nullopt, true};
+    if (!split_off && scan_.next.run >= runs_.end()) {
+      end_scan();
+      return {std::nullopt, true};
+    }
     Position& next = split_off ? scan_.split_off.back() : scan_.next;
     const Run& run = runs_[next.run];
     const bool any = !run.detached && run.tiers[scan_.tier].blocks > 0 && next.at < run.blocks.size();

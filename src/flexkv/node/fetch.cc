@@ -306,7 +306,9 @@ void Node::on_disk_done(std::span<const DiskResult> results, Nanos now) {
 void Node::on_disk_overdue(DiskOp op, Nanos now) {
   tell_time(now);
   const auto found = disk_->ios.find(op);
-  if (found == disk_->ios.end() || found->second.kind != DiskIo::Kind::kFetch) return;
+  if (found == disk_->ios.end()) return;
+  if (found->second.kind == DiskIo::Kind::kCheck) return give_up_check(found->second);
+  if (found->second.kind != DiskIo::Kind::kFetch) return;
   Space& space = *found->second.space;
   if (disk_->port.can_read(space.disk_slots->drive_of(found->second.disk))) return;
   Fetch& fetch = space.fetches.at(found->second.key);

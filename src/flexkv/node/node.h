@@ -478,6 +478,7 @@ class Node {
   std::optional<Nanos> next_check() const;
   bool find_next_check();
   bool begin_check(Path& path);
+  void give_up_check(DiskIo& io);
   void end_check(const DiskIo& io, DiskOutcome outcome);
   void end_scrub(ScrubStatus::State state);
   void drop_bad(const DiskIo& io, DiskOutcome outcome);

@@ -195,6 +195,7 @@ struct Node::DiskIo {
   bool summed = false;                // of a write: the drive checks what it writes
   bool dropped = false;               // the block was found bad by another read: this one gives the slot back
   std::uint64_t scrub = 0;            // of a check: the number of its scrub
+  bool given_up = false;              // of a check: its drive went off, and the scrub does not wait for it any more
 };
 
 // The latest check of all blocks on drives.
@@ -206,7 +207,7 @@ struct Node::Scrub {
   Path* next = nullptr;        // to the block that is to be checked next, once it is found
   Nanos next_at = 0;           // not before
   bool waits = false;          // for something to end
-  std::uint32_t checking = 0;  // blocks that drives have
+  std::uint32_t checking = 0;  // blocks that drives have, but for those that were given up
 };
 
 struct Node::Disk {

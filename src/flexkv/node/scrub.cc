@@ -15,6 +15,8 @@ namespace {
 constexpr std::uint32_t kChecksPerDrive = 2;
 // Under the lock, before others have their turn.
 constexpr std::uint32_t kLooksMax = 4096;
+constexpr std::uint32_t kBlocksMax = 256;
+constexpr Nanos kTurn = kMillisecond;
 // What could not be read in time for the rate is made up for as far as this.
 constexpr Nanos kSlack = 100 * kMillisecond;
 constexpr Nanos kBusyPause = 100 * kMillisecond;
@@ -66,6 +68,8 @@ void Node::end_scrub(ScrubStatus::State state) {
   scrub.status->state = state;
   scrub.status->ended = now_;
   if (scrub.next != nullptr) release(std::exchange(scrub.next, nullptr));
+  Space* const space = find_space(scrub.space);
+  if (std::exchange(scrub.scanning, false) && space != nullptr) space->index.end_scan();
 }
 
 // When the scrub goes on of itself; otherwise something has to end first.
@@ -77,7 +81,13 @@ std::optional<Nanos> Node::next_check() const {
 
 void Node::pump_scrub() {
   Scrub& scrub = disk_->scrub;
+  std::uint32_t blocks = 0;
   while (next_check() && now_ >= scrub.next_at) {
+    // Blocks of a drive that is off are passed over, and cost no time of the rate.
+    if (++blocks > kBlocksMax) {
+      scrub.next_at = now_ + kTurn;
+      return;
+    }
     if (scrub.checking >= kChecksPerDrive * disk_->port.drive_count()) {
       scrub.waits = true;
       return;
@@ -151,14 +161,14 @@ bool Node::begin_check(Path& path) {
 void Node::end_check(const DiskIo& io, DiskOutcome outcome) {
   Scrub& scrub = disk_->scrub;
   Space& space = *io.space;
-  --scrub.checking;
+  if (!io.given_up) --scrub.checking;
   space.checks.erase(io.key);
   const bool current = io.path->generation == space.generation;
   const bool bad = outcome == DiskOutcome::kChecksum || outcome == DiskOutcome::kFailed;
   if (current && bad) drop_bad(io, outcome);
   if (io.dropped) space.disk_slots->give_back(io.disk);
   // What was stopped meanwhile has its figures.
-  if (current && io.scrub == scrub.number) {
+  if (current && io.scrub == scrub.number && !io.given_up) {
     ScrubStatus::Drive& drive = scrub.status->drives[space.disk_slots->drive_of(io.disk)];
     if (outcome == DiskOutcome::kDone || bad) {
       ++drive.checked_blocks;
@@ -170,6 +180,17 @@ void Node::end_check(const DiskIo& io, DiskOutcome outcome) {
     }
   }
   release(io.path);
+}
+
+// Its drive went off: the check ends when the drive lets go of it, which may be never.
+void Node::give_up_check(DiskIo& io) {
+  Scrub& scrub = disk_->scrub;
+  const unsigned drive = io.space->disk_slots->drive_of(io.disk);
+  if (io.given_up || disk_->port.can_read(drive)) return;
+  io.given_up = true;
+  --scrub.checking;
+  if (io.scrub == scrub.number) ++scrub.status->drives[drive].unchecked_blocks;
+  pump_disk();
 }
 
 // Forgets a block that a drive does not give back as it was written. Its slot stays taken as long as another read of it

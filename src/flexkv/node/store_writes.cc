@@ -139,6 +139,12 @@ void Node::pump_store() {
     store_->ready.splice(store_->ready.end(), gathering, gathering.begin());
   }
   auto& ready = store_->ready;
+  // A store that is too slow holds no host memory for ever: a run's pin holds all that precedes it, too.
+  while (!ready.empty() && now_ >= ready.front().since + kWriteTime) {
+    StoreRun late = ready.front();
+    ready.pop_front();
+    give_up_run(late, Reason::kDeadline);
+  }
   while (!ready.empty() && store_->writes.size() < kWritesMax) {
     StoreRun run = ready.front();
     ready.pop_front();

@@ -280,6 +280,7 @@ void Node::check_disk_invariants() const {
     users += space->fetches.size() + space->writing.size() + space->checks.size();
     checks += space->checks.size();
   }
+  for (const auto& [op, io] : disk_->ios) checks -= io.given_up;
   FLEXKV_ASSERT(checks == disk_->scrub.checking);
   users += disk_->scrub.next != nullptr;
   for (const auto& run : disk_->write_runs) write_bytes += (run.end - run.begin) * run.path->space->slots.slot_bytes();

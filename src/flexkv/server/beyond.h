@@ -26,6 +26,8 @@ class Beyond final : public node::RemotePort, public SourceSink {
   // The nearer ones first: of two that have as much of a prompt the first is asked. A source's calls of its sink are
   // answers to reads of this only. It outlives this. REQUIRES: no call before
   void add(node::RemotePort& source) { sources_.push_back(&source); }
+  // One that never began. Under the node's lock. REQUIRES: no space is open
+  void drop(const node::RemotePort& source) { std::erase(sources_, &source); }
   bool empty() const { return sources_.empty(); }
 
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;

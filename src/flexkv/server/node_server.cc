@@ -112,6 +112,8 @@ void NodeServer::join_cluster() {
   if (const Status started = cluster_->start(); !started) {
     cluster_off_why_ = "the cluster is off: " + started.error().message;
     log_warning(cluster_off_why_);
+    MutexLock lock(mutex_);
+    beyond_.drop(*cluster_);
   }
 }
 

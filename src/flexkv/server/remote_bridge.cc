@@ -108,7 +108,7 @@ void RemoteBridge::open_space(node::SpaceNumber number, const node::SpaceName& n
   Space& space = spaces_[number];
   space.name = name;
   space.slot_bytes = slot_bytes;
-  if (serves() && slot_bytes <= remote::kSlotBytesMax) open(space);
+  if (serves()) open(space);
 }
 
 void RemoteBridge::close_space(node::SpaceNumber number) {
@@ -117,6 +117,7 @@ void RemoteBridge::close_space(node::SpaceNumber number) {
 }
 
 void RemoteBridge::open(Space& space) {
+  if (space.slot_bytes > remote::kSlotBytesMax) return;
   key::NamespaceBuilder name = hash();
   name.add(key::Field::kModel, std::as_bytes(std::span(space.name)));
   for (const remote::Mark& mark : marks_) name.add(key::Field::kWeightEpoch, std::as_bytes(std::span(mark)));
@@ -170,7 +171,8 @@ void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
     const std::size_t before = marks_.size();
     marks_.insert(marks.begin(), marks.end());
     const bool more = marks_.size() > before;
-    if (more && !first) {
+    // Also with the first one, if that came late: what was kept meanwhile may be from before a reset.
+    if (more && (!first || unlisted_)) {
       log_info("remote tier: another node has reset it; this one forgets its blocks, too");
       node.reset_here(monotonic_now());
     }
@@ -266,7 +268,7 @@ void RemoteBridge::on_end(remote::RequestId id, remote::Outcome outcome) {
 std::uint32_t RemoteBridge::write_blocks(node::SpaceNumber number) const {
   const auto space = spaces_.find(number);
   if (closing_ || tier_ == nullptr || (unlisted_ && !listed_) || space == spaces_.end()) return 0;
-  if (!tier_->takes_writes()) return 0;
+  if (!tier_->takes_writes() || space->second.slot_bytes > remote::kSlotBytesMax) return 0;
   return static_cast<std::uint32_t>(
       std::min(tier_->object_blocks(space->second.slot_bytes), std::uint64_t{remote::kKeysMax}));
 }
