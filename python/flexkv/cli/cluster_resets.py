@@ -26,13 +26,14 @@ def not_told(path: Path, before: Mapping[str, Any]) -> str | None:
     Raises RuntimeError: the node does not answer."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        now = mapping(cluster_of(path), "directory")
+        cluster = cluster_of(path)
+        directory = mapping(cluster, "directory")
         # An epoch that is larger by a reset of somebody else's will do: it forgets as much.
-        if now.get("epoch", 0) > mapping(before, "directory").get("epoch", 0):
+        if directory.get("epoch", 0) > mapping(before, "directory").get("epoch", 0):
             return None
-        if not cluster_of(path).get("address"):
+        if not cluster.get("address"):
             return "its cluster is off at this node (see flexkv status): the other nodes were not told"
         if time.monotonic() > deadline:
-            why = now.get("trouble") or "Redis has not answered yet"
+            why = directory.get("trouble") or "Redis has not answered yet"
             return f"its cluster does not know of the reset yet ({why}): keep this node running, it tells when it can"
         time.sleep(_LOOK_SECONDS)
