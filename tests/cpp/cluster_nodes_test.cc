@@ -14,23 +14,19 @@
 #include "flexkv/device/host_device.h"
 #include "flexkv/server/node_server.h"
 #include "flexkv/testing/faulty_device.h"
-#include "real_engine.h"
+#include "real_machine.h"
 #include "redis_server.h"
 
 namespace flexkv {
 namespace {
 
-using testing::Engine;
 using testing::eventually;
 using testing::kBlockBytes;
 using testing::kBlocks;
-using testing::prompt;
+using testing::kSecret;
 using testing::RedisServer;
 
-constexpr char kSecret[] = "a secret of the tests' own, long enough";
-
-// A node, and an engine that is attached to it as to a daemon.
-class Machine {
+class Machine : public testing::RealMachine {
  public:
   struct Options {
     std::string secret = kSecret;
@@ -39,76 +35,16 @@ class Machine {
     std::shared_ptr<device::Device> device = device::open_host_device().value();
   };
 
-  Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, Options options)
-      : dir_(root + "/" + name) {
-    std::filesystem::create_directory(dir_);
-    std::filesystem::permissions(dir_, std::filesystem::perms::owner_all);
-    const std::string secret_file = dir_ + "/secret";
-    std::ofstream(secret_file) << options.secret << '\n';
-    std::filesystem::permissions(secret_file, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
-    server::NodeServerOptions node;
-    node.node.pool_bytes = options.pool_bytes;
-    node.node.disk_admission = false;
-    node.huge_pages = false;
-    node.runtime_dir = dir_;
-    node.name = "node";
-    node.mode = "test";
-    if (options.disk_bytes > 0) node.disk.directories = {dir_ + "/ssd"};
-    node.disk.bytes = options.disk_bytes;
-    auto& cluster = node.cluster.emplace();
-    cluster.cluster = "test";
-    cluster.node = name;
-    cluster.secret_file = secret_file;
-    cluster.listen = "127.0.0.1:0";
-    cluster.redis = redis;
-    cluster.time_to_live = 3 * kSecond;
-    cluster.share_drives = true;
-    options_ = node;
+  Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, const Options& options)
+      : RealMachine(root, name, options.pool_bytes, options.disk_bytes) {
+    join(name, testing::write_secret(dir_ + "/secret", options.secret), redis).share_drives = true;
     start();
-    engine_ = std::make_unique<Engine>(dir_, "engine", 2, 0, options.device);
-    engine_->connect(dir_);
+    attach_engine(options.device);
   }
 
-  void start() {
-    auto started = server::NodeServer::start(options_);
-    ASSERT_TRUE(started.ok()) << started.error().message;
-    node_ = std::move(started).value();
-  }
-  void stop() { node_.reset(); }
-
-  // Computes the prompt and saves it.
-  void compute(std::uint64_t seed) {
-    const auto hashes = prompt(seed);
-    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(block, seed * 1000 + block);
-    // Until all ranks are attached the node refuses, and a save that was posted to it is lost.
-    ASSERT_TRUE(eventually([&] { return engine_->save(hashes) && engine_->load(hashes) == kBlocks; }));
-  }
-  // How much of it could be loaded; that is right.
-  std::uint32_t load(std::uint64_t seed) {
-    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(32 + block, 77);
-    const std::uint32_t loaded = engine_->load(prompt(seed));
-    for (std::uint32_t block = 0; block < loaded; ++block) {
-      EXPECT_TRUE(engine_->holds(32 + block, seed * 1000 + block)) << "block " << block << " of prompt " << seed;
-    }
-    return loaded;
-  }
-  bool loads_all(std::uint64_t seed) {
-    const bool loaded = eventually([&] { return load(seed) == kBlocks; });
-    if (!loaded) ADD_FAILURE() << node_->status_json();  // says why
-    return loaded;
-  }
-
-  server::NodeServer& node() { return *node_; }
-  nlohmann::json status() const { return nlohmann::json::parse(node_->status_json()); }
   void wait_until_written() {
     ASSERT_TRUE(eventually([&] { return status().at("queues").at("disk_writes") == 0; }));
   }
-
- private:
-  const std::string dir_;
-  server::NodeServerOptions options_;
-  std::unique_ptr<server::NodeServer> node_;
-  std::unique_ptr<Engine> engine_;
 };
 
 class ClusterTest : public ::testing::Test {

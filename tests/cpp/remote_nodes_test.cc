@@ -11,7 +11,7 @@
 #include <string>
 
 #include "flexkv/server/node_server.h"
-#include "real_engine.h"
+#include "real_machine.h"
 #include "redis_server.h"
 #include "s3_server.h"
 
@@ -19,13 +19,10 @@ namespace flexkv {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::Engine;
 using testing::eventually;
 using testing::kBlocks;
-using testing::prompt;
 
-// A node, and an engine that is attached to it as to a daemon.
-class Machine {
+class Machine : public testing::RealMachine {
  public:
   struct Options {
     std::string url;
@@ -36,73 +33,21 @@ class Machine {
     Nanos scan_every = 20 * kMillisecond;
   };
 
-  Machine(const std::string& root, const std::string& name, const Options& given) : dir_(root + "/" + name) {
-    fs::create_directory(dir_);
-    fs::permissions(dir_, fs::perms::owner_all);
-    auto& node = options_;
-    node.node.pool_bytes = given.pool_bytes;
-    node.node.disk_admission = false;
-    node.huge_pages = false;
-    node.runtime_dir = dir_;
-    node.name = "node";
-    node.mode = "test";
-    if (given.disk_bytes > 0) node.disk.directories = {dir_ + "/ssd"};
-    node.disk.bytes = given.disk_bytes;
-    auto& remote = node.remote.emplace();
+  Machine(const std::string& root, const std::string& name, const Options& given)
+      : RealMachine(root, name, given.pool_bytes, given.disk_bytes) {
+    auto& remote = options_.remote.emplace();
     remote.url = given.url;
     remote.s3 = given.s3;
     remote.tier.engine.scan_every = given.scan_every;
     remote.tier.engine.dispatch.breaker.probe_after = 20 * kMillisecond;
-    if (given.redis != nullptr) {
-      const std::string secret_file = root + "/secret";
-      std::ofstream(secret_file) << "a secret of the tests' own, long enough\n";
-      fs::permissions(secret_file, fs::perms::owner_read | fs::perms::owner_write);
-      auto& cluster = node.cluster.emplace();
-      cluster.cluster = "test";
-      cluster.node = name;
-      cluster.secret_file = secret_file;
-      cluster.listen = "127.0.0.1:0";
-      cluster.redis = given.redis->over_tcp();
-      cluster.time_to_live = 3 * kSecond;
-    }
+    if (given.redis != nullptr) join(name, testing::write_secret(root + "/secret"), given.redis->over_tcp());
     start();
     attach();
   }
 
-  void start() {
-    auto started = server::NodeServer::start(options_);
-    ASSERT_TRUE(started.ok()) << started.error().message;
-    node_ = std::move(started).value();
-  }
-  void stop() { node_.reset(); }
   // An engine of the same model comes instead of the one that was there.
-  void attach() {
-    engine_.reset();
-    engine_ = std::make_unique<Engine>(dir_, "engine", 2);
-    engine_->connect(dir_);
-  }
+  void attach() { attach_engine(device::open_host_device().value()); }
 
-  // Computes the prompt and saves it.
-  void compute(std::uint64_t seed) {
-    const auto hashes = prompt(seed);
-    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(block, seed * 1000 + block);
-    // Until all ranks are attached the node refuses, and a save that was posted to it is lost.
-    ASSERT_TRUE(eventually([&] { return engine_->save(hashes) && engine_->load(hashes) == kBlocks; }));
-  }
-  // How much of it could be loaded; that is right.
-  std::uint32_t load(std::uint64_t seed) {
-    for (std::uint32_t block = 0; block < kBlocks; ++block) engine_->fill(32 + block, 77);
-    const std::uint32_t loaded = engine_->load(prompt(seed));
-    for (std::uint32_t block = 0; block < loaded; ++block) {
-      EXPECT_TRUE(engine_->holds(32 + block, seed * 1000 + block)) << "block " << block << " of prompt " << seed;
-    }
-    return loaded;
-  }
-  bool loads_all(std::uint64_t seed) {
-    const bool loaded = eventually([&] { return load(seed) == kBlocks; });
-    if (!loaded) ADD_FAILURE() << node_->status_json();  // says why
-    return loaded;
-  }
   // Blocks that it wrote there.
   void wait_until_stored(std::uint64_t blocks) {
     const bool stored = eventually([&] { return remote().at("written").at("blocks") >= blocks; });
@@ -114,19 +59,11 @@ class Machine {
     ASSERT_TRUE(eventually([&] { return remote().at("looked_through") >= before + 2; })) << node_->status_json();
   }
 
-  server::NodeServer& node() { return *node_; }
-  nlohmann::json status() const { return nlohmann::json::parse(node_->status_json()); }
   nlohmann::json remote() const { return status().at("remote"); }
   std::string messages() const { return status().at("health").at("messages").dump(); }
   bool says(const std::string& what) const {
     return eventually([&] { return messages().find(what) != std::string::npos; });
   }
-
- private:
-  const std::string dir_;
-  server::NodeServerOptions options_;
-  std::unique_ptr<server::NodeServer> node_;
-  std::unique_ptr<Engine> engine_;
 };
 
 class RemoteNodesTest : public ::testing::Test {
