@@ -267,6 +267,7 @@ class DriveFaultsTest : public ::testing::Test {
 
   nlohmann::json status() const { return nlohmann::json::parse(node_->status_json()); }
   nlohmann::json drive() const { return status().at("disk").at("drives").at(0); }
+  nlohmann::json scrub() const { return status().at("disk").at("scrub"); }
   std::uint64_t queue(const char* name) const { return status().at("queues").at(name); }
   std::uint64_t failed(const char* flow, const char* reason) const {
     return status().at("transfers").at(flow).at("failed_blocks").value(reason, std::uint64_t{0});
@@ -577,8 +578,11 @@ TEST_F(DriveFaultsTest, AScrubOfADriveThatHangsHoldsUpNothing) {
   ASSERT_TRUE(eventually([&] { return drive().at("reads") == false; })) << "its reads are watched as others are";
   EXPECT_EQ(load_all(), kPrompts / 2);
   save_others();
+  ASSERT_TRUE(eventually([&] { return scrub().at("state") == "done"; })) << "it waits for no drive that is off";
+  EXPECT_GT(scrub().at("drives").at(0).at("unchecked_blocks"), 0);
+  ASSERT_TRUE(node_->scrub(1).ok());
   ASSERT_TRUE(node_->scrub(0).ok());
-  EXPECT_EQ(status().at("disk").at("scrub").at("state"), "stopped");
+  EXPECT_EQ(scrub().at("state"), "stopped");
   ASSERT_TRUE(node_->scrub(1).ok());
   stop();  // in time, with both under way
   faults_->hang(Hang::kNothing);
