@@ -28,7 +28,7 @@ class NixlReads final : public OneSided {
   // node's name. Nodes with the metadata can write to the pool as well (net/nixl_agent.h).
   static Result<std::unique_ptr<NixlReads>> start(const std::string& library, const std::string& node,
                                                   std::span<std::byte> pool);
-  // Reads that are under way are given up; `done` of these is not called any more. REQUIRES: nobody holds a room
+  // Reads that are under way are given up; `done` of these is not called any more.
   ~NixlReads() override;
 
   const Window& window() const override { return window_; }

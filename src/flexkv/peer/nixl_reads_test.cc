@@ -100,17 +100,19 @@ struct Wanted {
   std::vector<std::vector<std::byte>> buffers;
 };
 
-class NixlReadsTest : public ::testing::Test {
+class NixlReadsTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (std::getenv("FLEXKV_TEST_NIXL") == nullptr) {
       GTEST_SKIP() << "FLEXKV_TEST_NIXL does not say where libnixl_capi.so is";
     }
     ::signal(SIGPIPE, SIG_IGN);
+    ::setenv("UCX_TLS", GetParam(), 1);
   }
+  void TearDown() override { ::unsetenv("UCX_TLS"); }
 };
 
-TEST_F(NixlReadsTest, BringBlocksBetweenLanes) {
+TEST_P(NixlReadsTest, BringBlocksBetweenLanes) {
   Node owner("owner");
   Node reader("reader");
   std::vector<Wanted> wanted;
@@ -128,7 +130,7 @@ TEST_F(NixlReadsTest, BringBlocksBetweenLanes) {
 }
 
 // The slot is recycled while it is read, again and again. No checksum helps here.
-TEST_F(NixlReadsTest, TellWhetherTheLeaseHadEnded) {
+TEST_P(NixlReadsTest, TellWhetherTheLeaseHadEnded) {
   PoolSource none;
   const auto reader = NixlReads::start(std::getenv("FLEXKV_TEST_NIXL"), "reader", none.pool).value();
   std::vector<std::byte> slot(kPieceBytesMax);
@@ -172,9 +174,9 @@ TEST(OwnerProcess, DISABLED_Serves) {
   }
 }
 
-class OwnerProcess {
+class ProcessOfAnOwner {
  public:
-  OwnerProcess() {
+  ProcessOfAnOwner() {
     int in[2];
     int out[2];
     FLEXKV_ASSERT(::pipe2(in, O_CLOEXEC) == 0 && ::pipe2(out, O_CLOEXEC) == 0);
@@ -203,7 +205,7 @@ class OwnerProcess {
     }
     ADD_FAILURE() << "the owner's process did not start";
   }
-  ~OwnerProcess() {
+  ~ProcessOfAnOwner() {
     kill(SIGKILL);
     ::waitpid(process_, nullptr, 0);
   }
@@ -217,18 +219,9 @@ class OwnerProcess {
   Fd output_;
 };
 
-class NixlProcesses : public NixlReadsTest, public ::testing::WithParamInterface<const char*> {
- protected:
-  void SetUp() override {
-    NixlReadsTest::SetUp();
-    ::setenv("UCX_TLS", GetParam(), 1);
-  }
-  void TearDown() override { ::unsetenv("UCX_TLS"); }
-};
-
-TEST_P(NixlProcesses, EndReadsOfAnOwnerThatIsKilled) {
+TEST_P(NixlReadsTest, EndReadsOfAnOwnerThatIsKilled) {
   for (int round = 0; round < 3; ++round) {
-    OwnerProcess owner;
+    ProcessOfAnOwner owner;
     Node reader("reader");
     std::vector<Wanted> wanted;
     for (RequestId id = 1; id <= 30; ++id) wanted.emplace_back(id, owner.address);
@@ -247,8 +240,8 @@ TEST_P(NixlProcesses, EndReadsOfAnOwnerThatIsKilled) {
   }
 }
 
-TEST_P(NixlProcesses, EndReadsOfAnOwnerThatHangs) {
-  OwnerProcess owner;
+TEST_P(NixlReadsTest, EndReadsOfAnOwnerThatHangs) {
+  ProcessOfAnOwner owner;
   Node reader("reader");
   Wanted before(1, owner.address);
   reader.lane->read(before.request);
@@ -269,7 +262,7 @@ TEST_P(NixlProcesses, EndReadsOfAnOwnerThatHangs) {
   after.expect_right();
 }
 
-INSTANTIATE_TEST_SUITE_P(Over, NixlProcesses, ::testing::Values("tcp", "all"),
+INSTANTIATE_TEST_SUITE_P(Over, NixlReadsTest, ::testing::Values("tcp", "all"),
                          [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
