@@ -74,9 +74,9 @@ class ClusterSettings:
         choice("tcp", "nixl"),
         "tcp",
         "How blocks travel between nodes: `tcp`, in TLS; or `nixl`, where both sides have it and as long as it works: each node "
-        "reads the others' memory by itself, over RDMA where UCX finds it. Only in a network that you trust: what is read this "
-        "way is not encrypted, and who reaches these ports or is in the cluster can write to this node's memory, too "
-        "(docs/operations/cluster.md). Needs `pip install nixl-cu13`.",
+        "reads the others' memory by itself, over RDMA where UCX finds it. Only in a network in which you trust everybody: it is "
+        "not encrypted, and who reaches UCX's ports can read and write this process's memory (docs/operations/cluster.md). "
+        "Needs `pip install nixl-cu13`.",
         topic=_TOPIC,
     )
     redis_host: str = setting(

@@ -244,6 +244,12 @@ TEST_F(Places, AreDoneWithoutWhereAReadFails) {
   const auto later = read({5});
   run(false);
   EXPECT_EQ(outcome(later), Outcome::kDone);
+  EXPECT_EQ(reading->stats().one_sided_blocks, 1U);
+  now += kOneSidedRest;
+  const auto again = read({5});
+  run();
+  EXPECT_EQ(outcome(again), Outcome::kDone);
+  EXPECT_EQ(reading->stats().one_sided_blocks, 2U);
   EXPECT_TRUE(source.pins.empty());
   sink.check_untouched();
 }
@@ -262,12 +268,18 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
   sink.check_untouched();
 }
 
-TEST_F(Places, AreDoneWithoutWhereThereIsNoRoomOrNoWord) {
+TEST_F(Places, AreDoneWithoutWhereThereIsNoRoom) {
   reads.room = 0;
   const auto first = read({0, 1});
   run(false);
   EXPECT_EQ(outcome(first), Outcome::kDone);
   EXPECT_EQ(reading->stats().one_sided_blocks, 0U);
+  EXPECT_EQ(reading->stats().one_sided_failures, 0U);
+  reads.room = 1;
+  const auto second = read({0, 1});
+  run();
+  EXPECT_EQ(outcome(second), Outcome::kDone);
+  EXPECT_EQ(reading->stats().one_sided_blocks, 2U);
   EXPECT_TRUE(source.pins.empty());
 }
 

@@ -72,7 +72,6 @@ Status Reading::on_frame(const FrameHead& head) {
       }
       greeted_ = true;
       window_ = std::move(hello.value().window);
-      if (window_.metadata.empty()) one_sided_ = nullptr;
       return {};
     }
     case Kind::kData: {
@@ -167,6 +166,7 @@ void Reading::end_all(Outcome outcome) {
 }
 
 void Reading::fill(Nanos now) {
+  now_ = now;
   if (!greeted_) return;
   while (!to_plain_.empty()) {
     const auto body = encode(to_plain_.front().second);
@@ -187,7 +187,7 @@ void Reading::fill(Nanos now) {
     message.milliseconds = static_cast<std::uint32_t>(left / kMillisecond);
     message.first = request.asked.first;
     message.keys = request.asked.keys;
-    message.by_itself = one_sided_ != nullptr;
+    message.by_itself = reads_by_itself();
     if (message.by_itself) request.form = Request::Form::kOpen;
     const auto body = encode(message);
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));
@@ -196,6 +196,7 @@ void Reading::fill(Nanos now) {
 }
 
 void Reading::on_time(Nanos now) {
+  now_ = now;
   std::vector<RequestId> over;
   for (const auto& [id, request] : requests_) {
     if (request.asked.deadline <= now) over.push_back(id);
@@ -204,7 +205,7 @@ void Reading::on_time(Nanos now) {
   const bool hangs = std::ranges::any_of(
       fetches_, [&](const auto& fetch) { return !fetch->result && std::ranges::find(over, fetch->id) != over.end(); });
   for (const RequestId id : over) end(id, Outcome::kDeadline);
-  if (hangs) go_on_with_bytes();
+  if (hangs) rest_from_one_sided();
 }
 
 std::optional<Nanos> Reading::next_deadline() const {

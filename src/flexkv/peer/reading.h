@@ -18,6 +18,8 @@
 
 namespace flexkv::peer {
 
+constexpr Nanos kOneSidedRest = 30 * kSecond;  // after a read by itself failed or hung
+
 struct ReadingStats {
   std::uint64_t requests = 0;
   std::uint64_t blocks = 0;
@@ -87,7 +89,8 @@ class Reading final : public net::FrameSink {
   void take_fetched();
   void take_piece(RequestId id, const Fetch& fetch);
   void end_if_all(RequestId id);
-  void go_on_with_bytes();
+  bool reads_by_itself() const { return one_sided_ != nullptr && !window_.metadata.empty() && now_ >= one_sided_from_; }
+  void rest_from_one_sided();
   void go_on_with_bytes(RequestId id, Request& request);
 
   net::FrameStream& stream_;
@@ -103,7 +106,9 @@ class Reading final : public net::FrameSink {
   std::optional<RequestId> receiving_;  // whose buffer the stream fills
   ReadingStats stats_;
 
-  OneSided* one_sided_;  // null: it is not used, or not any more
+  OneSided* const one_sided_;
+  Nanos one_sided_from_ = 0;
+  Nanos now_ = 0;
   const Post post_;
   const std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();
   Window window_;

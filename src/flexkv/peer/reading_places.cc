@@ -28,7 +28,7 @@ Status Reading::take_place(RequestId id) {
       request.places.size() == request.asked.buffers.size()) {
     return Error{ErrorCode::kPeer, "a place that cannot be"};
   }
-  if (one_sided_ == nullptr) {  // it was asked before that failed
+  if (!reads_by_itself()) {  // it was asked before that failed
     go_on_with_bytes(id, request);
     return {};
   }
@@ -66,9 +66,9 @@ void Reading::fetch_more() {
     while (request.next_block < request.places.size()) {
       if (fetches_.size() == kFetchesMax) return;
       if (fetch_next(id, request)) continue;
-      // Others have all the room. Whoever has some of it himself waits for that.
-      if (fetches_.empty()) go_on_with_bytes();
-      return;
+      if (!fetches_.empty()) return;  // there will be some
+      go_on_with_bytes(id, request);  // others have all of it
+      break;
     }
   }
 }
@@ -113,7 +113,7 @@ void Reading::take_piece(RequestId id, const Fetch& fetch) {
   if (found == requests_.end() || found->second.form != Request::Form::kPlaces) return;
   Request& request = found->second;
   if (!fetch.result->ok) {
-    go_on_with_bytes();
+    rest_from_one_sided();
     return;
   }
   const Place& place = request.places[fetch.block];
@@ -150,9 +150,10 @@ void Reading::end_if_all(RequestId id) {
   end(id, all ? Outcome::kDone : why);  // tells the owner, whose lease ends with that
 }
 
-// From now on, over this connection. What is under way is dropped when it comes.
-void Reading::go_on_with_bytes() {
-  one_sided_ = nullptr;
+// What is under way is dropped when it comes.
+void Reading::rest_from_one_sided() {
+  one_sided_from_ = now_ + kOneSidedRest;
+  one_sided_->forget(owner_);  // the next one begins with a connection of its own
   ++stats_.one_sided_failures;
   for (auto& [id, request] : requests_) {
     if (request.form == Request::Form::kPlaces) go_on_with_bytes(id, request);
