@@ -1,5 +1,6 @@
 #include "flexkv/net/nixl_agent.h"
 
+#include <csignal>
 #include <cstdlib>
 #include <utility>
 
@@ -39,9 +40,20 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
+// UCX, when it is loaded, takes SIGHUP for a debugger of its own. It belongs to the process, which may end by it.
+class KeepsSignal {
+ public:
+  KeepsSignal() { ::sigaction(SIGHUP, nullptr, &before_); }
+  ~KeepsSignal() { ::sigaction(SIGHUP, &before_, nullptr); }
+
+ private:
+  struct sigaction before_ {};
+};
+
 }  // namespace
 
 Result<std::unique_ptr<NixlAgent>> NixlAgent::create(const NixlLibrary& library, const std::string& name) {
+  const KeepsSignal keeps;
   NixlLibrary::AgentConfig config{};
   config.progress_thread = true;
   config.thread_sync = NixlLibrary::kThreadSafe;

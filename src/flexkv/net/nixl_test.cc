@@ -1,6 +1,7 @@
 // The real NIXL; where it is not installed, these tests say so. FLEXKV_TEST_NIXL: path of libnixl_capi.so.
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <thread>
 
@@ -16,6 +17,13 @@ std::vector<std::byte> random_bytes(std::size_t count, std::uint64_t seed) {
   for (auto& byte : bytes) byte = static_cast<std::byte>(random.next());
   return bytes;
 }
+
+auto handler_of_hangup() {
+  struct sigaction action {};
+  FLEXKV_ASSERT(::sigaction(SIGHUP, nullptr, &action) == 0);
+  return action.sa_handler;
+}
+const auto kHandlerAtStart = handler_of_hangup();  // before UCX is loaded, which happens once
 
 NixlAgent::Progress wait(NixlAgent::Transfer& transfer) {
   while (transfer.poll() == NixlAgent::Progress::kUnderWay) std::this_thread::yield();
@@ -59,6 +67,11 @@ TEST_F(Nixl, ReadsWhatAnotherAgentRegisteredAndNothingElse) {
     EXPECT_TRUE(std::equal(into.begin(), into.end(), memory.begin() + static_cast<std::ptrdiff_t>(offset)));
   }
   EXPECT_FALSE(reader->read("owner", reinterpret_cast<std::uintptr_t>(memory.data() + memory.size()), into).ok());
+}
+
+TEST_F(Nixl, LeavesTheProcessItsSignals) {
+  const auto one = agent("one");
+  EXPECT_EQ(handler_of_hangup(), kHandlerAtStart);
 }
 
 TEST_F(Nixl, RefusesMetadataOfAnotherNameAndNonsense) {
