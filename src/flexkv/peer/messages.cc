@@ -67,6 +67,12 @@ std::vector<std::byte> encode(const End& message) {
   return writer.take();
 }
 
+std::vector<std::byte> encode(const Probe& message) {
+  ipc::Writer writer;
+  writer.pod(message.bytes);
+  return writer.take();
+}
+
 Result<Hello> decode_hello(std::span<const std::byte> body) {
   ipc::Reader reader(body);
   Hello message;
@@ -108,6 +114,14 @@ Result<End> decode_end(std::span<const std::byte> body) {
   const auto outcome = reader.pod<std::uint8_t>();
   if (!reader.done() || outcome >= kOutcomeCount) return broken("an answer", "wrong length, or no such outcome");
   return End{static_cast<Outcome>(outcome)};
+}
+
+Result<Probe> decode_probe(std::span<const std::byte> body) {
+  ipc::Reader reader(body);
+  const Probe message{reader.pod<std::uint32_t>()};
+  if (!reader.done() || message.bytes > kDataBytesMax)
+    return broken("a probe", "wrong length, or it asks for too much");
+  return message;
 }
 
 BlockChecksum::BlockChecksum(const SpaceName& space, std::uint64_t slot_bytes, const key::BlockKey& key)

@@ -3,6 +3,8 @@
 //   reader -> owner   kHello, then kRead and kCancel
 //   owner -> reader   kHello, then for each kRead: kData ... kBlock for each block that is wanted, in order, kEnd
 //
+// kProbe, which only who looks for faults sends, is answered at once by a kProbe of as many zeros as it asks for.
+//
 // kData bodies are a block's bytes, one after another, so the reader knows from the order where they belong.
 // Pure functions; decoding checks every length and value and never trusts a count.
 #pragma once
@@ -27,7 +29,7 @@ constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
 constexpr std::uint32_t kDataBytesMax = 256U << 10;  // of one frame
 constexpr std::size_t kMessageBytesMax = 64 + kKeysMax * sizeof(key::BlockKey);
 
-enum class Kind : std::uint32_t { kHello = 1, kRead, kCancel, kData, kBlock, kEnd };
+enum class Kind : std::uint32_t { kHello = 1, kRead, kCancel, kData, kBlock, kEnd, kProbe };
 
 struct Hello {
   std::uint32_t version = kVersion;
@@ -46,16 +48,21 @@ struct Block {
 struct End {
   Outcome outcome = Outcome::kDone;
 };
+struct Probe {
+  std::uint32_t bytes = 0;  // of the answer, at most kDataBytesMax
+};
 
 std::vector<std::byte> encode(const Hello& message);
 std::vector<std::byte> encode(const Read& message);
 std::vector<std::byte> encode(const Block& message);
 std::vector<std::byte> encode(const End& message);
+std::vector<std::byte> encode(const Probe& message);
 
 Result<Hello> decode_hello(std::span<const std::byte> body);
 Result<Read> decode_read(std::span<const std::byte> body);
 Result<Block> decode_block(std::span<const std::byte> body);
 Result<End> decode_end(std::span<const std::byte> body);
+Result<Probe> decode_probe(std::span<const std::byte> body);
 
 // Of a block's bytes, fed in order. It binds space, slot size and key: the right bytes of another block are wrong.
 class BlockChecksum {

@@ -36,6 +36,7 @@ TEST(Messages, ComeBackAsTheyWere) {
     EXPECT_EQ(back.keys, message.keys);
   }
   EXPECT_EQ(decode_block(encode(Block{42})).value().checksum, 42U);
+  EXPECT_EQ(decode_probe(encode(Probe{kDataBytesMax})).value().bytes, kDataBytesMax);
   for (std::uint8_t i = 0; i < kOutcomeCount; ++i) {
     EXPECT_EQ(decode_end(encode(End{static_cast<Outcome>(i)})).value().outcome, static_cast<Outcome>(i));
     EXPECT_STRNE(outcome_name(static_cast<Outcome>(i)), "?");
@@ -54,6 +55,7 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
     EXPECT_FALSE(decode_read(encode(message)).ok());
   }
   EXPECT_FALSE(decode_hello(encode(Hello{})).ok());
+  EXPECT_FALSE(decode_probe(encode(Probe{kDataBytesMax + 1})).ok());
   Hello newer;
   newer.version = kVersion + 1;
   newer.node = "x";
@@ -66,12 +68,14 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
 TEST(Messages, AreNotReadPastTheirEnd) {
   Hello hello;
   hello.node = "node";
-  const std::vector<std::vector<std::byte>> whole{encode(hello), encode(read_of(3)), encode(Block{1}), encode(End{})};
+  const std::vector<std::vector<std::byte>> whole{encode(hello), encode(read_of(3)), encode(Block{1}), encode(End{}),
+                                                  encode(Probe{})};
   const auto decoded = [](std::size_t kind, std::span<const std::byte> body) {
     return kind == 0   ? decode_hello(body).ok()
            : kind == 1 ? decode_read(body).ok()
            : kind == 2 ? decode_block(body).ok()
-                       : decode_end(body).ok();
+           : kind == 3 ? decode_end(body).ok()
+                       : decode_probe(body).ok();
   };
   for (std::size_t kind = 0; kind < whole.size(); ++kind) {
     for (std::size_t size = 0; size < whole[kind].size(); ++size) {

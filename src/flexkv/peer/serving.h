@@ -72,6 +72,7 @@ class Serving final : public net::FrameSink {
   struct Alive {};
 
   Status begin(RequestId id, Read message);
+  Status answer_probe(RequestId id);
   void answered(RequestId id, Pinned pinned);
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
   void end(RequestId id, Outcome outcome);
