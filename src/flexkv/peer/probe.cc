@@ -33,6 +33,10 @@ class Prober final : private net::FrameSink {
     send(Kind::kHello, encode(hello));
   }
 
+  ~Prober() override { stream_.close(); }
+  Prober(const Prober&) = delete;
+  Prober& operator=(const Prober&) = delete;
+
   const std::string& node() const { return node_; }
 
   Status wait_for_hello() {
