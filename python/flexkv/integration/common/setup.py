@@ -91,7 +91,9 @@ def open_node(settings: Settings, own_name: str, who: Sequence[tuple[Any, ...]],
             metrics = None
             if settings.enable_metrics:
                 origin = settings.origin("metrics_port")
-                metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
+                metrics = start_metrics(
+                    settings.metrics_port, lambda: json.loads(node.status()), origin, settings.metrics_host
+                )
             clients = [_core.Client.embedded(node, *client) for client in who]
             return OpenNode(node.socket_path(), clients, node, metrics)
     if not somebody_listens(target.socket):
