@@ -161,7 +161,7 @@ def test_a_store(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "hang": ("no answer within 200 ms", "docs/operations/remote.md"),
         "key": ("HTTP 403", "s3:PutObject"),
         "bucket": ("NoSuchBucket", "make the bucket"),
-        "server": ("list and write and read: ", "docs/operations/remote.md"),
+        "server": ("onnect to", "docs/operations/remote.md"),
     }[fault]
     assert found in check["found"] and advice in check["advice"]
 
