@@ -45,7 +45,7 @@ def wait_for(what: str, blocks: int) -> None:
         status = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         if status["nodes"][0]["cluster"]["directory"][what] >= blocks:
             return
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def main(model: str, role: str, result: Path) -> None:
