@@ -220,6 +220,7 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
     if (nodes.size() < kNodesMax) nodes.insert(node);
   }
   listening_.assign(nodes.begin(), nodes.end());
+  std::erase_if(forgotten_, [&](const auto& one) { return !nodes.contains(one.first); });
   looked_ = true;
 }
 
@@ -273,6 +274,7 @@ void Directory::beat_done(const meta::Answers& answers, Nanos now) {
 
 void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   if (!answer.found) {
+    forgotten_.erase(node);
     if (std::find(members_.begin(), members_.end(), node) != members_.end()) departed_.push_back(node);
     return;
   }
@@ -285,6 +287,10 @@ void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   const auto known = peers_.find(node);
   // Whether it changes is all that counts: no clock of another machine, nor of the store, is compared with ours.
   if (known != peers_.end() && known->second.beat.number == beat.value().number) return;
+  if (const auto last = forgotten_.find(node); last != forgotten_.end()) {
+    if (last->second == beat.value().number) return;
+    forgotten_.erase(last);
+  }
   Peer& peer = peers_[node];
   peer.seen_alive = known != peers_.end();
   peer.beat = std::move(beat).value();
@@ -312,6 +318,7 @@ void Directory::expire(Nanos now) {
   std::erase_if(peers_, [&](const auto& entry) {
     if (entry.second.heard + options_.time_to_live >= now) return false;
     replica_.remove(entry.first);
+    forgotten_[entry.first] = entry.second.beat.number;
     return true;
   });
 }

@@ -134,6 +134,8 @@ class Directory {
   Names names_;
   std::vector<Space> spaces_;
   std::map<Incarnation, Peer> peers_;
+  // Of nodes that fell silent, the heartbeat that was their last: a store whose clock was set back keeps it for long.
+  std::map<Incarnation, std::uint64_t> forgotten_;
   FollowerStats followed_;
 
   std::uint64_t epoch_;

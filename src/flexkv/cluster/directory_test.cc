@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <string>
 
+#include "flexkv/cluster/wire.h"
+
 namespace flexkv::cluster {
 namespace {
 
@@ -42,6 +44,27 @@ class DirectoryTest : public ::testing::Test {
     EXPECT_FALSE(asks_for_reset(epoch));
     ASSERT_EQ(directory.epoch_to_enter(), epoch);
     directory.enter_epoch(now);
+  }
+
+  // A round, in which the store has this heartbeat of node 8.
+  void round_with(const std::string& beat) {
+    now += options().time_to_live / 3;
+    for (int i = 0; i < 2; ++i) {
+      const auto request = directory.next_order(now);
+      ASSERT_TRUE(request);
+      meta::Answers answers(request->size());
+      const Names names(options().cluster);
+      if (request->front().key == names.epoch()) answers[1].members = {hex(8)};
+      if (request->front().key == names.beat(8)) {
+        answers[0].found = true;
+        answers[0].value = beat;
+      }
+      directory.order_done(answers, now);
+    }
+    directory.expire(now);
+  }
+  static std::string beat_of_8(std::uint64_t number) {
+    return encode_beat({number, "eight", "address", {}}, Names(options().cluster).beat(8));
   }
 
   static Change block_in(SpaceIndex space) {
@@ -94,6 +117,20 @@ TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   EXPECT_TRUE(asks_for_reset(4, true));
   enter(5);  // so the store had heard it
   EXPECT_FALSE(asks_for_reset(5));
+}
+
+TEST_F(DirectoryTest, AHeartbeatThatTheStoreKeepsDoesNotBringADeadNodeBack) {
+  round_with(beat_of_8(1));
+  round_with(beat_of_8(2));
+  EXPECT_EQ(directory.stats().peers, 1U);
+  for (int i = 0; i < 20; ++i) round_with(beat_of_8(2));
+  EXPECT_EQ(directory.stats().peers, 0U);
+  for (int i = 0; i < 20; ++i) {
+    round_with(beat_of_8(2));
+    EXPECT_EQ(directory.stats().peers, 0U);
+  }
+  round_with(beat_of_8(3));
+  EXPECT_EQ(directory.stats().peers, 1U) << "it was only slow";
 }
 
 }  // namespace
