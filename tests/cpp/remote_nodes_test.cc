@@ -228,6 +228,29 @@ TEST_F(RemoteNodesTest, WithDrivesAndPeersAndBehindThem) {
   EXPECT_EQ(c->load(1), 0U);
 }
 
+TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
+  testing::RedisServer redis;
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  const auto a = machine("a", in_cluster);
+  a->node().reset_all();
+  const auto settled = [](const Machine& machine) {
+    return machine.status().at("cluster").at("directory").at("epoch") == 1 && machine.remote().at("resets") == 2;
+  };
+  ASSERT_TRUE(eventually([&] { return settled(*a); })) << a->node().status_json();
+  redis.freeze();
+  const auto b = machine("b", in_cluster);
+  b->compute(1);
+  b->wait_for_scans();
+  redis.thaw();
+  ASSERT_TRUE(eventually([&] { return settled(*b); })) << b->node().status_json();
+  a->wait_for_scans();
+  EXPECT_TRUE(settled(*a)) << a->node().status_json();
+  EXPECT_EQ(b->load(1), 0U) << "it may be from before the reset";
+  b->compute(2);
+  EXPECT_TRUE(a->loads_all(2));
+}
+
 TEST_F(RemoteNodesTest, OverS3) {
   const testing::S3Server server;
   Machine::Options s3;

@@ -21,7 +21,7 @@ constexpr Nanos kQuiet = 60 * kSecond;  // between two lines about trouble
 }  // namespace
 
 Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                            std::function<void(std::uint64_t epoch)> reset) {
+                                                            std::function<void(NewEpoch epoch)> reset) {
   auto wakeup = ipc::make_eventfd();
   if (!wakeup.ok()) return wakeup.error();
   std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup).value()));
@@ -34,7 +34,7 @@ Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneO
 }
 
 DirectoryLane::DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                             std::function<void(std::uint64_t epoch)> reset, Fd wakeup)
+                             std::function<void(NewEpoch epoch)> reset, Fd wakeup)
     : source_(source),
       reset_(std::move(reset)),
       wakeup_(std::move(wakeup)),
@@ -75,7 +75,7 @@ bool DirectoryLane::read_source() {
 }
 
 void DirectoryLane::enter_new_epoch() {
-  std::optional<std::uint64_t> epoch;
+  std::optional<NewEpoch> epoch;
   {
     MutexLock lock(mutex_);
     epoch = directory_.epoch_to_enter();

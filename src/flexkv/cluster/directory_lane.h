@@ -45,7 +45,7 @@ class DirectoryLane {
   // nothing of before. It may take its time. Fails when there are no threads or descriptors left.
   // REQUIRES: `source` outlives the lane
   static Result<std::unique_ptr<DirectoryLane>> start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                      std::function<void(std::uint64_t epoch)> reset);
+                                                      std::function<void(NewEpoch epoch)> reset);
   // Without a farewell, if stop() was not called.
   ~DirectoryLane();
   DirectoryLane(const DirectoryLane&) = delete;
@@ -63,8 +63,8 @@ class DirectoryLane {
   void stop(Nanos patience);
 
  private:
-  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                std::function<void(std::uint64_t epoch)> reset, Fd wakeup);
+  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source, std::function<void(NewEpoch epoch)> reset,
+                Fd wakeup);
   void run();
   bool read_source();
   void enter_new_epoch();
@@ -74,7 +74,7 @@ class DirectoryLane {
   void report(Nanos now);
 
   ChangeSource& source_;
-  const std::function<void(std::uint64_t)> reset_;
+  const std::function<void(NewEpoch)> reset_;
   const Fd wakeup_;  // an eventfd
   Replica replica_;
   // The lane's

@@ -41,7 +41,7 @@ peer::Outcome to_peer(node::Loan::Limit limit) {
 
 Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,
                                                              SourceSink& reads, Apply apply,
-                                                             std::function<void(std::uint64_t epoch)> reset) {
+                                                             std::function<void(cluster::NewEpoch epoch)> reset) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
@@ -53,7 +53,7 @@ Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOption
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                              std::span<std::byte> pool, SourceSink& reads, Apply apply,
-                             std::function<void(std::uint64_t epoch)> reset)
+                             std::function<void(cluster::NewEpoch epoch)> reset)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
@@ -79,7 +79,8 @@ Result<> ClusterBridge::start() {
   directory.directory.incarnation = incarnation_;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started = cluster::DirectoryLane::start(directory, *this, [this](std::uint64_t epoch) { enter_epoch(epoch); });
+  auto started =
+      cluster::DirectoryLane::start(directory, *this, [this](cluster::NewEpoch epoch) { enter_epoch(epoch); });
   if (!started) return started.error();
   // The lanes may call the node already.
   apply_([&](node::Node&) {
@@ -128,7 +129,7 @@ void ClusterBridge::reset() {
   directory_->reset_cluster();
 }
 
-void ClusterBridge::enter_epoch(std::uint64_t epoch) {
+void ClusterBridge::enter_epoch(cluster::NewEpoch epoch) {
   apply_([this, epoch](node::Node& node) {
     node.reset_here(monotonic_now());
     resetting_ = false;

@@ -48,7 +48,7 @@ class ClusterBridge final : public node::RemotePort,
   // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, std::span<std::byte> pool,
                                                        SourceSink& reads, Apply apply,
-                                                       std::function<void(std::uint64_t epoch)> reset);
+                                                       std::function<void(cluster::NewEpoch epoch)> reset);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
@@ -104,9 +104,9 @@ class ClusterBridge final : public node::RemotePort,
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                 std::span<std::byte> pool, SourceSink& reads, Apply apply,
-                std::function<void(std::uint64_t epoch)> reset);
+                std::function<void(cluster::NewEpoch epoch)> reset);
 
-  void enter_epoch(std::uint64_t epoch);
+  void enter_epoch(cluster::NewEpoch epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -123,7 +123,7 @@ class ClusterBridge final : public node::RemotePort,
   const std::span<std::byte> pool_;
   SourceSink& sink_;
   const Apply apply_;
-  const std::function<void(std::uint64_t)> reset_;
+  const std::function<void(cluster::NewEpoch)> reset_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;

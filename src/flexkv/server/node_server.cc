@@ -82,7 +82,7 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
   auto opened = ClusterBridge::create(
       *options_.cluster, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
-      [this](std::uint64_t epoch) {
+      [this](cluster::NewEpoch epoch) {
         if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
       });
   if (opened) {

@@ -151,16 +151,17 @@ void RemoteBridge::reset() {
   if (!closing_ && tier_ != nullptr) add_mark(random_mark());
 }
 
-void RemoteBridge::enter_epoch(const std::string& cluster, std::uint64_t epoch) {
+void RemoteBridge::enter_epoch(const std::string& cluster, cluster::NewEpoch epoch) {
   if (closing_ || tier_ == nullptr) return;
   key::NamespaceBuilder name = hash();
   const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
-                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch, 1)))
+                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch.number, 1)))
                                .finish();
   remote::Mark mark{};
   std::copy_n(digest.begin(), mark.size(), mark.begin());
   // Should Redis have begun to count anew, this is another reset than the one that has left the mark.
-  add_mark(!listed_ || first_marks_.contains(mark) ? random_mark() : mark);
+  const bool left_by_another = !epoch.late && (!listed_ || first_marks_.contains(mark));
+  add_mark(left_by_another ? random_mark() : mark);
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {

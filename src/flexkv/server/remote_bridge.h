@@ -15,6 +15,7 @@
 #include <string>
 
 #include "flexkv/base/result.h"
+#include "flexkv/cluster/directory.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/node/node.h"
 #include "flexkv/plan/flow_rate.h"
@@ -50,8 +51,9 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void start();
   // Ends all that is under way; then apply is not called any more.
   void close();
-  // The cluster was reset, and the node is. All its nodes say so, and leave the same mark. Under the node's lock.
-  void enter_epoch(const std::string& cluster, std::uint64_t epoch);
+  // The cluster was reset, and the node is. All its nodes say so, and leave the same mark; also one that comes late,
+  // which so leaves none where others have. Under the node's lock.
+  void enter_epoch(const std::string& cluster, cluster::NewEpoch epoch);
 
   struct Status {
     std::string url;
