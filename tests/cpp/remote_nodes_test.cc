@@ -164,6 +164,31 @@ TEST_F(RemoteNodesTest, AResetReachesAllWhoShareTheStore) {
   EXPECT_TRUE(c->loads_all(2));
 }
 
+TEST_F(RemoteNodesTest, WhatDrivesHoldOfBeforeAResetIsForgottenByWhoWasDown) {
+  Machine::Options with_drives;
+  with_drives.disk_bytes = 64U << 20;
+  const auto a = machine("a", with_drives);
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(eventually([&] { return a->status().at("queues").at("disk_writes") == 0; }));
+  a->stop();
+  b->node().reset_all();
+  b->wait_for_scans();
+  a->start();
+  a->wait_for_scans();
+  a->compute(2);  // its engine is there
+  EXPECT_EQ(a->load(1), 0U);
+  a->wait_until_stored(kBlocks);
+  ASSERT_TRUE(b->loads_all(2));
+  EXPECT_EQ(b->load(1), 0U);
+  // Once only.
+  a->stop();
+  a->start();
+  a->wait_for_scans();
+  EXPECT_TRUE(a->loads_all(2));
+  EXPECT_EQ(a->status().at("node").at("resets"), 0);
+}
+
 TEST_F(RemoteNodesTest, WhatCannotBeWrittenOrFoundIsTold) {
   Machine::Options nowhere;
   nowhere.url = "file://" + dir_ + "/not/mounted";

@@ -65,7 +65,7 @@ ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls,
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
-Result<> ClusterBridge::start() {
+Result<> ClusterBridge::start(std::uint64_t held_epoch) {
   peer::PeerOptions peers;
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
@@ -77,6 +77,7 @@ Result<> ClusterBridge::start() {
   directory.directory.name = options_.node;
   directory.directory.address = lane.value()->address();
   directory.directory.incarnation = incarnation_;
+  directory.directory.epoch = held_epoch;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
   auto started =

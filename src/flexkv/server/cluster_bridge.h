@@ -54,8 +54,9 @@ class ClusterBridge final : public node::RemotePort,
   // Of the keys of blocks, the same at all nodes.
   const net::Secret::Key& key_secret() const { return key_secret_; }
   // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
-  // it finds nothing, and is not found. REQUIRES: the node knows no space yet
-  Result<> start();
+  // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
+  // on drives. REQUIRES: the node knows no space yet
+  Result<> start(std::uint64_t held_epoch);
   // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
