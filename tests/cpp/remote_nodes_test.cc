@@ -253,6 +253,32 @@ TEST_F(RemoteNodesTest, WithDrivesAndPeersAndBehindThem) {
   EXPECT_EQ(c->load(1), 0U);
 }
 
+TEST_F(RemoteNodesTest, WhoKnowsOfAResetReadsNothingFromANodeThatDoesNotYet) {
+  const testing::RedisServer redis;
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  const auto a = machine("a", in_cluster);
+  in_cluster.scan_every = 3600 * kSecond;
+  const auto b = machine("b", in_cluster);
+  const auto outside = machine("outside");
+  a->wait_for_scans();
+  b->compute(1);
+  b->compute(2);
+  ASSERT_TRUE(a->loads_all(2));  // so it knows of all that b has
+  outside->node().reset_all();
+  ASSERT_TRUE(eventually([&] { return a->remote().at("resets") == 1; }));
+  EXPECT_EQ(a->load(1), 0U);
+  a->wait_for_scans();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(b->load(1), kBlocks) << "it does not know";
+  // Until it does.
+  b->node().reset_all();
+  ASSERT_TRUE(eventually([&] { return a->remote().at("resets") == 3 && b->remote().at("resets") == 3; }));
+  b->compute(3);
+  EXPECT_TRUE(a->loads_all(3));
+  EXPECT_EQ(a->load(1), 0U);
+}
+
 TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
   testing::RedisServer redis;
   Machine::Options in_cluster;

@@ -59,6 +59,18 @@ void Directory::apply(const Change& change, Nanos now) {
   spaces_[change.space].publisher.apply(change, now);
 }
 
+void Directory::know_resets(std::uint64_t resets, Nanos now) {
+  if (std::exchange(resets_known_, resets) == resets) return;
+  for (auto& [node, peer] : peers_) follow_spaces(node, peer, now);
+  ring_ = true;
+  want_round(now);
+}
+
+// Who knows of fewer resets may have older blocks. Numbers do not tell who knows of more.
+bool Directory::trusts(const Peer& peer) const {
+  return resets_known_ == 0 || peer.beat.resets == 0 || peer.beat.resets == resets_known_;
+}
+
 // ---- epochs --------------------------------------------------------------------------------------------------------
 
 void Directory::enter_epoch(Nanos now) {
@@ -210,7 +222,7 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
 }
 
 std::string Directory::own_beat(bool leaving) {
-  Beat beat{++beat_number_, options_.name, options_.address, {}};
+  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_};
   for (const Space& space : spaces_) {
     if (leaving) break;
     beat.spaces.push_back(space.publisher.description());
@@ -284,7 +296,7 @@ void Directory::follow_spaces(Incarnation node, Peer& peer, Nanos now) {
     const SpaceId& id = spaces_[s].id;
     const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),
                                    [&](const Beat::Space& space) { return space.id == id; });
-    if (told == peer.beat.spaces.end()) {
+    if (told == peer.beat.spaces.end() || !trusts(peer)) {
       if (peer.followers.erase(s) > 0) replica_.clear(node, s);
       continue;
     }

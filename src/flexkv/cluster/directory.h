@@ -71,6 +71,9 @@ class Directory {
   // A model that this node serves: it tells of its blocks, and follows those of others. nullopt: there are too many.
   std::optional<SpaceIndex> add_space(const SpaceId& id, Nanos now);
   void apply(const Change& change, Nanos now);
+  // Of resets that come from outside the cluster, this node knows those that this number stands for, and has forgotten
+  // what is older. Blocks of nodes that know of others are not found. 0, as at the start: it hears of none.
+  void know_resets(std::uint64_t resets, Nanos now);
 
   // The next request for each connection, if there is one now. REQUIRES: the one before has been answered
   std::optional<meta::Request> next_order(Nanos now);
@@ -129,6 +132,7 @@ class Directory {
   void beat_done(const meta::Answers& answers, Nanos now);
   std::string own_beat(bool leaving);
   void hear(Incarnation node, const meta::Answer& answer, Nanos now);
+  bool trusts(const Peer& peer) const;
   void follow_spaces(Incarnation node, Peer& peer, Nanos now);
   void entries_done(const std::vector<meta::Entry>& entries, Nanos now);
   Follower* find(const Target& target);
@@ -144,6 +148,7 @@ class Directory {
   std::optional<NewEpoch> epoch_to_enter_;
   bool met_ = false;  // the store's epoch was seen
   bool joined_ = false;
+  std::uint64_t resets_known_ = 0;
   bool leaving_ = false;
   bool left_ = false;
   // Resets of the cluster that were asked for, ever; of them, those that the store was told of, and that are done.

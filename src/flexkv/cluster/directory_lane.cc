@@ -165,6 +165,14 @@ std::optional<SpaceIndex> DirectoryLane::add_space(const SpaceId& id) {
   return index;
 }
 
+void DirectoryLane::know_resets(std::uint64_t resets) {
+  {
+    MutexLock lock(mutex_);
+    directory_.know_resets(resets, monotonic_now());
+  }
+  wake();
+}
+
 void DirectoryLane::wake() { ipc::ring_eventfd(wakeup_.get()); }
 
 void DirectoryLane::reset_cluster() {

@@ -55,6 +55,7 @@ class DirectoryLane {
 
   // See Directory::add_space. To be called before the source gives changes of it.
   std::optional<SpaceIndex> add_space(const SpaceId& id);
+  void know_resets(std::uint64_t resets);  // see Directory
   void wake();
   const Replica& replica() const { return replica_; }
   void reset_cluster();

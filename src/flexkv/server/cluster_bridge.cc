@@ -2,6 +2,8 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "flexkv/base/assert.h"
@@ -136,6 +138,12 @@ void ClusterBridge::enter_epoch(cluster::NewEpoch epoch) {
     resetting_ = false;
     reset_(epoch);
   });
+}
+
+void ClusterBridge::know_resets(const key::Root& marks) {
+  std::uint64_t number = 0;
+  std::memcpy(&number, marks.data(), sizeof number);
+  if (directory_ != nullptr && !closing_) directory_->know_resets(std::max(number, std::uint64_t{1}));
 }
 
 // ---- this node's reads ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 
 #include "flexkv/base/result.h"
 #include "flexkv/cluster/directory_lane.h"
+#include "flexkv/key/namespace.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/net/tls.h"
 #include "flexkv/node/node.h"
@@ -62,6 +63,9 @@ class ClusterBridge final : public node::RemotePort,
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
   void close();
 
+  // The node has forgotten what is older than these resets, of which it knows by its remote store; see hash_of_marks().
+  // Nodes that do not know the same are not read from. Under the node's lock.
+  void know_resets(const key::Root& marks);
   // From the node's Outbox, under its lock.
   void changed();
   void lent(const node::Loan& loan);

@@ -119,6 +119,7 @@ std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
 void NodeServer::note_resets(const std::function<void(ResetsSeen&)>& change) {
   change(resets_seen_);
   if (disk_ != nullptr) disk_->note_resets(resets_seen_);
+  if (cluster_ != nullptr && remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
 }
 
 void NodeServer::join_cluster(const ResetsSeen& held) {
@@ -128,7 +129,10 @@ void NodeServer::join_cluster(const ResetsSeen& held) {
     log_warning(cluster_off_why_);
     MutexLock lock(mutex_);
     beyond_.drop(*cluster_);
+    return;
   }
+  MutexLock lock(mutex_);
+  if (remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
 }
 
 std::unique_ptr<DiskBridge> NodeServer::open_disk() {
