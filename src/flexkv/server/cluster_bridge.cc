@@ -173,14 +173,14 @@ void ClusterBridge::close_space(node::SpaceNumber space) {
 
 node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
                                       Nanos now) {
-  if (!reads_ || closing_ || resetting_) return {};
+  if (!reads_ || closing_ || resetting_ || !directory_->knows_resets()) return {};
   return reads_->find(space, keys, first, now);
 }
 
 void ClusterBridge::read(node::RemoteRead read) {
   if (closing_) return;
   const node::RemoteOp op = read.op;
-  if (reads_ && reads_->read(std::move(read), monotonic_now())) return;
+  if (reads_ && directory_->knows_resets() && reads_->read(std::move(read), monotonic_now())) return;
   // The node must not be called from here.
   peers_->post([this, op] {
     apply_([&](node::Node& node) { sink_.on_end(node, op, node::RemoteOutcome::kMissing, monotonic_now()); });
