@@ -28,6 +28,21 @@ void SimMeta::damage() {
   text[loop_.below(text.size())] ^= static_cast<char>(1U << loop_.below(8));
 }
 
+void SimMeta::drop_lapsed() {
+  std::erase_if(data_, [&](const auto& one) { return one.second.until && *one.second.until <= loop_.now(); });
+}
+
+std::uint64_t SimMeta::value_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const auto& [key, value] : data_) {
+    bytes += value.text.size();
+    for (const std::string& member : value.members) bytes += member.size();
+    for (const auto& [part, text] : value.parts) bytes += text.size();
+    for (const auto& [id, text] : value.stream.entries) bytes += text.size();
+  }
+  return bytes;
+}
+
 SimMeta::Value* SimMeta::find(const std::string& key) {
   const auto found = data_.find(key);
   if (found == data_.end()) return nullptr;
@@ -105,11 +120,11 @@ meta::Answer SimMeta::carry_out(const Op& op) {
       for (std::uint32_t s = 0; s < op.streams.size(); ++s) {
         const Value* value = find(op.streams[s].stream);
         if (value == nullptr) continue;
-        std::uint64_t count = 0;
-        for (const auto& [id, text] : value->stream.entries) {
-          if (id <= meta::entry_number(op.streams[s].after) || count == op.number) continue;
-          answer.entries.push_back({s, meta::entry_id(id), text});
-          ++count;
+        const auto& entries = value->stream.entries;
+        auto entry = std::ranges::upper_bound(entries, meta::entry_number(op.streams[s].after), {},
+                                              [](const auto& one) { return one.first; });
+        for (std::uint64_t count = 0; entry != entries.end() && count < op.number; ++entry, ++count) {
+          answer.entries.push_back({s, meta::entry_id(entry->first), entry->second});
         }
       }
       break;
@@ -122,8 +137,18 @@ std::uint64_t SimMeta::wait(Op read, std::function<void(meta::Answer)> answer) {
   return next_waiter_++;
 }
 
-void SimMeta::wake_waiters() {
+void SimMeta::wake_waiters(const meta::Request& request) {
+  const auto waits_for = [&](const Op& read) {
+    return std::ranges::any_of(request, [&](const Op& op) {
+      return (op.kind == Op::Kind::kAppend || op.kind == Op::Kind::kRing) &&
+             std::ranges::find(read.streams, op.key, &meta::Position::stream) != read.streams.end();
+    });
+  };
   for (auto waiter = waiters_.begin(); waiter != waiters_.end();) {
+    if (!waits_for(waiter->second.op)) {
+      ++waiter;
+      continue;
+    }
     meta::Answer answer = carry_out(waiter->second.op);
     if (answer.entries.empty()) {
       ++waiter;
@@ -159,7 +184,7 @@ void SimMetaChannel::submit(const meta::Request& request, std::function<void(Res
   loop_.after(loop_.delay(5 * kSecond), [&store = store_, request, is_cut = cut_] {
     if (!store.running_ || *is_cut) return;
     for (const Op& op : request) (void)store.carry_out(op);
-    store.wake_waiters();
+    store.wake_waiters(request);
   });
 }
 
@@ -181,7 +206,7 @@ void SimMetaChannel::arrive(const meta::Request& request, const std::shared_ptr<
     });
     return;
   }
-  store_.wake_waiters();
+  store_.wake_waiters(request);
   answer_with(std::move(answers), call);
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 
 #include "flexkv/meta/backoff.h"
 #include "flexkv/meta/request.h"
@@ -43,6 +44,10 @@ class SimMeta {
   // Flips a bit of something that it holds.
   void damage();
 
+  // Frees what has lapsed, which otherwise stays until somebody asks for it.
+  void drop_lapsed();
+  std::uint64_t value_bytes() const;  // of all that it holds, without names and without Redis's own structures
+
  private:
   friend class SimMetaChannel;
   struct Stream {
@@ -56,7 +61,7 @@ class SimMeta {
     Stream stream;
     std::optional<Nanos> until;
   };
-  using Data = std::map<std::string, Value>;
+  using Data = std::unordered_map<std::string, Value>;
   struct Waiter {
     meta::Op op;
     std::function<void(meta::Answer)> answer;
@@ -65,7 +70,8 @@ class SimMeta {
   Value* find(const std::string& key);
   meta::Answer carry_out(const meta::Op& op);
   std::uint64_t wait(meta::Op read, std::function<void(meta::Answer)> answer);
-  void wake_waiters();
+  // Those whose reads the request has brought something for.
+  void wake_waiters(const meta::Request& request);
 
   SimLoop& loop_;
   bool running_ = true;
