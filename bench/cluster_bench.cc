@@ -160,10 +160,12 @@ Json figures_json(const ClusterFigures& figures, const Run& run, const testing::
 }
 
 void print(const Json& json, const std::string& name) {
-  if (!json.is_object()) {
-    std::printf("%-48s %s\n", name.c_str(), json.dump().c_str());
-    return;
+  if (json.is_number_float()) {
+    std::printf("%-48s %.4g\n", name.c_str(), json.get<double>());
+  } else if (!json.is_object()) {
+    std::printf("%-48s %s\n", name.c_str(), json.is_string() ? json.get<std::string>().c_str() : json.dump().c_str());
   }
+  if (!json.is_object()) return;
   for (const auto& [key, value] : json.items()) print(value, name.empty() ? key : name + "." + key);
 }
 

@@ -43,7 +43,7 @@ int wrong_usage() {
   }
   std::fputs("without those options:\n  flexkv-bench ssd BYTES DIR...\n  flexkv-bench cluster TRACE", stderr);
   for (const std::string& option : kClusterOptions) std::fprintf(stderr, " [--%s=...]", option.c_str());
-  std::fputc('\n', stderr);
+  std::fputs(" [--json]\n", stderr);
   return kWrongUsage;
 }
 
@@ -71,8 +71,9 @@ int run(int argc, char** argv) {
     return run_ssd(std::strtoull(argv[2], nullptr, 10), {argv + 3, argv + argc});
   }
   if (name == "cluster") {
-    const Options options = take_options(kClusterOptions, 2, argc, argv);
-    return argc == 3 ? run_cluster(argv[2], options) : wrong_usage();
+    Options options = take_options(kClusterOptions, 2, argc, argv);
+    if (argc == 4 && std::string_view(argv[3]) == "--json") options.set("json", "");
+    return argc == 3 || options.has("json") ? run_cluster(argv[2], options) : wrong_usage();
   }
   for (const Suite& suite : kSuites) {
     if (suite.name != name) continue;

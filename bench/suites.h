@@ -46,10 +46,10 @@ Status register_remote(const std::string& url, const Options& options);
 void register_host();
 // Ends with the code of the process; not one of Google Benchmark's, as what it measures takes turns with fio.
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories);
-// Ends with the code of the process, too. Options: kClusterOptions.
+// Ends with the code of the process, too. Options: kClusterOptions, and json, which has no value.
 int run_cluster(const std::string& trace_path, const Options& options);
 inline const std::vector<std::string> kClusterOptions{"nodes",    "blocks",  "block-tokens", "router",
-                                                      "replicas", "minutes", "seed",         "json"};
+                                                      "replicas", "minutes", "seed"};
 void register_round_trips();  // part of the suite `host`
 
 }  // namespace flexkv::bench

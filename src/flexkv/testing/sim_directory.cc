@@ -67,13 +67,14 @@ void SimDirectory::apply(const cluster::Change& change) {
   changed_at_ = loop_.now();
 }
 
-void SimDirectory::submit(SimMetaChannel& channel, const meta::Request& request,
+void SimDirectory::submit(SimMetaChannel& channel, meta::Request request,
                           void (cluster::Directory::*report)(const Result<meta::Answers>&, Nanos)) {
   DirectoryTraffic::Flow& flow = traffic_.by_use[static_cast<std::size_t>(use_of(request))];
   ++flow.requests;
   flow.sent_bytes += request_bytes(request);
-  channel.submit(request, [this, &flow, request, report](Result<meta::Answers> answers) {
-    if (answers) flow.received_bytes += answer_bytes(request, answers.value());
+  const auto asked = std::make_shared<const meta::Request>(request);
+  channel.submit(std::move(request), [this, &flow, asked, report](Result<meta::Answers> answers) {
+    if (answers) flow.received_bytes += answer_bytes(*asked, answers.value());
     (directory_.*report)(answers, loop_.now());
     pump();
   });
@@ -83,12 +84,12 @@ void SimDirectory::pump() {
   const Nanos now = loop_.now();
   directory_.expire(now);
   if (orders_.ready()) {
-    if (const auto request = directory_.next_order(now)) {
-      submit(orders_, *request, &cluster::Directory::order_done);
+    if (auto request = directory_.next_order(now)) {
+      submit(orders_, std::move(*request), &cluster::Directory::order_done);
     }
   }
   if (follows_ && reads_.ready()) {
-    if (const auto request = directory_.next_read(now)) submit(reads_, *request, &cluster::Directory::read_done);
+    if (auto request = directory_.next_read(now)) submit(reads_, std::move(*request), &cluster::Directory::read_done);
   }
   if (!orders_.ready()) return;
   const Nanos due = directory_.order_due(now);

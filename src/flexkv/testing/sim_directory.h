@@ -49,7 +49,7 @@ class SimDirectory {
   Nanos changed_at() const { return changed_at_; }    // the last of them
 
  private:
-  void submit(SimMetaChannel& channel, const meta::Request& request,
+  void submit(SimMetaChannel& channel, meta::Request request,
               void (cluster::Directory::*report)(const Result<meta::Answers>&, Nanos));
 
   SimLoop& loop_;

@@ -62,14 +62,15 @@ class SimMeta {
     std::optional<Nanos> until;
   };
   using Data = std::unordered_map<std::string, Value>;
+  using Shared = std::shared_ptr<const meta::Request>;  // with hundreds of streams in it
   struct Waiter {
-    meta::Op op;
+    Shared read;  // its only operation
     std::function<void(meta::Answer)> answer;
   };
 
   Value* find(const std::string& key);
   meta::Answer carry_out(const meta::Op& op);
-  std::uint64_t wait(meta::Op read, std::function<void(meta::Answer)> answer);
+  std::uint64_t wait(Shared read, std::function<void(meta::Answer)> answer);
   // Those whose reads the request has brought something for.
   void wake_waiters(const meta::Request& request);
 
@@ -92,7 +93,7 @@ class SimMetaChannel {
       : loop_(loop), store_(store), backoff_(100 * kMillisecond, kRetryMax, seed), on_ready_(std::move(ready)) {}
 
   bool ready() const { return ready_ && !busy_; }
-  void submit(const meta::Request& request, std::function<void(Result<meta::Answers>)> done);
+  void submit(meta::Request request, std::function<void(Result<meta::Answers>)> done);
   // Nothing gets through from now on, or again.
   void cut(bool is_cut) { *cut_ = is_cut; }
 
@@ -101,7 +102,7 @@ class SimMetaChannel {
     std::function<void(Result<meta::Answers>)> done;
     bool over = false;
   };
-  void arrive(const meta::Request& request, const std::shared_ptr<Call>& call);
+  void arrive(const SimMeta::Shared& request, const std::shared_ptr<Call>& call);
   void answer_with(meta::Answers answers, const std::shared_ptr<Call>& call);
   void end(const std::shared_ptr<Call>& call, Result<meta::Answers> result);
   void fail(const std::shared_ptr<Call>& call, ErrorCode code);
