@@ -124,6 +124,15 @@ TEST(ClusterSim, NothingIsSentOfBlocksThatStay) {
   EXPECT_LE(static_cast<double>(rounds[1]), 1.2 * static_cast<double>(rounds[0]));
 }
 
+// However many nodes have something to say.
+TEST(ClusterSim, WhoFollowsReadsTenTimesASecond) {
+  const ClusterFigures figures = run(small(ClusterRouter::kRoundRobin, kNodes)).figures;
+  const double seconds = static_cast<double>(figures.served) / kSecond;
+  EXPECT_GT(static_cast<double>(figures.batches), 25 * seconds);
+  const auto reads = static_cast<double>(figures.follower.of(DirectoryUse::kFollow).requests);
+  EXPECT_LE(reads, 11 * seconds * figures.followers);
+}
+
 // Twice the changes, twice the bytes: about 8 a change and what the batches are wrapped in.
 TEST(ClusterSim, BytesFollowChanges) {
   const ClusterFigures figures = run(small(ClusterRouter::kRoundRobin, kNodes)).figures;

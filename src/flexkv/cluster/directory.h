@@ -25,9 +25,9 @@ namespace flexkv::cluster {
 
 struct DirectoryOptions {
   std::string cluster = "default";
-  std::string name;                   // of the node, for people; at most kNameMax bytes
-  std::string address;                // where others reach it; at most kAddressMax bytes
-  Incarnation incarnation = 0;        // random, never 0
+  std::string name;             // of the node, for people; at most kNameMax bytes
+  std::string address;          // where others reach it; at most kAddressMax bytes
+  Incarnation incarnation = 0;  // random, never 0
   // Of the cluster, as what the node holds belongs to. 0: not known; any will do as long as it holds nothing.
   std::uint64_t epoch = 0;
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
@@ -74,6 +74,8 @@ class Directory {
   void read_done(const Result<meta::Answers>& answers, Nanos now);
   // When next_order() will have one, if nothing else happens.
   Nanos order_due(Nanos now) const;
+  // When next_read() will have one that it does not have now because it came just before.
+  Nanos read_due(Nanos now) const;
   // Forgets nodes that were not heard of. To be called now and then.
   void expire(Nanos now);
 
@@ -165,6 +167,7 @@ class Directory {
   bool read_loads_ = false;  // the read under way is of a snapshot
   std::uint64_t read_epoch_ = 0;
   std::uint64_t read_count_ = 0;
+  Nanos read_after_ = 0;  // not before
   std::vector<Target> read_targets_;
   std::string bell_after_ = meta::kNoEntry;
 };

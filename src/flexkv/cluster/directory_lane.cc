@@ -116,6 +116,7 @@ void DirectoryLane::sleep(bool more) const {
   {
     MutexLock lock(mutex_);
     if (orders_.ready()) until = std::min(until, directory_.order_due(now));
+    if (reads_.ready()) until = std::min(until, directory_.read_due(now));
     if (directory_.epoch_to_enter()) until = now;
     if (stop_by_) until = std::min(until, *stop_by_);
   }

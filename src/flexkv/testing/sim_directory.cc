@@ -91,8 +91,9 @@ void SimDirectory::pump() {
   if (follows_ && reads_.ready()) {
     if (auto request = directory_.next_read(now)) submit(reads_, std::move(*request), &cluster::Directory::read_done);
   }
-  if (!orders_.ready()) return;
-  const Nanos due = directory_.order_due(now);
+  Nanos due = INT64_MAX;
+  if (orders_.ready()) due = directory_.order_due(now);
+  if (follows_ && reads_.ready()) due = std::min(due, directory_.read_due(now));
   if (due == INT64_MAX || (wakeup_ <= due && wakeup_ > now)) return;
   wakeup_ = due;
   loop_.at(due, [this, alive = alive_] {
