@@ -143,6 +143,11 @@ Json figures_json(const ClusterFigures& figures, const Run& run, const testing::
                    {"undelivered", share(blocks.undelivered, blocks.asked)},
                    {"alone", share(alone.hits(), alone.asked)},
                    {"of_ideal", share(blocks.hits(), ideal.hits())}};
+  Json& unimported = json["unimported_blocks"] = Json::object();
+  for (std::size_t i = 0; i < proto::kReasonCount; ++i) {
+    if (figures.unimported[i] > 0)
+      unimported[proto::reason_name(static_cast<proto::Reason>(i))] = figures.unimported[i];
+  }
   json["directory"] = directory_json(figures, shape);
   const auto& replica = figures.replica;
   json["replica"] = {{"blocks", replica.blocks},

@@ -98,6 +98,7 @@ class ClusterNode : private node::RemotePort {
   const SimDirectory& directory() const { return directory_; }
   const node::SpaceName& space_name() const { return space_name_; }
   const ServedBlocks& served() const { return cache_->served(); }
+  const node::NodeStats& stats() const { return cache_->node().stats(); }
   std::size_t under_way() const { return cache_->under_way(); }
   // Tags of all that is in host memory, in any order.
   std::vector<cluster::Tag> content();

@@ -155,17 +155,20 @@ void ClusterSim::transfer(ClusterNode& reader, const peer::ReadRequest& request)
     if (owner == nullptr) return end_at(loop_.now() + kLatency, 0, peer::Outcome::kUnreachable);
     const node::LoanId id = ++last_loan_;
     const node::Loan loan = owner->lend(id, request);
-    const auto blocks = static_cast<std::uint32_t>(loan.host_offsets.size());
-    const Nanos begin = std::max({loop_.now(), owner->sends_until, reader.receives_until});
-    const double bytes = static_cast<double>(blocks) * static_cast<double>(request.slot_bytes);
-    const Nanos end = begin + static_cast<Nanos>(bytes / kLinkBytesPerSecond * static_cast<double>(kSecond));
-    if (end + kLatency > request.deadline) {
-      owner->end_loan(id);
-      return end_at(request.deadline, 0, peer::Outcome::kDeadline);
-    }
-    if (blocks > 0) owner->sends_until = reader.receives_until = end;
+    // One read after the other leaves the owner, and one after the other enters the reader, as far as it has time.
+    const double bytes = static_cast<double>(request.slot_bytes);
+    const auto block_time = static_cast<Nanos>(bytes / kLinkBytesPerSecond * static_cast<double>(kSecond));
+    const Nanos sent = std::max(loop_.now(), owner->sends_until);
+    const Nanos begin = std::max(sent, reader.receives_until);
+    const Nanos left = std::max<Nanos>(0, request.deadline - kLatency - begin);
+    const auto blocks = std::min<Nanos>(static_cast<Nanos>(loan.host_offsets.size()), left / block_time);
+    const bool late = static_cast<std::size_t>(blocks) < loan.host_offsets.size();
+    const Nanos end = begin + blocks * block_time;
+    owner->sends_until = sent + blocks * block_time;
+    reader.receives_until = std::max(reader.receives_until, end);
     loop_.at(end, [owner, id] { owner->end_loan(id); });
-    end_at(end + kLatency, blocks, outcome_of(loan.limit));
+    end_at(late ? request.deadline : end + kLatency, static_cast<std::uint32_t>(blocks),
+           late ? peer::Outcome::kDeadline : outcome_of(loan.limit));
   });
 }
 
@@ -250,6 +253,7 @@ void ClusterSim::serve() {
   figures_.batches = batches();
   for (auto& node : nodes_) {
     figures_.blocks += node->served();
+    for (std::size_t i = 0; i < proto::kReasonCount; ++i) figures_.unimported[i] += node->stats().unimported_blocks[i];
     figures_.changes += node->directory().changes();
     auto& times = node->lookup_times();
     figures_.lookups.insert(figures_.lookups.end(), times.begin(), times.end());

@@ -2,6 +2,7 @@
 // modelled. Everything but the times of lookups follows from the seed. Owned by one thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -65,8 +66,9 @@ struct ClusterFigures {
   Nanos joined = 0;  // until all knew all others
   Nanos served = 0;  // how long the load took
   ServedBlocks blocks;
-  std::uint64_t busiest_node = 0;  // blocks asked of it
-  std::uint64_t changes = 0;       // of all nodes, while the load was served
+  std::array<std::uint64_t, proto::kReasonCount> unimported{};  // of the blocks that other nodes were asked for
+  std::uint64_t busiest_node = 0;                               // blocks asked of it
+  std::uint64_t changes = 0;                                    // of all nodes, while the load was served
   std::uint64_t batches = 0;
   DirectoryTraffic all;       // of all nodes, in that time, as far as they follow
   DirectoryTraffic follower;  // of one that follows, on average
