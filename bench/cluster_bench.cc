@@ -130,7 +130,7 @@ Json figures_json(const ClusterFigures& figures, const Run& run, const testing::
   json["nodes"] = shape.nodes;
   json["blocks"] = shape.blocks;
   json["block_tokens"] = shape.block_tokens;
-  json["replicas"] = figures.followers;
+  json["replicas"] = shape.replicas;
   json["router"] = shape.router == testing::ClusterRouter::kPrefix ? "prefix" : "round-robin";
   json["seed"] = shape.seed;
   json["seconds"] = static_cast<double>(figures.served) / kSecond;

@@ -82,7 +82,6 @@ void SimDirectory::submit(SimMetaChannel& channel, meta::Request request,
 
 void SimDirectory::pump() {
   const Nanos now = loop_.now();
-  directory_.expire(now);
   if (orders_.ready()) {
     if (auto request = directory_.next_order(now)) {
       submit(orders_, std::move(*request), &cluster::Directory::order_done);
