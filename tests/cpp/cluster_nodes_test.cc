@@ -33,11 +33,14 @@ class Machine : public testing::RealMachine {
     std::uint64_t pool_bytes = 1U << 20;
     std::uint64_t disk_bytes = 0;
     std::shared_ptr<device::Device> device = device::open_host_device().value();
+    std::string nixl_library{};
   };
 
   Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, const Options& options)
       : RealMachine(root, name, options.pool_bytes, options.disk_bytes) {
-    join(name, testing::write_secret(dir_ + "/secret", options.secret), redis).share_drives = true;
+    auto& cluster = join(name, testing::write_secret(dir_ + "/secret", options.secret), redis);
+    cluster.share_drives = true;
+    cluster.nixl_library = options.nixl_library;
     start();
     attach_engine(options.device);
   }
@@ -74,6 +77,45 @@ TEST_F(ClusterTest, ANodeReadsWhatAnotherHasComputed) {
   EXPECT_TRUE(c->loads_all(1));
   b->compute(2);
   EXPECT_TRUE(c->loads_all(2));
+}
+
+TEST_F(ClusterTest, ANodeReadsAnothersMemoryByItself) {
+  const char* const library = std::getenv("FLEXKV_TEST_NIXL");
+  if (library == nullptr) GTEST_SKIP() << "FLEXKV_TEST_NIXL does not say where libnixl_capi.so is";
+  Machine::Options with_nixl;
+  with_nixl.nixl_library = library;
+  const auto a = machine("a", with_nixl);
+  a->compute(1);
+  {
+    const auto b = machine("b", with_nixl);
+    EXPECT_TRUE(b->loads_all(1));
+    // What is counted is told a moment after it has happened.
+    const auto count = [](const Machine& one, const char* flow, const char* what) {
+      return one.status().at("cluster").at(flow).at(what).get<std::uint64_t>();
+    };
+    EXPECT_TRUE(eventually([&] { return count(*b, "read", "one_sided_blocks") == kBlocks; }));
+    EXPECT_EQ(count(*b, "read", "one_sided_failures"), 0U);
+    EXPECT_TRUE(eventually([&] { return count(*a, "lent", "under_way") == 0; }));
+    EXPECT_EQ(count(*a, "lent", "one_sided_blocks"), kBlocks);
+    EXPECT_EQ(count(*a, "lent", "bytes"), 0U);
+  }
+  // One that cannot gets bytes.
+  const auto c = machine("c");
+  EXPECT_TRUE(c->loads_all(1));
+  EXPECT_EQ(c->status().at("cluster").at("read").at("one_sided_blocks"), 0);
+}
+
+TEST_F(ClusterTest, ANodeWithoutNixlSaysSoAndReadsOverTcp) {
+  Machine::Options without;
+  without.nixl_library = "/nowhere/libnixl_capi.so";
+  const auto a = machine("a", without);
+  const auto b = machine("b", without);
+  a->compute(1);
+  EXPECT_TRUE(b->loads_all(1));
+  const auto status = b->status();
+  EXPECT_EQ(status.at("cluster").at("transport"), "tcp");
+  const auto text = status.at("health").dump();
+  EXPECT_NE(text.find("/nowhere/libnixl_capi.so"), std::string::npos) << text;
 }
 
 TEST_F(ClusterTest, WhatIsOnDrivesOfAnotherIsReadFromThere) {

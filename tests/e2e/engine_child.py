@@ -15,6 +15,8 @@ Steps are objects with `op`:
             `engine` false: without vLLM's part, which empties all caches
   wake      the end of that: other memory, the connectors told, vLLM's part
   settle    waits `seconds`, and on a busy machine until no node moves blocks: saves run beside the engine
+  pace      an engine in this process begins a step only when no node moves blocks, until `on` is false. Where it schedules step
+            by step, it gives blocks behind a window away in the very next one, and saves that have not ended are called off
   kv        writes to the file `path`, for each rank, a digest of what each device block holds, "" for zeros; needs
             VLLM_ALLOW_INSECURE_SERIALIZATION
   run       runs the program `argv` (kills or starts a daemon), which must succeed; `background`: does not wait for it
@@ -103,6 +105,7 @@ class Engine:
         if arguments.get("pipeline_parallel_size", 1) > 1:
             # vLLM (0.32) leaves this out on CPUs in eager mode; then all stages but the first lack room for their input.
             self._llm.collective_rpc(_profile)
+        self._step = self._llm.llm_engine.step
         self._added = 0
         self._said: dict[str, list[list[int]]] = {}  # prompts and answers, by step
 
@@ -166,6 +169,15 @@ class Engine:
             "errors": 0,
             "descriptors": open_descriptors(marked_processes(os.environ["E2E_RUN_ID"])),
         }
+
+    def pace(self, step: dict[str, Any]) -> None:
+        engine = self._llm.llm_engine
+        engine.step = self._paced_step if step["on"] else self._step
+
+    def _paced_step(self) -> Any:
+        outputs = self._step()
+        settle(0)
+        return outputs
 
     def abort(self, step: dict[str, Any]) -> None:
         engine = self._llm.llm_engine
@@ -404,6 +416,8 @@ def main() -> None:
                 engine.wake(step)
             case "settle":
                 settle(step["seconds"])
+            case "pace":
+                engine.pace(step)
             case "kv":
                 engine.write_kv(step)
             case "run":

@@ -38,6 +38,11 @@ def emptied() -> list[Step]:
     return [{"op": "settle", "seconds": 0.3}, {"op": "reset"}]
 
 
+def paced(steps: list[Step]) -> list[Step]:
+    """What is saved is kept, however busy the machine."""
+    return [{"op": "pace", "on": True}, *steps, {"op": "pace", "on": False}]
+
+
 def everything() -> list[Step]:
     """All situations that one engine can go through."""
     return [

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ def test_hits_what_another_node_has_in_host_memory(
     again = b.run(tiny_model, tmp_path / "again", steps)
     assert outputs(again) == expected
     assert {result.flexkv_hits for result in again.values()} == {whole_blocks(LONG)}
+
+
+@pytest.mark.skipif(find_spec("nixl_cu13") is None, reason="scripts/setup --tests installs nixl-cu13")
+def test_reads_another_nodes_memory_directly(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+    steps = one_by_one()
+    a, b = (cluster.machine(name, FLEXKV_PEER_TRANSPORT="nixl") for name in "ab")
+    computed = a.run(tiny_model, tmp_path / "on a", steps)
+    hit = b.run(tiny_model, tmp_path / "on b", [*once_it_knows(b, _BLOCKS), *steps])
+    assert outputs(hit) == outputs(computed) | {"before": hit["before"].outputs}
+    assert [hit[name].flexkv_hits for name in computed] == [whole_blocks(LONG)] * _PROMPTS
+    assert b.cluster["transport"] == "nixl"
+    assert b.cluster["read"]["one_sided_blocks"] == a.cluster["lent"]["one_sided_blocks"] == _BLOCKS
 
 
 def test_hits_what_another_node_has_on_drives(

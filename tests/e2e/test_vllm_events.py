@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from dynamo import free_port
 from engine import BLOCK, EngineConfig, run_engine, run_program
-from scenarios import LONG, adapters, emptied, generate, prompt
+from scenarios import LONG, adapters, emptied, generate, paced, prompt
 from test_vllm_daemon import serve_argv
 from test_vllm_ssd import prompts, ssd
 
@@ -100,7 +100,7 @@ def test_groups_tell_their_blocks_apart(hybrid_model: Path, tmp_path: Path) -> N
     config = EngineConfig(flexkv=True, full=True, pool_blocks=110, environment=(("FLEXKV_CPU_CACHE_GB", "6MB"),))
     config = publishing(config, tmp_path / "sockets")
     steps = [
-        generate("first", [prompt("first", LONG)]),
+        *paced([generate("first", [prompt("first", LONG)])]),
         *compare(config, tmp_path / "saved"),
         *(generate(f"many {i}", [ids]) for i, ids in enumerate(prompts())),
         *compare(config, tmp_path / "evicted"),

@@ -23,6 +23,7 @@ from scenarios import (
     cold_warm_partial,
     emptied,
     generate,
+    paced,
     preemption_storm,
     prompt,
     salts,
@@ -53,7 +54,7 @@ def runs(
 
 
 def situations() -> list[dict[str, Any]]:
-    return [
+    exact = [
         *sensitivity(),
         *cold_warm_partial(),
         *block_boundaries(),
@@ -61,9 +62,8 @@ def situations() -> list[dict[str, Any]]:
         *engine_has_the_beginning(),
         *shared_prefix(),
         *answer_beyond_the_window(),
-        *preemption_storm(),
-        *abort_while_loading(),
     ]
+    return [*paced(exact), *preemption_storm(), *abort_while_loading()]
 
 
 def engine_has_the_beginning() -> list[dict[str, Any]]:

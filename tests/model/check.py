@@ -41,6 +41,14 @@ CLAIMS = (
     Claim("peer_read", ("LATE_GENERATION",), holds=False),
     Claim("peer_read", ("NO_INCARNATION",), holds=False),
     Claim("peer_read", ("NO_EXPIRY",), liveness=True, holds=False),
+    # The word of the lease instead of the slot's generation: right as long as the lease keeps its slot.
+    Claim("peer_read", ("LEASE_WORDS",)),
+    Claim("peer_read", ("LEASE_WORDS",), liveness=True),
+    Claim("peer_read", ("LEASE_WORDS", "NEVER_ACCEPTED"), holds=False),
+    Claim("peer_read", ("LEASE_WORDS", "NO_PIN"), holds=False),
+    Claim("peer_read", ("LEASE_WORDS", "LATE_WORD"), holds=False),
+    Claim("peer_read", ("LEASE_WORDS", "NO_GENERATION_CHECK"), holds=False),
+    Claim("peer_read", ("LEASE_WORDS", "NO_INCARNATION"), holds=False),
 )
 
 

@@ -11,6 +11,10 @@
  * LATE_GENERATION (bytes change before the generation does) and NO_INCARNATION (a restarted owner counts from the same
  * number again) break the first, NO_EXPIRY the second. NO_PIN (slots under lease are recycled) breaks neither: a lease
  * saves the reader's work, it is not what makes it right. NEVER_ACCEPTED fails because blocks are accepted at all.
+ *
+ * LEASE_WORDS is what src/flexkv/peer does (docs/decisions/0024): the generation is not the slot's but the lease's, and
+ * changes before the lease is over. Then the pin is what makes it right: NO_PIN breaks it, and so do NO_GENERATION_CHECK,
+ * NO_INCARNATION and LATE_WORD (the lease is over before its word says so).
  */
 
 #ifndef READERS
@@ -28,6 +32,24 @@ byte recycles = 0;
 byte blocks_made = 1;
 bool leased[READERS];
 byte life_of_lease[READERS];
+
+#ifdef LEASE_WORDS
+byte word_of_lease[READERS];
+#define number_of(r) word_of_lease[r]
+#else
+#define number_of(r) generation
+#endif
+
+/* Not atomic: readers may look in between. */
+inline end_lease(r) {
+#if defined(LEASE_WORDS) && !defined(LATE_WORD)
+  word_of_lease[r]++;
+#endif
+  leased[r] = false;
+#if defined(LEASE_WORDS) && defined(LATE_WORD)
+  word_of_lease[r]++
+#endif
+}
 
 #ifdef NO_PIN
 #define pinned false
@@ -49,7 +71,7 @@ end:
           leased[reader] = true;
           life_of_lease[reader] = life;
           if
-          :: nfull(grants[reader]) -> grants[reader] ! true, generation, life
+          :: nfull(grants[reader]) -> grants[reader] ! true, number_of(reader), life
           :: full(grants[reader]) -> skip
           fi
        :: else ->
@@ -85,6 +107,11 @@ end:
 #else
        generation = life * PER_LIFE
 #endif
+#ifdef LEASE_WORDS
+       ;
+       word_of_lease[0] = generation;
+       word_of_lease[READERS - 1] = generation
+#endif
      };
      blocks_made++;
      word0 = blocks_made;
@@ -98,8 +125,8 @@ active proctype Expiry() {
 end:
   do
 #ifndef NO_EXPIRY
-  :: atomic { leased[0] -> leased[0] = false }
-  :: atomic { leased[READERS - 1] -> leased[READERS - 1] = false }
+  :: leased[0] -> end_lease(0)
+  :: leased[READERS - 1] -> end_lease(READERS - 1)
 #endif
   :: false -> skip
   od
@@ -124,7 +151,7 @@ proctype Reader(byte me) {
   fi;
   first = word0;
   second = word1;
-  now_there = generation;
+  now_there = number_of(me);
   if
 #ifdef NO_GENERATION_CHECK
   :: true ->
@@ -139,7 +166,7 @@ proctype Reader(byte me) {
   fi;
   if
   :: goto done            /* died before it could give the lease back */
-  :: atomic { leased[me] && life_of_lease[me] == life && connection == life -> leased[me] = false }
+  :: leased[me] && life_of_lease[me] == life && connection == life -> end_lease(me)
   :: !leased[me] || life_of_lease[me] != life || connection != life -> skip
   fi;
 done:

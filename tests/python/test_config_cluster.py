@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +47,7 @@ def test_what_the_node_gets() -> None:
         "cluster_listen": "10.0.0.2:7000",
         "cluster_share_host": False,
         "cluster_share_drives": True,
+        "cluster_nixl_library": "",
         "redis_host": "redis.example",
         "redis_port": 6380,
         "redis_password": "p",
@@ -51,6 +55,24 @@ def test_what_the_node_gets() -> None:
     }
     assert options(enable_p2p_cpu=True, cluster_secret_file=SECRET, local_ip="::1")["cluster_listen"] == "[::1]:0"
     assert options(enable_p2p_cpu=True, cluster_secret_file=SECRET, node_id="n7")["cluster_node"] == "n7"
+
+
+def test_nixl_is_found_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def library() -> object:
+        given = {"enable_p2p_cpu": True, "cluster_secret_file": SECRET, "peer_transport": "nixl"}
+        return options(**given)["cluster_nixl_library"]
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert library() == "libnixl_capi.so"  # the loader may know it
+    (tmp_path / "nixl_cu13").mkdir()
+    (tmp_path / "nixl_cu13" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert library() == "libnixl_capi.so"
+    (tmp_path / ".nixl_cu13.mesonpy.libs").mkdir()
+    (tmp_path / ".nixl_cu13.mesonpy.libs" / "libnixl_capi.so").touch()
+    assert library() == str(tmp_path / ".nixl_cu13.mesonpy.libs" / "libnixl_capi.so")
+    with pytest.raises(ConfigError, match="peer_transport"):
+        options(peer_transport="rdma")
 
 
 def test_a_cluster_needs_a_secret_and_an_address_of_its_own() -> None:

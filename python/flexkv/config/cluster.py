@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexkv.config.setting import integer, setting, switch, text
+from flexkv.config.setting import choice, integer, setting, switch, text
 
 if TYPE_CHECKING:
     from flexkv.config.settings import Settings
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 _TOPIC = "Cluster"
 _NAME = text("letters, digits, `.`, `_`, `-`, at most 64", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _NODE_NAME_MAX = 64  # bytes, in the directory
+_NIXL = "libnixl_capi.so"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,15 @@ class ClusterSettings:
         "The port there. 0: any free one; the others learn it from Redis.",
         topic=_TOPIC,
     )
+    peer_transport: str = setting(
+        choice("tcp", "nixl"),
+        "tcp",
+        "How blocks travel between nodes: `tcp`, in TLS; or `nixl`, where both sides have it and as long as it works: each node "
+        "reads the others' memory by itself, over RDMA where UCX finds it. Only in a network in which you trust everybody: it is "
+        "not encrypted, and who reaches UCX's ports can read and write this process's memory (docs/operations/cluster.md). "
+        "Needs `pip install nixl-cu13`.",
+        topic=_TOPIC,
+    )
     redis_host: str = setting(
         text("a name, an address, or the path of a UNIX socket", r".{1,1024}"),
         "127.0.0.1",
@@ -109,11 +121,24 @@ def cluster_options(settings: Settings) -> dict[str, bool | int | float | str | 
         "cluster_listen": f"{host_port}:{settings.peer_port}",
         "cluster_share_host": settings.enable_p2p_cpu,
         "cluster_share_drives": settings.enable_p2p_ssd,
+        "cluster_nixl_library": nixl_library() if settings.peer_transport == "nixl" else "",
         "redis_host": settings.redis_host,
         "redis_port": settings.redis_port,
         "redis_password": settings.redis_password,
         "node_ttl_seconds": settings.node_ttl_seconds,
     }
+
+
+def nixl_library() -> str:
+    """NIXL's C library in its wheel; without one, its name, which the loader may know or the core reports as missing."""
+    for package in ("nixl_cu13", "nixl_cu12"):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        library = Path(spec.origin).parents[1] / f".{package}.mesonpy.libs" / _NIXL
+        if library.exists():
+            return str(library)
+    return _NIXL
 
 
 def cluster_problems(settings: Settings) -> list[str]:

@@ -42,6 +42,11 @@ std::vector<std::byte> encode(const Hello& message) {
   ipc::Writer writer;
   writer.pod(message.version);
   writer.string(message.node);
+  writer.array(std::span(message.window.metadata));
+  writer.pod(message.window.pool);
+  writer.pod(message.window.pool_bytes);
+  writer.pod(message.window.words);
+  writer.pod(message.window.word_count);
   return writer.take();
 }
 
@@ -50,6 +55,7 @@ std::vector<std::byte> encode(const Read& message) {
   writer.pod(message.space);
   writer.pod(message.slot_bytes);
   writer.pod(message.milliseconds);
+  writer.pod(static_cast<std::uint8_t>(message.by_itself));
   writer.pod(message.first);
   writer.array(std::span(message.keys));
   return writer.take();
@@ -67,6 +73,23 @@ std::vector<std::byte> encode(const End& message) {
   return writer.take();
 }
 
+std::vector<std::byte> encode(const Place& message) {
+  ipc::Writer writer;
+  writer.pod(message.offset);
+  writer.pod(message.checksum);
+  writer.pod(message.generation);
+  writer.pod(message.word);
+  return writer.take();
+}
+
+std::vector<std::byte> encode(const Placed& message) { return encode(End{message.outcome}); }
+
+std::vector<std::byte> encode(const Plain& message) {
+  ipc::Writer writer;
+  writer.pod(message.block);
+  return writer.take();
+}
+
 Result<Hello> decode_hello(std::span<const std::byte> body) {
   ipc::Reader reader(body);
   Hello message;
@@ -78,7 +101,16 @@ Result<Hello> decode_hello(std::span<const std::byte> body) {
                                               std::to_string(kVersion) + ": run one version of FlexKV on all nodes"};
   }
   message.node = reader.string(kNodeNameMax);
+  Window& window = message.window;
+  window.metadata = reader.array<std::byte>(kMetadataBytesMax);
+  window.pool = reader.pod<std::uint64_t>();
+  window.pool_bytes = reader.pod<std::uint64_t>();
+  window.words = reader.pod<std::uint64_t>();
+  window.word_count = reader.pod<std::uint32_t>();
   if (!reader.done() || message.node.empty()) return broken("a hello", "wrong length, or no name");
+  if (window.pool + window.pool_bytes < window.pool || window.words + window.words_bytes() < window.words) {
+    return broken("a hello", "no memory can lie there");
+  }
   return message;
 }
 
@@ -88,9 +120,12 @@ Result<Read> decode_read(std::span<const std::byte> body) {
   message.space = reader.pod<SpaceName>();
   message.slot_bytes = reader.pod<std::uint64_t>();
   message.milliseconds = reader.pod<std::uint32_t>();
+  const auto by_itself = reader.pod<std::uint8_t>();
   message.first = reader.pod<std::uint32_t>();
   message.keys = reader.array<key::BlockKey>(kKeysMax);
   if (!reader.done()) return broken("a request", "wrong length");
+  if (by_itself > 1) return broken("a request", "neither yes nor no");
+  message.by_itself = by_itself == 1;
   if (message.first >= message.keys.size()) return broken("a request", "no block is wanted");
   if (message.slot_bytes == 0 || message.slot_bytes > kSlotBytesMax) return broken("a request", "no such block size");
   return message;
@@ -108,6 +143,30 @@ Result<End> decode_end(std::span<const std::byte> body) {
   const auto outcome = reader.pod<std::uint8_t>();
   if (!reader.done() || outcome >= kOutcomeCount) return broken("an answer", "wrong length, or no such outcome");
   return End{static_cast<Outcome>(outcome)};
+}
+
+Result<Place> decode_place(std::span<const std::byte> body) {
+  ipc::Reader reader(body);
+  Place message;
+  message.offset = reader.pod<std::uint64_t>();
+  message.checksum = reader.pod<std::uint64_t>();
+  message.generation = reader.pod<std::uint64_t>();
+  message.word = reader.pod<std::uint32_t>();
+  if (!reader.done()) return broken("a block's place", "wrong length");
+  return message;
+}
+
+Result<Placed> decode_placed(std::span<const std::byte> body) {
+  const auto same = decode_end(body);
+  if (!same.ok()) return same.error();
+  return Placed{same.value().outcome};
+}
+
+Result<Plain> decode_plain(std::span<const std::byte> body) {
+  ipc::Reader reader(body);
+  const Plain message{reader.pod<std::uint32_t>()};
+  if (!reader.done()) return broken("the wish for bytes", "wrong length");
+  return message;
 }
 
 BlockChecksum::BlockChecksum(const SpaceName& space, std::uint64_t slot_bytes, const key::BlockKey& key)

@@ -36,6 +36,24 @@ TEST(Messages, ComeBackAsTheyWere) {
     EXPECT_EQ(back.keys, message.keys);
   }
   EXPECT_EQ(decode_block(encode(Block{42})).value().checksum, 42U);
+  hello.window = {{std::byte{5}, std::byte{6}}, 1000, 2000, 3000, 4};
+  const Window window = decode_hello(encode(hello)).value().window;
+  EXPECT_EQ(window.metadata, hello.window.metadata);
+  EXPECT_EQ(window.pool, 1000U);
+  EXPECT_EQ(window.pool_bytes, 2000U);
+  EXPECT_EQ(window.words, 3000U);
+  EXPECT_EQ(window.word_count, 4U);
+  Read by_itself = read_of(1);
+  EXPECT_FALSE(decode_read(encode(by_itself)).value().by_itself);
+  by_itself.by_itself = true;
+  EXPECT_TRUE(decode_read(encode(by_itself)).value().by_itself);
+  const Place place = decode_place(encode(Place{1, 2, 3, 4})).value();
+  EXPECT_EQ(place.offset, 1U);
+  EXPECT_EQ(place.checksum, 2U);
+  EXPECT_EQ(place.generation, 3U);
+  EXPECT_EQ(place.word, 4U);
+  EXPECT_EQ(decode_placed(encode(Placed{Outcome::kBusy})).value().outcome, Outcome::kBusy);
+  EXPECT_EQ(decode_plain(encode(Plain{7})).value().block, 7U);
   for (std::uint8_t i = 0; i < kOutcomeCount; ++i) {
     EXPECT_EQ(decode_end(encode(End{static_cast<Outcome>(i)})).value().outcome, static_cast<Outcome>(i));
     EXPECT_STRNE(outcome_name(static_cast<Outcome>(i)), "?");
@@ -54,6 +72,16 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
     EXPECT_FALSE(decode_read(encode(message)).ok());
   }
   EXPECT_FALSE(decode_hello(encode(Hello{})).ok());
+  Hello hello;
+  hello.node = "x";
+  hello.window.metadata.resize(kMetadataBytesMax + 1);
+  EXPECT_FALSE(decode_hello(encode(hello)).ok());
+  hello.window.metadata.clear();
+  hello.window.pool = ~0ULL;
+  hello.window.pool_bytes = 2;
+  EXPECT_FALSE(decode_hello(encode(hello)).ok());
+  hello.window = {{}, 0, 0, ~0ULL - 100, 100};
+  EXPECT_FALSE(decode_hello(encode(hello)).ok());
   Hello newer;
   newer.version = kVersion + 1;
   newer.node = "x";
@@ -66,31 +94,38 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
 TEST(Messages, AreNotReadPastTheirEnd) {
   Hello hello;
   hello.node = "node";
-  const std::vector<std::vector<std::byte>> whole{encode(hello), encode(read_of(3)), encode(Block{1}), encode(End{})};
-  const auto decoded = [](std::size_t kind, std::span<const std::byte> body) {
-    return kind == 0   ? decode_hello(body).ok()
-           : kind == 1 ? decode_read(body).ok()
-           : kind == 2 ? decode_block(body).ok()
-                       : decode_end(body).ok();
+  hello.window.metadata.resize(100);
+  struct Message {
+    std::vector<std::byte> whole;
+    bool (*decoded)(std::span<const std::byte> body);
   };
-  for (std::size_t kind = 0; kind < whole.size(); ++kind) {
-    for (std::size_t size = 0; size < whole[kind].size(); ++size) {
-      const std::vector<std::byte> cut(whole[kind].begin(), whole[kind].begin() + static_cast<std::ptrdiff_t>(size));
-      EXPECT_FALSE(decoded(kind, cut)) << kind << " " << size;
+  using Body = std::span<const std::byte>;
+  const std::vector<Message> messages{
+      {encode(hello), [](Body body) { return decode_hello(body).ok(); }},
+      {encode(read_of(3)), [](Body body) { return decode_read(body).ok(); }},
+      {encode(Block{1}), [](Body body) { return decode_block(body).ok(); }},
+      {encode(End{}), [](Body body) { return decode_end(body).ok(); }},
+      {encode(Place{1, 2, 3, 4}), [](Body body) { return decode_place(body).ok(); }},
+      {encode(Placed{}), [](Body body) { return decode_placed(body).ok(); }},
+      {encode(Plain{1}), [](Body body) { return decode_plain(body).ok(); }},
+  };
+  for (const auto& [whole, decoded] : messages) {
+    for (std::size_t size = 0; size < whole.size(); ++size) {
+      EXPECT_FALSE(decoded(std::span(whole).first(size))) << whole.size() << " " << size;
     }
-    auto longer = whole[kind];
+    auto longer = whole;
     longer.emplace_back();
-    EXPECT_FALSE(decoded(kind, longer)) << kind;
-    EXPECT_TRUE(decoded(kind, whole[kind]));
+    EXPECT_FALSE(decoded(longer)) << whole.size();
+    EXPECT_TRUE(decoded(whole));
   }
   Prng random(3);
   for (int i = 0; i < 20'000; ++i) {
-    auto bytes = whole[random.below(whole.size())];
+    auto bytes = messages[random.below(messages.size())].whole;
     for (std::byte& byte : bytes) {
       if (random.chance(10)) byte = static_cast<std::byte>(random.next());
     }
     bytes.resize(random.below(bytes.size() + 8));
-    for (std::size_t kind = 0; kind < whole.size(); ++kind) (void)decoded(kind, bytes);
+    for (const Message& message : messages) (void)message.decoded(bytes);
   }
 }
 

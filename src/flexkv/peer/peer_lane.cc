@@ -23,12 +23,15 @@ void add_up(ServingStats& sum, const ServingStats& one) {
   sum.requests += one.requests;
   sum.blocks += one.blocks;
   sum.bytes += one.bytes;
+  sum.placed_blocks += one.placed_blocks;
 }
 
 void add_up(ReadingStats& sum, const ReadingStats& one) {
   sum.requests += one.requests;
   sum.blocks += one.blocks;
   sum.bytes += one.bytes;
+  sum.one_sided_blocks += one.one_sided_blocks;
+  sum.one_sided_failures += one.one_sided_failures;
   for (std::size_t i = 0; i < sum.ended.size(); ++i) sum.ended[i] += one.ended[i];
 }
 
@@ -103,15 +106,15 @@ struct PeerLane::Link {
   }
 };
 
-PeerLane::PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink)
-    : options_(std::move(options)), tls_(std::move(tls)), source_(source), sink_(sink) {}
+PeerLane::PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink, OneSided* one_sided)
+    : options_(std::move(options)), tls_(std::move(tls)), source_(source), sink_(sink), one_sided_(one_sided) {}
 
 Result<std::unique_ptr<PeerLane>> PeerLane::start(PeerOptions options, net::TlsContext tls, BlockSource& source,
-                                                  ReadSink& sink) {
+                                                  ReadSink& sink, OneSided* one_sided) {
   if (options.node.empty() || options.node.size() > kNodeNameMax) {
     return Error{ErrorCode::kInvalidArgument, "a node's name has 1 to " + std::to_string(kNodeNameMax) + " characters"};
   }
-  std::unique_ptr<PeerLane> lane(new PeerLane(std::move(options), std::move(tls), source, sink));
+  std::unique_ptr<PeerLane> lane(new PeerLane(std::move(options), std::move(tls), source, sink, one_sided));
   if (const Status opened = lane->open(); !opened.ok()) return opened.error();
   lane->thread_ = start_thread([raw = lane.get()] { raw->run(); });
   return lane;
@@ -222,7 +225,7 @@ void PeerLane::accept_peers() {
     auto link = std::make_unique<Link>(std::move(tls.value()));
     link->serving = std::make_unique<Serving>(
         link->stream, source_, options_.node, options_.pinned_bytes_max,
-        [mailbox = mailbox_](std::function<void()> command) { mailbox->post(std::move(command)); });
+        [mailbox = mailbox_](std::function<void()> command) { mailbox->post(std::move(command)); }, one_sided_);
     add(std::move(link));
   }
 }
@@ -261,7 +264,9 @@ Result<PeerLane::Link*> PeerLane::link_to(const std::string& node, const std::st
   if (!tls.ok()) return tls.error();
   auto link = std::make_unique<Link>(std::move(tls.value()));
   link->owner = key;
-  link->reading = std::make_unique<Reading>(link->stream, sink_, options_.node, node);
+  link->reading = std::make_unique<Reading>(
+      link->stream, sink_, options_.node, node, one_sided_,
+      [mailbox = mailbox_](std::function<void()> command) { mailbox->post(std::move(command)); });
   Link* const raw = link.get();
   owners_[key] = raw->stream.fd();
   add(std::move(link));
@@ -319,6 +324,7 @@ void PeerLane::drop(Link& link, const std::string& why) {
       backoff.next = std::min(backoff.next * 2, kRetryMax);
     }
     link.reading->end_all(Outcome::kUnreachable);
+    if (one_sided_ != nullptr) one_sided_->forget(link.reading->owner());
     add_up(ended_.read, link.reading->stats());
   } else {
     add_up(ended_.served, link.serving->stats());

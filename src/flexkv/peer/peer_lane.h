@@ -42,9 +42,10 @@ struct PeerStats {
 
 class PeerLane {
  public:
-  // `source` and `sink` outlive the lane; the sink may be called before this returns.
+  // `source`, `sink` and `one_sided` (null: blocks travel as bytes) outlive the lane; the sink may be called before
+  // this returns.
   static Result<std::unique_ptr<PeerLane>> start(PeerOptions options, net::TlsContext tls, BlockSource& source,
-                                                 ReadSink& sink);
+                                                 ReadSink& sink, OneSided* one_sided = nullptr);
   ~PeerLane();
 
   // ADDRESS:PORT it listens at; empty: it does not.
@@ -64,7 +65,7 @@ class PeerLane {
   };
   class Mailbox;
 
-  PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink);
+  PeerLane(PeerOptions options, net::TlsContext tls, BlockSource& source, ReadSink& sink, OneSided* one_sided);
   Status open();
   void run();
   void accept_peers();
@@ -80,6 +81,7 @@ class PeerLane {
   const net::TlsContext tls_;
   BlockSource& source_;
   ReadSink& sink_;
+  OneSided* const one_sided_;
   std::string address_;
   std::shared_ptr<Mailbox> mailbox_;
 

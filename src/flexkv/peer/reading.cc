@@ -25,8 +25,9 @@ std::string problem_of(const ReadRequest& request) {
   return fit ? "" : "a buffer is not of a block's size";
 }
 
-Reading::Reading(net::FrameStream& stream, ReadSink& sink, const std::string& own_name, std::string owner)
-    : stream_(stream), sink_(sink), owner_(std::move(owner)) {
+Reading::Reading(net::FrameStream& stream, ReadSink& sink, const std::string& own_name, std::string owner,
+                 OneSided* one_sided, Post post)
+    : stream_(stream), sink_(sink), owner_(std::move(owner)), one_sided_(one_sided), post_(std::move(post)) {
   Hello hello;
   hello.node = own_name;
   const auto body = encode(hello);
@@ -37,7 +38,8 @@ Result<std::span<std::byte>> Reading::on_head(const FrameHead& head) {
   const auto kind = static_cast<Kind>(head.kind);
   if (greeted_ == (kind == Kind::kHello)) return unexpected(head);
   if (kind == Kind::kData) return room_for_data(head);
-  const bool known = kind == Kind::kHello || kind == Kind::kBlock || kind == Kind::kEnd;
+  const bool known = kind == Kind::kHello || kind == Kind::kBlock || kind == Kind::kEnd || kind == Kind::kPlace ||
+                     kind == Kind::kPlaced;
   if (!known || head.bytes > kMessageBytesMax) return unexpected(head);
   body_.resize(head.bytes);
   return std::span(body_);
@@ -54,6 +56,8 @@ Result<std::span<std::byte>> Reading::room_for_data(const FrameHead& head) {
   Request& request = found->second;
   const std::uint64_t left = request.asked.slot_bytes - request.offset;
   if (!request.sent || request.block == request.asked.buffers.size() || head.bytes > left) return unexpected(head);
+  if (request.form == Request::Form::kPlaces) return unexpected(head);
+  request.form = Request::Form::kBytes;
   receiving_ = head.id;
   return request.asked.buffers[request.block].subspan(request.offset, head.bytes);
 }
@@ -61,12 +65,13 @@ Result<std::span<std::byte>> Reading::room_for_data(const FrameHead& head) {
 Status Reading::on_frame(const FrameHead& head) {
   switch (static_cast<Kind>(head.kind)) {
     case Kind::kHello: {
-      const auto hello = decode_hello(body_);
+      auto hello = decode_hello(body_);
       if (!hello.ok()) return hello.error();
       if (hello.value().node != owner_) {
         return Error{ErrorCode::kPeer, "node " + hello.value().node + " is there now, not " + owner_};
       }
       greeted_ = true;
+      window_ = std::move(hello.value().window);
       return {};
     }
     case Kind::kData: {
@@ -84,6 +89,10 @@ Status Reading::on_frame(const FrameHead& head) {
     }
     case Kind::kBlock:
       return take_block(head.id);
+    case Kind::kPlace:
+      return take_place(head.id);
+    case Kind::kPlaced:
+      return take_placed(head.id);
     default:  // kEnd, by on_head
       return take_end(head.id);
   }
@@ -98,7 +107,8 @@ Status Reading::take_block(RequestId id) {
     return Error{ErrorCode::kPeer, "a block that was not asked for"};
   }
   Request& request = found->second;
-  if (request.offset != request.asked.slot_bytes) return Error{ErrorCode::kPeer, "a block without all its bytes"};
+  if (request.form != Request::Form::kBytes || request.offset != request.asked.slot_bytes)
+    return Error{ErrorCode::kPeer, "a block without all its bytes"};
   const bool right = request.checksum->value() == message.value().checksum;
   request.checksum.reset();
   request.offset = 0;
@@ -156,7 +166,13 @@ void Reading::end_all(Outcome outcome) {
 }
 
 void Reading::fill(Nanos now) {
+  now_ = now;
   if (!greeted_) return;
+  while (!to_plain_.empty()) {
+    const auto body = encode(to_plain_.front().second);
+    if (!stream_.send(static_cast<std::uint32_t>(Kind::kPlain), to_plain_.front().first, {body})) break;
+    to_plain_.pop_front();
+  }
   while (!to_cancel_.empty() && stream_.send(static_cast<std::uint32_t>(Kind::kCancel), to_cancel_.front(), {})) {
     to_cancel_.pop_front();
   }
@@ -171,6 +187,8 @@ void Reading::fill(Nanos now) {
     message.milliseconds = static_cast<std::uint32_t>(left / kMillisecond);
     message.first = request.asked.first;
     message.keys = request.asked.keys;
+    message.by_itself = reads_by_itself();
+    if (message.by_itself) request.form = Request::Form::kOpen;
     const auto body = encode(message);
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));
     request.sent = true;
@@ -178,11 +196,16 @@ void Reading::fill(Nanos now) {
 }
 
 void Reading::on_time(Nanos now) {
+  now_ = now;
   std::vector<RequestId> over;
   for (const auto& [id, request] : requests_) {
     if (request.asked.deadline <= now) over.push_back(id);
   }
+  // Of a read that hangs nothing is heard any more. The owner may answer all the same.
+  const bool hangs = std::ranges::any_of(
+      fetches_, [&](const auto& fetch) { return !fetch->result && std::ranges::find(over, fetch->id) != over.end(); });
   for (const RequestId id : over) end(id, Outcome::kDeadline);
+  if (hangs) rest_from_one_sided();
 }
 
 std::optional<Nanos> Reading::next_deadline() const {

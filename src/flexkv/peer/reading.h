@@ -1,9 +1,12 @@
 // The reader's side of one connection: asks an owner for blocks and puts them where they were wanted, each checked.
-// Pure logic over a FrameStream; one thread (the lane's).
+// Where both sides can, it reads the blocks out of the owner's memory by itself, a few pieces at a time, and goes on in
+// the plain form when that fails. Pure logic over a FrameStream; one thread (the lane's).
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -15,17 +18,25 @@
 
 namespace flexkv::peer {
 
+constexpr Nanos kOneSidedRest = 30 * kSecond;  // after a read by itself failed or hung
+
 struct ReadingStats {
   std::uint64_t requests = 0;
   std::uint64_t blocks = 0;
   std::uint64_t bytes = 0;
+  std::uint64_t one_sided_blocks = 0;    // of the blocks
+  std::uint64_t one_sided_failures = 0;  // after which the rest came as bytes
   std::array<std::uint64_t, kOutcomeCount> ended{};
 };
 
 class Reading final : public net::FrameSink {
  public:
-  // `owner`: who has to be there; anybody else is not asked.
-  Reading(net::FrameStream& stream, ReadSink& sink, const std::string& own_name, std::string owner);
+  using Post = std::function<void(std::function<void()>)>;
+
+  // `owner`: who has to be there; anybody else is not asked. `one_sided` (null: there is none) and `post`, which brings
+  // its answers to the lane, outlive this object.
+  Reading(net::FrameStream& stream, ReadSink& sink, const std::string& own_name, std::string owner,
+          OneSided* one_sided = nullptr, Post post = nullptr);
 
   Result<std::span<std::byte>> on_head(const net::FrameHead& head) override;
   Status on_frame(const net::FrameHead& head) override;
@@ -41,6 +52,7 @@ class Reading final : public net::FrameSink {
   std::optional<Nanos> next_deadline() const;
 
   bool greeted() const { return greeted_; }
+  const std::string& owner() const { return owner_; }
   bool knows(RequestId id) const { return requests_.contains(id); }
   const ReadingStats& stats() const { return stats_; }
 
@@ -51,11 +63,35 @@ class Reading final : public net::FrameSink {
     std::uint32_t block = 0;   // of those wanted
     std::uint64_t offset = 0;  // received of the block
     std::optional<BlockChecksum> checksum;
+
+    enum class Form { kOpen, kPlaces, kBytes };
+    Form form = Form::kBytes;
+    bool gave_up_places = false;    // some may still come
+    std::vector<Place> places;      // of the first of those wanted
+    std::optional<Outcome> placed;  // there are no more places, and why
+    std::uint32_t next_block = 0;   // of which the next piece is to be read
+    std::uint64_t next_offset = 0;
   };
+  struct Fetch {
+    RequestId id = 0;
+    std::uint32_t block = 0;
+    std::optional<Fetched> result;
+  };
+  struct Alive {};
 
   Result<std::span<std::byte>> room_for_data(const net::FrameHead& head);
   Status take_block(RequestId id);
   Status take_end(RequestId id);
+  Status take_place(RequestId id);
+  Status take_placed(RequestId id);
+  void fetch_more();
+  bool fetch_next(RequestId id, Request& request);  // false: there is no room
+  void take_fetched();
+  void take_piece(RequestId id, const Fetch& fetch);
+  void end_if_all(RequestId id);
+  bool reads_by_itself() const { return one_sided_ != nullptr && !window_.metadata.empty() && now_ >= one_sided_from_; }
+  void rest_from_one_sided();
+  void go_on_with_bytes(RequestId id, Request& request);
 
   net::FrameStream& stream_;
   ReadSink& sink_;
@@ -69,6 +105,16 @@ class Reading final : public net::FrameSink {
   std::unordered_set<RequestId> ghosts_;
   std::optional<RequestId> receiving_;  // whose buffer the stream fills
   ReadingStats stats_;
+
+  OneSided* const one_sided_;
+  Nanos one_sided_from_ = 0;
+  Nanos now_ = 0;
+  const Post post_;
+  const std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();
+  Window window_;
+  std::deque<RequestId> placing_;               // those with places, in the order in which they are read
+  std::deque<std::shared_ptr<Fetch>> fetches_;  // under way, in the order of the bytes
+  std::deque<std::pair<RequestId, Plain>> to_plain_;
 };
 
 // Why it could never be carried out; empty: it can.

@@ -7,24 +7,37 @@ namespace flexkv::peer {
 
 using net::FrameHead;
 
+namespace {
+
+// Of places that are summed up before other connections have their turn.
+constexpr std::uint64_t kSummedAtOnce = 4U << 20;
+
+}  // namespace
+
 Serving::Serving(net::FrameStream& stream, BlockSource& source, std::string own_name, std::uint64_t pinned_bytes_max,
-                 std::function<void(std::function<void()>)> post)
+                 std::function<void(std::function<void()>)> post, OneSided* one_sided)
     : stream_(stream),
       source_(source),
       own_name_(std::move(own_name)),
       pinned_bytes_max_(pinned_bytes_max),
-      post_(std::move(post)) {}
+      post_(std::move(post)),
+      one_sided_(one_sided) {}
 
 Serving::~Serving() {
-  for (const auto& [id, lease] : leases_) {
-    if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
-  }
+  for (auto& [id, lease] : leases_) give_back(lease);
+}
+
+void Serving::give_back(Lease& lease) {
+  // In this order: who still reads by itself must see that the blocks may change, before they do.
+  if (lease.word) one_sided_->words().end(*std::exchange(lease.word, std::nullopt));
+  if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
 }
 
 Result<std::span<std::byte>> Serving::on_head(const FrameHead& head) {
   const auto kind = static_cast<Kind>(head.kind);
   const bool greeted = !peer_name_.empty();
-  if (greeted == (kind == Kind::kHello) || (kind != Kind::kHello && kind != Kind::kRead && kind != Kind::kCancel)) {
+  if (greeted == (kind == Kind::kHello) ||
+      (kind != Kind::kHello && kind != Kind::kRead && kind != Kind::kCancel && kind != Kind::kPlain)) {
     return Error{ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " that has no place there"};
   }
   if (head.bytes > kMessageBytesMax || (kind == Kind::kCancel && head.bytes != 0)) {
@@ -42,6 +55,7 @@ Status Serving::on_frame(const FrameHead& head) {
       peer_name_ = std::move(hello.value().node);
       Hello answer;
       answer.node = own_name_;
+      if (one_sided_ != nullptr) answer.window = one_sided_->window();
       const auto body = encode(answer);
       FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kHello), 0, {body}));
       return {};
@@ -50,6 +64,11 @@ Status Serving::on_frame(const FrameHead& head) {
       auto read = decode_read(body_);
       if (!read.ok()) return read.error();
       return begin(head.id, std::move(read.value()));
+    }
+    case Kind::kPlain: {
+      const auto plain = decode_plain(body_);
+      if (!plain.ok()) return plain.error();
+      return send_plain(head.id, plain.value());
     }
     default:  // kCancel, by on_head. Of one that has ended: the two crossed.
       if (leases_.contains(head.id)) end(head.id, Outcome::kCanceled);
@@ -75,6 +94,7 @@ Status Serving::begin(RequestId id, Read message) {
   lease.slot_bytes = message.slot_bytes;
   lease.keys = std::move(message.keys);
   lease.first = message.first;
+  lease.by_itself = message.by_itself;
   lease.until = now_ + std::min(Nanos{message.milliseconds} * kMillisecond, kLeaseTimeMax);
   promised_bytes_ += lease.wanted() * lease.slot_bytes;
   source_.pin(lease.space, lease.slot_bytes, lease.keys, lease.first, lease.until,
@@ -103,6 +123,7 @@ void Serving::answered(RequestId id, Pinned pinned) {
   FLEXKV_ASSERT(!lease.answered && pinned.blocks.size() <= lease.wanted());
   lease.answered = true;
   lease.pinned = std::move(pinned);
+  if (lease.by_itself && lies_in_window(lease.pinned)) lease.word = one_sided_->words().take();
   if (lease.pinned.blocks.empty()) {
     end(id, lease.pinned.outcome);
   } else {
@@ -110,15 +131,43 @@ void Serving::answered(RequestId id, Pinned pinned) {
   }
 }
 
+bool Serving::lies_in_window(const Pinned& pinned) const {
+  if (one_sided_ == nullptr || one_sided_->window().metadata.empty()) return false;
+  const Window& window = one_sided_->window();
+  return std::ranges::all_of(pinned.blocks, [&](const auto block) {
+    return window.holds(reinterpret_cast<std::uintptr_t>(block.data()) - window.pool, block.size());
+  });
+}
+
+Status Serving::send_plain(RequestId id, const Plain& message) {
+  const auto found = leases_.find(id);
+  if (found == leases_.end()) return {};  // it ended, and the two crossed
+  Lease& lease = found->second;
+  if (!lease.word || message.block > lease.pinned.blocks.size()) {
+    return Error{ErrorCode::kPeer, "the wish for bytes of a block that it was not told the place of"};
+  }
+  if (message.block == lease.pinned.blocks.size()) {
+    end(id, lease.pinned.outcome);
+    return {};
+  }
+  one_sided_->words().end(*std::exchange(lease.word, std::nullopt));
+  lease.block = message.block;
+  lease.offset = 0;
+  lease.checksum.reset();
+  if (std::exchange(lease.placed, false)) turns_.push_back(id);
+  return {};
+}
+
 void Serving::fill(Nanos now) {
   now_ = now;
+  summed_bytes_ = 0;
   send_endings();
-  while (!turns_.empty() && endings_.empty()) {
+  while (!turns_.empty() && endings_.empty() && summed_bytes_ < kSummedAtOnce) {
     const RequestId id = turns_.front();
     const auto found = leases_.find(id);
     if (found != leases_.end() && !send_next(id, found->second)) return;
     turns_.pop_front();
-    if (leases_.contains(id)) turns_.push_back(id);
+    if (const auto left = leases_.find(id); left != leases_.end() && !left->second.placed) turns_.push_back(id);
     send_endings();
   }
 }
@@ -126,15 +175,16 @@ void Serving::fill(Nanos now) {
 // One frame of the block that is its turn.
 bool Serving::send_next(RequestId id, Lease& lease) {
   if (!stream_.has_room()) return false;
+  if (lease.block == lease.pinned.blocks.size()) {  // all places are told
+    lease.placed = true;
+    const auto body = encode(Placed{lease.pinned.outcome});
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kPlaced), id, {body}));
+    return true;
+  }
   const std::span<const std::byte> bytes = lease.pinned.blocks[lease.block];
   FLEXKV_ASSERT(bytes.size() == lease.slot_bytes);
   if (lease.offset == bytes.size()) {
-    const auto body = encode(Block{lease.checksum->value()});
-    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kBlock), id, {body}));
-    ++stats_.blocks;
-    lease.checksum.reset();
-    lease.offset = 0;
-    if (++lease.block == lease.pinned.blocks.size()) end(id, lease.pinned.outcome);
+    send_block_end(id, lease);
     return true;
   }
   if (!lease.checksum) {
@@ -148,17 +198,39 @@ bool Serving::send_next(RequestId id, Lease& lease) {
   }
   const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
   lease.checksum->add(part);
-  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
   lease.offset += part.size();
+  if (lease.word) {
+    summed_bytes_ += part.size();
+    return true;
+  }
+  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
   stats_.bytes += part.size();
   return true;
 }
 
+void Serving::send_block_end(RequestId id, Lease& lease) {
+  const std::uint64_t checksum = lease.checksum->value();
+  if (lease.word) {
+    const auto address = reinterpret_cast<std::uintptr_t>(lease.pinned.blocks[lease.block].data());
+    const auto body = encode(
+        Place{address - one_sided_->window().pool, checksum, one_sided_->words().generation(*lease.word), *lease.word});
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kPlace), id, {body}));
+    ++stats_.placed_blocks;
+  } else {
+    const auto body = encode(Block{checksum});
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kBlock), id, {body}));
+    ++stats_.blocks;
+  }
+  lease.checksum.reset();
+  lease.offset = 0;
+  if (++lease.block == lease.pinned.blocks.size() && !lease.word) end(id, lease.pinned.outcome);
+}
+
 void Serving::end(RequestId id, Outcome outcome) {
-  const auto node = leases_.extract(id);
-  const Lease& lease = node.mapped();
+  auto node = leases_.extract(id);
+  Lease& lease = node.mapped();
   promised_bytes_ -= lease.wanted() * lease.slot_bytes;
-  if (!lease.pinned.blocks.empty()) source_.unpin(lease.pinned.pin);
+  give_back(lease);
   endings_.emplace_back(id, outcome);
 }
 

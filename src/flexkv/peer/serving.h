@@ -26,14 +26,16 @@ struct ServingStats {
   std::uint64_t requests = 0;
   std::uint64_t blocks = 0;  // sent whole
   std::uint64_t bytes = 0;
+  std::uint64_t placed_blocks = 0;  // told where they lie
 };
 
 class Serving final : public net::FrameSink {
  public:
   // A pin's answer may come on any thread; `post` brings it, and then the call of what it is given, to the lane.
-  // `source` and `post` outlive this object's answers, which may come after it is gone.
+  // `source` and `post` outlive this object's answers, which may come after it is gone. `one_sided`: null: readers get
+  // bytes and nothing else.
   Serving(net::FrameStream& stream, BlockSource& source, std::string own_name, std::uint64_t pinned_bytes_max,
-          std::function<void(std::function<void()>)> post);
+          std::function<void(std::function<void()>)> post, OneSided* one_sided = nullptr);
   ~Serving() override;  // gives all pins back
 
   Result<std::span<std::byte>> on_head(const net::FrameHead& head) override;
@@ -57,9 +59,12 @@ class Serving final : public net::FrameSink {
     std::uint32_t first = 0;          // wanted
     Nanos until = 0;
     Pinned pinned;
-    bool answered = false;     // by the source
-    std::uint32_t block = 0;   // of those wanted
-    std::uint64_t offset = 0;  // sent of the block
+    bool by_itself = false;             // the reader can read
+    bool answered = false;              // by the source
+    std::optional<std::uint32_t> word;  // the reader reads by itself; the lease's word
+    bool placed = false;                // and knows all places
+    std::uint32_t block = 0;            // of those wanted
+    std::uint64_t offset = 0;           // sent of the block, or summed up
     std::optional<BlockChecksum> checksum;
 
     std::size_t wanted() const { return keys.size() - first; }
@@ -73,7 +78,11 @@ class Serving final : public net::FrameSink {
 
   Status begin(RequestId id, Read message);
   void answered(RequestId id, Pinned pinned);
+  Status send_plain(RequestId id, const Plain& message);
+  bool lies_in_window(const Pinned& pinned) const;
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
+  void send_block_end(RequestId id, Lease& lease);
+  void give_back(Lease& lease);
   void end(RequestId id, Outcome outcome);
   void send_endings();
 
@@ -82,6 +91,7 @@ class Serving final : public net::FrameSink {
   const std::string own_name_;
   const std::uint64_t pinned_bytes_max_;
   const std::function<void(std::function<void()>)> post_;
+  OneSided* const one_sided_;
   std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();
   Nanos now_ = 0;
   std::string peer_name_;  // empty: it has not said hello
@@ -90,6 +100,7 @@ class Serving final : public net::FrameSink {
   std::deque<RequestId> turns_;  // those with something to send
   std::deque<std::pair<RequestId, Outcome>> endings_;
   std::uint64_t promised_bytes_ = 0;  // by leases
+  std::uint64_t summed_bytes_ = 0;    // of places, since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;
 };

@@ -70,7 +70,8 @@ Result<> ClusterBridge::start() {
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
   peers.pinned_bytes_max = pool_.size();  // the node has a limit of its own, over all peers
-  auto lane = peer::PeerLane::start(std::move(peers), tls_, *this, *this);
+  start_one_sided(peers.node);
+  auto lane = peer::PeerLane::start(std::move(peers), tls_, *this, *this, one_sided_.get());
   if (!lane) return lane.error();
   cluster::DirectoryLaneOptions directory;
   directory.directory.cluster = options_.cluster;
@@ -92,6 +93,17 @@ Result<> ClusterBridge::start() {
   return {};
 }
 
+void ClusterBridge::start_one_sided(const std::string& node) {
+  if (options_.nixl_library.empty()) return;
+  auto reads = peer::NixlReads::start(options_.nixl_library, node, pool_);
+  if (reads.ok()) {
+    one_sided_ = std::move(reads).value();
+    return;
+  }
+  one_sided_trouble_ = reads.error().message;
+  log_warning("cluster: blocks travel over TCP: " + one_sided_trouble_);
+}
+
 void ClusterBridge::leave(Nanos patience) {
   if (directory_ != nullptr) directory_->stop(patience);
 }
@@ -100,6 +112,7 @@ void ClusterBridge::close() {
   leave(0);
   apply_([&](node::Node&) { closing_ = true; });
   peers_.reset();
+  one_sided_.reset();
   apply_([&](node::Node& node) {
     for (const auto& [id, lending] : std::exchange(lending_, {})) node.end_loan(id, monotonic_now());
   });
@@ -111,6 +124,8 @@ ClusterBridge::Status ClusterBridge::status() const {
   status.node = options_.node;
   if (!reads_ || closing_) return status;
   status.address = peers_->address();
+  status.one_sided = one_sided_ != nullptr;
+  status.one_sided_trouble = one_sided_trouble_;
   status.directory = directory_->status();
   const Nanos now = monotonic_now();
   for (const auto& info : status.directory.peers) {

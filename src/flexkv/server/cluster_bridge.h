@@ -19,6 +19,7 @@
 #include "flexkv/net/secret.h"
 #include "flexkv/net/tls.h"
 #include "flexkv/node/node.h"
+#include "flexkv/peer/nixl_reads.h"
 #include "flexkv/peer/peer_lane.h"
 #include "flexkv/server/beyond.h"
 #include "flexkv/server/remote_reads.h"
@@ -34,6 +35,9 @@ struct ClusterOptions {
   Nanos time_to_live = 30 * kSecond;
   bool share_host = true;     // tells the others of blocks in host memory
   bool share_drives = false;  // and of those on drives
+  // Path of libnixl_capi.so, through which nodes read each other's memory by themselves; they may write there as well
+  // (docs/decisions/0024). Empty: blocks travel over the TLS connections.
+  std::string nixl_library;
 };
 
 class ClusterBridge final : public node::RemotePort,
@@ -73,7 +77,9 @@ class ClusterBridge final : public node::RemotePort,
   struct Status {
     std::string cluster;
     std::string node;
-    std::string address;  // where it listens; empty: this node could not join
+    std::string address;            // where it listens; empty: this node could not join
+    bool one_sided = false;         // it can read others' memory by itself, and they its own
+    std::string one_sided_trouble;  // why not, though it was to
     cluster::DirectoryLaneStatus directory;
     std::vector<PeerStatus> nodes;  // the others
     peer::PeerStats peers;
@@ -106,6 +112,7 @@ class ClusterBridge final : public node::RemotePort,
                 std::span<std::byte> pool, SourceSink& reads, Apply apply,
                 std::function<void(std::uint64_t epoch)> reset);
 
+  void start_one_sided(const std::string& node);
   void enter_epoch(std::uint64_t epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
@@ -138,6 +145,8 @@ class ClusterBridge final : public node::RemotePort,
   events::Subscription subscription_;
   std::vector<events::Change> changes_;  // scratch
 
+  std::string one_sided_trouble_;
+  std::unique_ptr<peer::NixlReads> one_sided_;
   std::unique_ptr<peer::PeerLane> peers_;
   std::unique_ptr<cluster::DirectoryLane> directory_;
 };

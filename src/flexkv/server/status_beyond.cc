@@ -37,11 +37,14 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
   const std::string& trouble = status.directory.trouble;
   if (!trouble.empty()) messages.push_back("cluster: no other node's blocks until this is over: " + trouble);
   if (directory.same_name > 0) messages.push_back("cluster: another node has this one's name, " + status.node);
+  const std::string& one_sided_trouble = status.one_sided_trouble;
+  if (!one_sided_trouble.empty()) messages.push_back("cluster: blocks travel over TCP: " + one_sided_trouble);
   json peers = json::array();
   for (const auto& peer : status.nodes) peers.push_back(render(peer));
   return {{"name", status.cluster},
           {"node", status.node},
           {"address", status.address},
+          {"transport", status.one_sided ? "nixl" : "tcp"},
           {"peers", peers},
           {"directory",
            {{"joined", directory.joined},
@@ -61,13 +64,16 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
             {"requests", status.peers.read.requests},
             {"blocks", status.peers.read.blocks},
             {"bytes", status.peers.read.bytes},
+            {"one_sided_blocks", status.peers.read.one_sided_blocks},
+            {"one_sided_failures", status.peers.read.one_sided_failures},
             {"ended", by_name(status.peers.read.ended, peer::outcome_name)}}},
           {"lent",
            {{"connections", status.peers.readers},
             {"under_way", status.lending},
             {"requests", stats.loans},
             {"blocks", status.peers.served.blocks},
-            {"bytes", status.peers.served.bytes}}}};
+            {"bytes", status.peers.served.bytes},
+            {"one_sided_blocks", status.peers.served.placed_blocks}}}};
 }
 
 json render_remote(const RemoteBridge::Status& status, json& messages) {

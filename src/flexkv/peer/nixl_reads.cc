@@ -1,0 +1,208 @@
+#include "flexkv/peer/nixl_reads.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "flexkv/base/log.h"
+#include "flexkv/base/thread.h"
+
+namespace flexkv::peer {
+
+struct NixlReads::Landing {
+  static constexpr std::size_t kStride = kPieceBytesMax + 4096;  // a piece, and its lease's word behind it
+
+  ~Landing() {
+    if (memory.data() != nullptr) ::munmap(memory.data(), memory.size());
+  }
+  std::optional<std::size_t> take() {
+    const std::lock_guard lock(mutex);
+    if (free.empty()) return std::nullopt;
+    const std::size_t piece = free.back();
+    free.pop_back();
+    return piece;
+  }
+  void give_back(std::size_t piece) {
+    const std::lock_guard lock(mutex);
+    free.push_back(piece);
+  }
+  std::span<std::byte> bytes(std::size_t piece) const { return memory.subspan(piece * kStride, kPieceBytesMax); }
+  std::span<std::byte> word(std::size_t piece) const {
+    return memory.subspan(piece * kStride + kPieceBytesMax, sizeof(std::uint64_t));
+  }
+
+  std::span<std::byte> memory;
+  std::mutex mutex;
+  std::vector<std::size_t> free;
+};
+
+struct NixlReads::Order {
+  std::string owner;
+  Window window;
+  Piece piece;
+  std::function<void(Fetched)> done;  // null: the owner is to be forgotten
+  std::size_t landing = 0;
+  bool reading_word = false;  // the bytes are there
+  std::optional<Transfer> transfer;
+};
+
+Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, const std::string& node,
+                                                    std::span<std::byte> pool) {
+  const auto loaded = net::NixlLibrary::load(library);
+  if (!loaded.ok()) return loaded.error();
+  auto agent = net::NixlAgent::create(loaded.value(), node);
+  if (!agent.ok()) return agent.error();
+  const auto landing = std::make_shared<Landing>();
+  constexpr std::size_t kBytes = kPiecesMax * Landing::kStride;
+  void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return errno_error("memory for one-sided reads", errno);
+  landing->memory = {static_cast<std::byte*>(memory), kBytes};
+  for (std::size_t piece = kPiecesMax; piece-- > 0;) landing->free.push_back(piece);
+
+  std::unique_ptr<NixlReads> reads(new NixlReads(std::move(agent).value(), landing));
+  // What is there to be read comes first: others are told of all that is registered by then, and of nothing else.
+  for (const auto part : {pool, reads->words_.memory()}) {
+    if (const Status done = reads->agent_->register_memory(part); !done.ok()) return done.error();
+  }
+  auto metadata = reads->agent_->metadata();
+  if (!metadata.ok()) return metadata.error();
+  if (const Status done = reads->agent_->register_memory(landing->memory); !done.ok()) return done.error();
+  reads->window_.metadata = std::move(metadata).value();
+  reads->window_.pool = reinterpret_cast<std::uintptr_t>(pool.data());
+  reads->window_.pool_bytes = pool.size();
+  reads->window_.words = reinterpret_cast<std::uintptr_t>(reads->words_.memory().data());
+  reads->window_.word_count = kLeasesByThemselves;
+  reads->thread_ = start_thread([raw = reads.get()] { raw->run(); });
+  return reads;
+}
+
+NixlReads::NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing)
+    : landing_(std::move(landing)), agent_(std::move(agent)) {}
+
+NixlReads::~NixlReads() {
+  if (thread_.joinable()) {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_one();
+    thread_.join();
+  }
+  under_way_.clear();
+  agent_.reset();  // before the memory that NIXL knows
+}
+
+bool NixlReads::fetch(const std::string& owner, const Window& window, const Piece& piece,
+                      std::function<void(Fetched)> done) {
+  const auto landing = landing_->take();
+  if (!landing) return false;
+  auto order = std::make_unique<Order>(Order{owner, window, piece, std::move(done), *landing, false, {}});
+  {
+    const std::lock_guard lock(mutex_);
+    ordered_.push_back(std::move(order));
+  }
+  changed_.notify_one();
+  return true;
+}
+
+void NixlReads::forget(const std::string& owner) {
+  auto order = std::make_unique<Order>();
+  order->owner = owner;
+  {
+    const std::lock_guard lock(mutex_);
+    ordered_.push_back(std::move(order));
+  }
+  changed_.notify_one();
+}
+
+void NixlReads::run() {
+  Nanos pause = kLookMin;
+  while (true) {
+    std::vector<std::unique_ptr<Order>> ordered;
+    {
+      std::unique_lock lock(mutex_);
+      const auto wanted = [&] { return stop_ || !ordered_.empty(); };
+      if (under_way_.empty()) {
+        changed_.wait(lock, wanted);
+      } else {
+        changed_.wait_for(lock, std::chrono::nanoseconds(pause), wanted);
+      }
+      if (stop_) return;
+      ordered.swap(ordered_);
+    }
+    for (auto& order : ordered) begin(std::move(order));
+    const std::size_t ended = std::erase_if(under_way_, [&](auto& order) { return !look(*order); });
+    pause = ended > 0 || !ordered.empty() ? kLookMin : std::min(pause * 2, kLookMax);
+  }
+}
+
+void NixlReads::begin(std::unique_ptr<Order> order) {
+  if (!order->done) {
+    if (const auto owner = owners_.find(order->owner); owner != owners_.end()) owner->second.gone = true;
+    drop_if_gone(order->owner);
+    return;
+  }
+  Owner& owner = owners_[order->owner];
+  ++owner.under_way;
+  if (owner.gone) return finish(*order, false);  // what it was known by is not free yet
+  if (!owner.known) {
+    const Status added = agent_->add(order->owner, order->window.metadata);
+    if (!added.ok()) {
+      log_warning("one-sided reads: " + added.error().message + "; its blocks come as bytes");
+      owner.gone = true;
+      return finish(*order, false);
+    }
+    owner.known = true;
+  }
+  auto transfer =
+      agent_->read(order->owner, order->piece.address, landing_->bytes(order->landing).first(order->piece.bytes));
+  if (!transfer.ok()) return finish(*order, false);
+  order->transfer.emplace(std::move(transfer).value());
+  under_way_.push_back(std::move(order));
+}
+
+bool NixlReads::look(Order& order) {
+  using Progress = net::NixlAgent::Progress;
+  Progress progress = order.transfer->poll();
+  if (progress == Progress::kDone && !order.reading_word) {
+    order.transfer.reset();
+    auto word = agent_->read(order.owner, order.piece.word_address, landing_->word(order.landing));
+    if (!word.ok()) {
+      finish(order, false);
+      return false;
+    }
+    order.reading_word = true;
+    order.transfer.emplace(std::move(word).value());
+    progress = order.transfer->poll();
+  }
+  if (progress == Progress::kUnderWay) return true;
+  finish(order, progress == Progress::kDone);
+  return false;
+}
+
+void NixlReads::finish(Order& order, bool ok) {
+  order.transfer.reset();
+  Fetched fetched;
+  fetched.ok = ok;
+  fetched.bytes = landing_->bytes(order.landing).first(order.piece.bytes);
+  std::memcpy(&fetched.word, landing_->word(order.landing).data(), sizeof(fetched.word));
+  fetched.room =
+      std::shared_ptr<void>(nullptr, [landing = landing_, piece = order.landing](void*) { landing->give_back(piece); });
+  std::exchange(order.done, nullptr)(std::move(fetched));
+  --owners_.at(order.owner).under_way;
+  drop_if_gone(order.owner);
+}
+
+// Not before its reads have ended: NIXL's state of them would go with it.
+void NixlReads::drop_if_gone(const std::string& name) {
+  const auto owner = owners_.find(name);
+  if (owner == owners_.end() || !owner->second.gone || owner->second.under_way > 0) return;
+  if (owner->second.known) agent_->forget(name);
+  owners_.erase(owner);
+}
+
+}  // namespace flexkv::peer
