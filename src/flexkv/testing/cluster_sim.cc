@@ -236,7 +236,7 @@ void ClusterSim::serve() {
   for (;;) {
     const auto busy = [](const auto& node) { return node->under_way() > 0; };
     if (left_ == 0 && std::ranges::none_of(nodes_, busy)) break;
-    wait(kNodeTick);
+    wait(left_ > 0 ? kNodeTick : kPoll);
     for (auto& node : nodes_) node->on_time();
     if (loop_.now() < swept + kSweep) continue;
     store_.drop_lapsed();
