@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "changes.h"
+#include "cluster_checks.h"
 #include "flexkv/agent/rank_agent.h"
 #include "flexkv/base/log.h"
 #include "flexkv/client/client.h"
@@ -26,6 +27,7 @@
 #include "flexkv/server/node_server.h"
 #include "hashes.h"
 #include "machine.h"
+#include "options.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,12 +48,6 @@ T unwrap(Result<T> result) {
 
 Nanos nanos(double seconds) { return static_cast<Nanos>(std::clamp(seconds, 0.0, 1e9) * kSecond); }
 
-template <typename T>
-T option(const nb::dict& options, const char* name, T fallback) {
-  if (!options.contains(name)) return fallback;
-  return nb::cast<T>(options[name]);
-}
-
 index::PolicyOptions policy_options(const nb::dict& options) {
   using Kind = index::PolicyKind;
   static constexpr std::pair<std::string_view, Kind> kNames[] = {
@@ -70,27 +66,6 @@ index::PolicyOptions policy_options(const nb::dict& options) {
     policy.hit_reward = static_cast<Nanos>(reward * kSecond);
   }
   return policy;
-}
-
-server::RemoteOptions remote_options(const nb::dict& options) {
-  server::RemoteOptions remote;
-  remote.url = option<std::string>(options, "remote_url", "");
-  remote.cluster = option<std::string>(options, "remote_cluster", remote.cluster);
-  remote.secret_file = option<std::string>(options, "remote_secret_file", "");
-  remote.s3 = remote::S3Options::from_environment();
-  if (auto endpoint = option<std::string>(options, "remote_endpoint", ""); !endpoint.empty()) {
-    remote.s3.endpoint = std::move(endpoint);
-    remote.s3.path_style = true;
-  }
-  if (auto region = option<std::string>(options, "remote_region", ""); !region.empty()) {
-    remote.s3.region = std::move(region);
-  }
-  if (auto access_key = option<std::string>(options, "remote_access_key", ""); !access_key.empty()) {
-    remote.s3.access_key = std::move(access_key);
-    remote.s3.secret_key = option<std::string>(options, "remote_secret_key", "");
-    remote.s3.session_token.clear();
-  }
-  return remote;
 }
 
 server::NodeServerOptions server_options(const nb::dict& options) {
@@ -419,6 +394,7 @@ NB_MODULE(_core, m) {
     return info;
   });
   bind_machine(m);
+  bind_cluster_checks(m);
   m.def(
       "query_status", [](const std::string& path) { return ask(path, proto::Role::kStatus); }, "socket_path"_a,
       "The status of the node that listens at this path, as JSON. RuntimeError when none answers.");

@@ -51,12 +51,12 @@ class StatusCollector(Collector):
 
 
 class MetricsServer:
-    """Serves http://127.0.0.1:`port`/metrics until `close`."""
+    """Serves http://`host`:`port`/metrics until `close`."""
 
-    def __init__(self, port: int, status: StatusFunction) -> None:
+    def __init__(self, port: int, status: StatusFunction, host: str) -> None:
         registry = CollectorRegistry(auto_describe=False)  # or registering would already ask for the status
         registry.register(StatusCollector(status))
-        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server = _Server((host, port), _Handler)
         self._server.set_app(make_wsgi_app(registry))
         self.port: int = self._server.server_address[1]
         self._closing = threading.Event()
@@ -66,7 +66,7 @@ class MetricsServer:
     def close(self) -> None:
         self._closing.set()
         with suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()  # wakes the thread up
+            socket.create_connection(self._server.server_address[:2], timeout=1).close()  # wakes the thread up
         self._thread.join(timeout=_REQUEST_TIMEOUT_S)
         self._server.server_close()
 
@@ -97,20 +97,22 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-def start_metrics(port: int, status: StatusFunction, origin: str = "default") -> MetricsServer | None:
-    """Serves metrics on `port` (0: a free one), which the setting has from `origin`. A port that cannot be had is a
-    warning and None: never fatal."""
+def start_metrics(
+    port: int, status: StatusFunction, origin: str = "default", host: str = "127.0.0.1"
+) -> MetricsServer | None:
+    """Serves metrics on `port` (0: a free one) of `host`, which the setting has from `origin`. A port that cannot be had
+    is a warning and None: never fatal."""
     try:
-        server = MetricsServer(port, status)
+        server = MetricsServer(port, status, host)
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         _log.warning(
-            "no metrics: port %d of 127.0.0.1 (metrics_port, %s) cannot be used: %s; set FLEXKV_METRICS_PORT to another "
+            "no metrics: port %d of %s (metrics_port, %s) cannot be used: %s; set FLEXKV_METRICS_PORT to another "
             "one, or to 0 for a free one",
-            *(port, origin, why),
+            *(port, host, origin, why),
         )
         return None
-    _log.info("metrics at http://127.0.0.1:%d/metrics", server.port)
+    _log.info("metrics at http://%s:%d/metrics", host, server.port)
     return server
 
 

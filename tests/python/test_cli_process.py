@@ -131,12 +131,15 @@ def test_gpudirect_storage_that_is_asked_for_is_a_line_at_the_start(
     assert line.endswith("; blocks go through host memory")
 
 
-def test_metrics_of_a_daemon() -> None:
-    process = start("serve", "--cpu-cache", "1", FLEXKV_ENABLE_METRICS="1", FLEXKV_METRICS_PORT="0")
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_metrics_of_a_daemon(host: str) -> None:
+    metrics = {"FLEXKV_ENABLE_METRICS": "1", "FLEXKV_METRICS_PORT": "0", "FLEXKV_METRICS_HOST": host}
+    process = start("serve", "--cpu-cache", "1", **metrics)
     assert process.stdout is not None and process.stderr is not None
     assert "node default listens" in process.stdout.readline()
     line = process.stderr.readline()
     address = next(word for word in line.split() if word.startswith("http://"))
+    assert address.startswith(f"http://{host}:")
     with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
         assert b"flexkv_up 1.0" in answer.read()
     process.terminate()

@@ -166,6 +166,7 @@ def reset(
 @app.command(
     epilog="[bold]Examples[/bold]\n\nflexkv doctor\n\n"
     "flexkv doctor --measure      [dim]# copies, drives, GPUDirect Storage: up to a minute[/dim]\n\n"
+    "flexkv doctor --cluster      [dim]# Redis, the other nodes, the remote tier[/dim]\n\n"
     "flexkv doctor -c /etc/flexkv.yml --json"
 )
 def doctor(
@@ -173,13 +174,20 @@ def doctor(
         bool,
         typer.Option("--measure", help="Measure, too: makes files of up to 512 MiB in the SSD directories, which go."),
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Look at the secret, Redis, the nodes and the remote tier instead."),
+    ] = False,
     as_json: Json = False,
     config: ConfigFile = None,
 ) -> None:
     """Whether this machine can run FlexKV well with these settings, and what to change.
 
-    Changes nothing. Exit code 1 if something is wrong."""
-    check_machine.run(as_json, measure, config)
+    Changes nothing; --cluster writes a key to Redis, which goes after a second, and 16 bytes to the store. Exit code 1
+    if something is wrong."""
+    if cluster and measure:
+        raise typer.BadParameter("--cluster measures the cluster, --measure this machine: give one", param_hint="--measure")
+    check_machine.run(as_json, measure, cluster, config)
 
 
 @disk_app.command(

@@ -1,4 +1,4 @@
-"""`flexkv doctor`: whether this machine can run FlexKV well, and what to change."""
+"""`flexkv doctor`: whether this machine can run FlexKV well, or its cluster works, and what to change."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flexkv.cli import measure_machine
-from flexkv.cli.common import EXIT_FAILED, console, load_core, load_settings, print_json
+from flexkv.cli.common import EXIT_FAILED, console, load_core, load_settings, print_json, require_core
 from flexkv.cli.versions import package_version
 from flexkv.config import Settings
+from flexkv.doctor.cluster import check_cluster
 from flexkv.doctor.drives import check_drives
 from flexkv.doctor.finding import Finding, Verdict, wrong
 from flexkv.doctor.gds import check_gds
@@ -25,9 +26,9 @@ from flexkv.doctor.host import check_host
 _STYLES = {Verdict.OK: "green", Verdict.BETTER: "yellow", Verdict.WRONG: "bold red"}
 
 
-def run(as_json: bool, measure: bool, config: Path | None) -> None:
+def run(as_json: bool, measure: bool, cluster: bool, config: Path | None) -> None:
     settings = load_settings(config)
-    findings = list(_findings(settings))
+    findings = list(check_cluster(settings, require_core()) if cluster else _findings(settings))
     if not as_json:
         _show(findings)
     measured = measure_machine.measure(settings) if measure else None
@@ -76,6 +77,7 @@ def _as_json(findings: list[Finding]) -> dict[str, Any]:
                 "found": one.found,
                 "advice": one.advice,
             }
+            | ({"figures": dict(one.figures)} if one.figures else {})
             for one in findings
         ]
     }

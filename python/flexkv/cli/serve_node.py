@@ -95,7 +95,9 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
             publisher = _publish_events(settings, node)
         if settings.enable_metrics:
             origin = settings.origin("metrics_port")
-            metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
+            metrics = start_metrics(
+                settings.metrics_port, lambda: json.loads(node.status()), origin, settings.metrics_host
+            )
         status = json.loads(node.status())
         pool = mapping(status, "pool")
         size, pages = pool.get("bytes", settings.cpu_cache_bytes), pool.get("page_kind", "unknown")

@@ -161,8 +161,8 @@ def cluster_problems(settings: Settings) -> list[str]:
 
 def unreachable_for_others(settings: Settings) -> list[str]:
     """A warning for a node of a cluster of several machines that listens for its own machine only."""
-    alone = settings.redis_host.startswith("/") or _is_loopback(settings.redis_host)
-    if not in_cluster(settings) or alone or not _is_loopback(settings.local_ip):
+    alone = settings.redis_host.startswith("/") or is_loopback(settings.redis_host)
+    if not in_cluster(settings) or alone or not is_loopback(settings.local_ip):
         return []
     return [
         f"local_ip: with {settings.local_ip} from {settings.origin('local_ip')} no other machine can read from this "
@@ -170,7 +170,7 @@ def unreachable_for_others(settings: Settings) -> list[str]:
     ]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -313,7 +313,14 @@ class Settings(ClusterSettings, RemoteSettings):
     )
 
     # ---- metrics
-    enable_metrics: bool = setting(switch(), False, "Serve Prometheus metrics on 127.0.0.1.", topic="Metrics")
+    enable_metrics: bool = setting(switch(), False, "Serve Prometheus metrics.", topic="Metrics")
+    metrics_host: str = setting(
+        text("an IPv4 address of this machine, or a name for it", r"[A-Za-z0-9._-]{1,200}"),
+        "127.0.0.1",
+        "Where: the default for this machine only, 0.0.0.0 for all that reach it. They name models and engines, and say "
+        "nothing of prompts.",
+        topic="Metrics",
+    )
     metrics_port: int = setting(
         integer(0, 65535),
         8081,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -20,13 +21,14 @@ class Finding:
     found: str
     verdict: Verdict = Verdict.OK
     advice: str = ""  # empty: nothing to do
+    figures: Mapping[str, float] | None = None  # what was measured, for programs
 
 
-def better(looked_at: str, found: str, advice: str) -> Finding:
+def better(looked_at: str, found: str, advice: str, figures: Mapping[str, float] | None = None) -> Finding:
     """It works, and could work better."""
-    return Finding(looked_at, found, Verdict.BETTER, advice)
+    return Finding(looked_at, found, Verdict.BETTER, advice, figures)
 
 
-def wrong(looked_at: str, found: str, advice: str) -> Finding:
+def wrong(looked_at: str, found: str, advice: str, figures: Mapping[str, float] | None = None) -> Finding:
     """FlexKV does not work, or not as configured, until this is changed."""
-    return Finding(looked_at, found, Verdict.WRONG, advice)
+    return Finding(looked_at, found, Verdict.WRONG, advice, figures)

@@ -16,9 +16,11 @@ constexpr int kBacklog = 64;
 
 Fd open_spare() { return Fd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
-// The socket listens before it gets its name, so that whoever sees the name can connect; the rename replaces what a
-// killed owner left.
-Result<Fd> listen_at(const std::string& path, const std::string& temporary) {
+std::string hidden_path(const std::string& dir, std::string_view name) {
+  return dir + "/" + std::string(name) + ".tmp";
+}
+
+Result<Fd> listen_at(const std::string& temporary) {
   const auto address = UnixAddress::of(temporary);
   if (!address) return address.error();
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -29,13 +31,19 @@ Result<Fd> listen_at(const std::string& path, const std::string& temporary) {
   }
   if (::chmod(temporary.c_str(), 0600) != 0) return errno_error("chmod " + temporary, errno);
   if (::listen(fd.get(), kBacklog) != 0) return errno_error("listen on " + temporary, errno);
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) return errno_error("rename to " + path, errno);
   return fd;
 }
 
 }  // namespace
 
 Result<Listener> Listener::listen(const std::string& dir, std::string_view name) {
+  auto listener = claim(dir, name);
+  if (!listener) return listener.error();
+  if (Status shown = listener.value().show(); !shown) return shown.error();
+  return listener;
+}
+
+Result<Listener> Listener::claim(const std::string& dir, std::string_view name) {
   if (!valid_socket_name(name)) {
     return Error{ErrorCode::kInvalidArgument, "no valid name of a socket: " + std::string(name)};
   }
@@ -48,12 +56,20 @@ Result<Listener> Listener::listen(const std::string& dir, std::string_view name)
     return Error{ErrorCode::kPeer, "node '" + std::string(name) + "' already runs (process " +
                                        (pid ? std::to_string(*pid) : "unknown") + "); stop it or give another --name"};
   }
-  auto socket = listen_at(socket_path(dir, name), dir + "/" + std::string(name) + ".tmp");
+  auto socket = listen_at(hidden_path(dir, name));
   if (!socket) {
     remove_owner_files(dir_lock.value(), dir, name);
     return socket.error();
   }
   return Listener(dir, name, std::move(lock).value(), std::move(socket).value(), open_spare());
+}
+
+// The socket listens before it gets its name, so that whoever sees the name can connect; the rename replaces what a
+// killed owner left.
+Status Listener::show() {
+  const std::string path = socket_path(dir_, name_);
+  if (std::rename(hidden_path(dir_, name_).c_str(), path.c_str()) != 0) return errno_error("rename to " + path, errno);
+  return {};
 }
 
 Listener::Listener(std::string dir, std::string_view name, Fd lock, Fd socket, Fd spare)

@@ -19,6 +19,9 @@ class Listener {
  public:
   // Fails, naming the pid, when a live process has NAME. REQUIRES: `dir` is private (runtime_dir()).
   static Result<Listener> listen(const std::string& dir, std::string_view name);
+  // The same, but nobody sees it before show(): for whoever may still fail and wants no clients then.
+  static Result<Listener> claim(const std::string& dir, std::string_view name);
+  Status show();
 
   Listener(Listener&&) = default;
   Listener& operator=(Listener&& other);

@@ -127,6 +127,16 @@ TEST(Listener, OneOwnerPerName) {
   EXPECT_FALSE(Listener::listen(temp.path(), "other").ok());
 }
 
+TEST(Listener, IsSeenByNobodyUntilItIsShown) {
+  const TempDir temp;
+  auto hidden = Listener::claim(temp.path(), "node").value();
+  EXPECT_FALSE(Socket::connect(socket_path(temp.path(), "node"), kSecond).ok());
+  EXPECT_FALSE(Listener::claim(temp.path(), "node").ok());
+  ASSERT_TRUE(hidden.show().ok());
+  EXPECT_TRUE(Socket::connect(socket_path(temp.path(), "node"), kSecond).ok());
+  EXPECT_TRUE(hidden.accept().has_value());
+}
+
 TEST(Listener, RefusesBadNames) {
   const TempDir temp;
   EXPECT_FALSE(Listener::listen(temp.path(), "../evil").ok());

@@ -182,6 +182,18 @@ TEST_F(Exchange, GivesPinsBackWhenTheConnectionEnds) {
   EXPECT_EQ(outcome(2), Outcome::kUnreachable);
 }
 
+TEST_F(Exchange, EndsTheConnectionOfWhoProbesAndTakesNoAnswers) {
+  run();
+  const auto body = encode(Probe{kDataBytesMax});
+  for (std::size_t i = 0; i < 2 * net::kQueuedBytesMax / kDataBytesMax; ++i) {
+    ASSERT_TRUE(reader_stream->send(static_cast<std::uint32_t>(Kind::kProbe), i, {body}));
+  }
+  reader_stream->flush();
+  owner_stream->pump(*serving, kPlenty);
+  ASSERT_EQ(owner_stream->state(), net::FrameStream::State::kFailed);
+  EXPECT_NE(owner_stream->why().find("does not take the answers"), std::string::npos) << owner_stream->why();
+}
+
 TEST_F(Exchange, SurvivesRandomCancelsAndExpiries) {
   for (std::uint64_t seed = 0; seed < 8; ++seed) {
     Prng random(seed);

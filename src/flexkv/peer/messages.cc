@@ -90,6 +90,12 @@ std::vector<std::byte> encode(const Plain& message) {
   return writer.take();
 }
 
+std::vector<std::byte> encode(const Probe& message) {
+  ipc::Writer writer;
+  writer.pod(message.bytes);
+  return writer.take();
+}
+
 Result<Hello> decode_hello(std::span<const std::byte> body) {
   ipc::Reader reader(body);
   Hello message;
@@ -166,6 +172,14 @@ Result<Plain> decode_plain(std::span<const std::byte> body) {
   ipc::Reader reader(body);
   const Plain message{reader.pod<std::uint32_t>()};
   if (!reader.done()) return broken("the wish for bytes", "wrong length");
+  return message;
+}
+
+Result<Probe> decode_probe(std::span<const std::byte> body) {
+  ipc::Reader reader(body);
+  const Probe message{reader.pod<std::uint32_t>()};
+  if (!reader.done() || message.bytes > kDataBytesMax)
+    return broken("a probe", "wrong length, or it asks for too much");
   return message;
 }
 

@@ -9,6 +9,8 @@
 //   owner -> reader   kPlace for each block, in order, then kPlaced; kEnd once the reader has cancelled, or in between
 //   reader -> owner   kPlain, when that does not work: the rest as kData and kBlock after all
 //
+// kProbe, which only who looks for faults sends, is answered at once by a kProbe of as many zeros as it asks for.
+//
 // Pure functions; decoding checks every length and value and never trusts a count.
 #pragma once
 
@@ -35,7 +37,7 @@ constexpr std::size_t kMessageBytesMax = 64 + kKeysMax * sizeof(key::BlockKey);
 
 constexpr std::size_t kMetadataBytesMax = 64U << 10;  // of a window
 
-enum class Kind : std::uint32_t { kHello = 1, kRead, kCancel, kData, kBlock, kEnd, kPlace, kPlaced, kPlain };
+enum class Kind : std::uint32_t { kHello = 1, kRead, kCancel, kData, kBlock, kEnd, kPlace, kPlaced, kPlain, kProbe };
 
 struct Hello {
   std::uint32_t version = kVersion;
@@ -68,6 +70,9 @@ struct Placed {                      // all places are told
 struct Plain {
   std::uint32_t block = 0;  // of those wanted, the first whose bytes are to come
 };
+struct Probe {
+  std::uint32_t bytes = 0;  // of the answer, at most kDataBytesMax
+};
 
 std::vector<std::byte> encode(const Hello& message);
 std::vector<std::byte> encode(const Read& message);
@@ -76,6 +81,7 @@ std::vector<std::byte> encode(const End& message);
 std::vector<std::byte> encode(const Place& message);
 std::vector<std::byte> encode(const Placed& message);
 std::vector<std::byte> encode(const Plain& message);
+std::vector<std::byte> encode(const Probe& message);
 
 Result<Hello> decode_hello(std::span<const std::byte> body);
 Result<Read> decode_read(std::span<const std::byte> body);
@@ -84,6 +90,7 @@ Result<End> decode_end(std::span<const std::byte> body);
 Result<Place> decode_place(std::span<const std::byte> body);
 Result<Placed> decode_placed(std::span<const std::byte> body);
 Result<Plain> decode_plain(std::span<const std::byte> body);
+Result<Probe> decode_probe(std::span<const std::byte> body);
 
 // Of a block's bytes, fed in order. It binds space, slot size and key: the right bytes of another block are wrong.
 class BlockChecksum {

@@ -54,6 +54,7 @@ TEST(Messages, ComeBackAsTheyWere) {
   EXPECT_EQ(place.word, 4U);
   EXPECT_EQ(decode_placed(encode(Placed{Outcome::kBusy})).value().outcome, Outcome::kBusy);
   EXPECT_EQ(decode_plain(encode(Plain{7})).value().block, 7U);
+  EXPECT_EQ(decode_probe(encode(Probe{kDataBytesMax})).value().bytes, kDataBytesMax);
   for (std::uint8_t i = 0; i < kOutcomeCount; ++i) {
     EXPECT_EQ(decode_end(encode(End{static_cast<Outcome>(i)})).value().outcome, static_cast<Outcome>(i));
     EXPECT_STRNE(outcome_name(static_cast<Outcome>(i)), "?");
@@ -72,6 +73,7 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
     EXPECT_FALSE(decode_read(encode(message)).ok());
   }
   EXPECT_FALSE(decode_hello(encode(Hello{})).ok());
+  EXPECT_FALSE(decode_probe(encode(Probe{kDataBytesMax + 1})).ok());
   Hello hello;
   hello.node = "x";
   hello.window.metadata.resize(kMetadataBytesMax + 1);
@@ -108,6 +110,7 @@ TEST(Messages, AreNotReadPastTheirEnd) {
       {encode(Place{1, 2, 3, 4}), [](Body body) { return decode_place(body).ok(); }},
       {encode(Placed{}), [](Body body) { return decode_placed(body).ok(); }},
       {encode(Plain{1}), [](Body body) { return decode_plain(body).ok(); }},
+      {encode(Probe{1}), [](Body body) { return decode_probe(body).ok(); }},
   };
   for (const auto& [whole, decoded] : messages) {
     for (std::size_t size = 0; size < whole.size(); ++size) {

@@ -12,6 +12,8 @@ namespace {
 // Of places that are summed up before other connections have their turn.
 constexpr std::uint64_t kSummedAtOnce = 4U << 20;
 
+constexpr const char* kTakesNoAnswers = "it asks, and does not take the answers";
+
 }  // namespace
 
 Serving::Serving(net::FrameStream& stream, BlockSource& source, std::string own_name, std::uint64_t pinned_bytes_max,
@@ -36,8 +38,9 @@ void Serving::give_back(Lease& lease) {
 Result<std::span<std::byte>> Serving::on_head(const FrameHead& head) {
   const auto kind = static_cast<Kind>(head.kind);
   const bool greeted = !peer_name_.empty();
-  if (greeted == (kind == Kind::kHello) ||
-      (kind != Kind::kHello && kind != Kind::kRead && kind != Kind::kCancel && kind != Kind::kPlain)) {
+  const bool known = kind == Kind::kHello || kind == Kind::kRead || kind == Kind::kCancel || kind == Kind::kPlain ||
+                     kind == Kind::kProbe;
+  if (greeted == (kind == Kind::kHello) || !known) {
     return Error{ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " that has no place there"};
   }
   if (head.bytes > kMessageBytesMax || (kind == Kind::kCancel && head.bytes != 0)) {
@@ -70,17 +73,28 @@ Status Serving::on_frame(const FrameHead& head) {
       if (!plain.ok()) return plain.error();
       return send_plain(head.id, plain.value());
     }
+    case Kind::kProbe:
+      return answer_probe(head.id);
     default:  // kCancel, by on_head. Of one that has ended: the two crossed.
       if (leases_.contains(head.id)) end(head.id, Outcome::kCanceled);
       return {};
   }
 }
 
+Status Serving::answer_probe(RequestId id) {
+  static const std::vector<std::byte> zeros(kDataBytesMax);
+  const auto probe = decode_probe(body_);
+  if (!probe.ok()) return probe.error();
+  const auto body = std::span(zeros).first(probe.value().bytes);
+  if (stream_.send(static_cast<std::uint32_t>(Kind::kProbe), id, {body})) return {};
+  return Error{ErrorCode::kPeer, kTakesNoAnswers};
+}
+
 Status Serving::begin(RequestId id, Read message) {
   // What belongs to an earlier lease of the same number (its turn, the source's answer) would meet this one.
   if (id <= last_id_) return Error{ErrorCode::kPeer, "a request whose number is not above those before it"};
   last_id_ = id;
-  if (endings_.size() >= kEndingsMax) return Error{ErrorCode::kPeer, "it asks, and does not take the answers"};
+  if (endings_.size() >= kEndingsMax) return Error{ErrorCode::kPeer, kTakesNoAnswers};
   ++stats_.requests;
   const std::uint64_t room = (pinned_bytes_max_ - promised_bytes_) / message.slot_bytes;
   if (room == 0 || leases_.size() >= kRequestsMax) {

@@ -77,6 +77,7 @@ class Serving final : public net::FrameSink {
   struct Alive {};
 
   Status begin(RequestId id, Read message);
+  Status answer_probe(RequestId id);
   void answered(RequestId id, Pinned pinned);
   Status send_plain(RequestId id, const Plain& message);
   bool lies_in_window(const Pinned& pinned) const;

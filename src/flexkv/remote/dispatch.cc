@@ -10,7 +10,6 @@
 namespace flexkv::remote {
 namespace {
 
-constexpr const char* kProbePath = "v1/probe";
 constexpr std::size_t kReads = 0;
 constexpr std::size_t kWrites = 1;
 constexpr const char* kNames[] = {"reads", "writes"};

@@ -10,7 +10,6 @@ namespace flexkv::remote {
 namespace {
 
 constexpr std::string_view kFolder = "v1/resets/";
-constexpr const char* kProbePath = "v1/probe";
 
 std::string path_of(const Mark& mark) {
   std::string hex;

@@ -20,6 +20,9 @@ enum class StoreOutcome : std::uint8_t {
   kUnavailable,  // it was not asked (a Store never says so)
 };
 
+// 16 zeros, which are written and read to find out whether the store serves.
+inline constexpr const char* kProbePath = "v1/probe";
+
 // Of the parts of an operation together.
 template <typename Part>
 std::uint64_t bytes_of(const std::vector<std::span<Part>>& parts) {

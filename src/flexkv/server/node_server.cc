@@ -131,7 +131,8 @@ std::unique_ptr<DiskBridge> NodeServer::open_disk() {
 
 Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options) {
   if (auto swept = ipc::sweep_stale(options.runtime_dir); !swept) return swept.error();
-  auto listener = ipc::Listener::listen(options.runtime_dir, options.name);
+  // Seen only once nothing can fail any more: who connects before would only be told that it is closed.
+  auto listener = ipc::Listener::claim(options.runtime_dir, options.name);
   if (!listener) return listener.error();
   memory::HostRegion::Options region;
   region.huge_pages = options.huge_pages;
@@ -148,6 +149,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   server->wake_ = std::move(wake).value();
   server->epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
   if (!server->epoll_.valid()) return errno_error("epoll_create1", errno);
+  if (Status shown = server->listener_.show(); !shown) return shown.error();
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
   if (server->remote_ != nullptr) server->remote_->start();

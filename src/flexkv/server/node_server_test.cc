@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/inotify.h>
 #include <sys/poll.h>
 #include <sys/wait.h>
 
@@ -131,6 +132,22 @@ TEST_F(NodeServerTest, ASecondNodeOfTheSameNameSaysWhoHasIt) {
   EXPECT_EQ(second.error().code, ErrorCode::kPeer);
   EXPECT_EQ(second.error().message,
             "node 'node' already runs (process " + std::to_string(::getpid()) + "); stop it or give another --name");
+}
+
+TEST_F(NodeServerTest, IsSeenByNobodyWhenItsPoolDoesNotFit) {
+  const Fd watch(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  ASSERT_GE(::inotify_add_watch(watch.get(), dir_.c_str(), IN_CREATE | IN_MOVED_TO), 0);
+  NodeServerOptions options;
+  options.node.pool_bytes = 1ULL << 50;
+  options.runtime_dir = dir_;
+  options.name = "large";
+  const auto refused = NodeServer::start(options);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kNoSpace);
+  std::string seen(4096, '\0');
+  const ssize_t size = ::read(watch.get(), seen.data(), seen.size());
+  ASSERT_GT(size, 0);  // its lock
+  EXPECT_EQ(seen.find("large.sock"), std::string::npos);
 }
 
 TEST_F(NodeServerTest, ResetsAreCounted) {

@@ -79,25 +79,26 @@ def open_node(settings: Settings, own_name: str, who: Sequence[tuple[Any, ...]],
     """`own_name`: of an embedded node; `who`: what each client says of itself. Waits for no rank. Raises ConfigError, and
     RuntimeError where an embedded node cannot be started."""
     target = settings.node_target
+    state = f"is not running (looked for {target.socket})"
     if target.mode != "daemon":
         try:
             with plain_errors(logger):
                 node = start_node(_core, settings, target.mode, own_name if target.mode == "embedded" else target.name)
-        except RuntimeError:
+        except RuntimeError as error:
             if target.mode == "embedded":
                 raise
+            state = f"does not listen yet ({error})"
         else:
             logger.info("FlexKV: %s", node.describe())
             metrics = None
             if settings.enable_metrics:
                 origin = settings.origin("metrics_port")
-                metrics = start_metrics(settings.metrics_port, lambda: json.loads(node.status()), origin)
+                metrics = start_metrics(
+                    settings.metrics_port, lambda: json.loads(node.status()), origin, settings.metrics_host
+                )
             clients = [_core.Client.embedded(node, *client) for client in who]
             return OpenNode(node.socket_path(), clients, node, metrics)
     if not somebody_listens(target.socket):
-        logger.warning(
-            "FlexKV: node '%s' is not running (looked for %s); serving without it until it comes",
-            *(target.name, target.socket),
-        )
+        logger.warning("FlexKV: node '%s' %s; serving without it until it comes", *(target.name, state))
     clients = [_core.Client.remote(target.runtime_dir, target.name, *client) for client in who]
     return OpenNode(target.socket, clients)
