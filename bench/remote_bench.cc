@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
@@ -28,7 +29,7 @@ constexpr std::size_t kBlocks = 128;
 constexpr std::size_t kObjectBlocks = 7;  // as many as the tier puts into 8 MiB
 constexpr std::size_t kBytes = kBlocks * kSlotBytes;
 constexpr unsigned kFileThreads = 8;  // as the tier has
-constexpr int kIterations = 5;
+constexpr int kIterations = 7;
 
 class Sink final : public remote::RemoteSink {
  public:
@@ -135,6 +136,7 @@ class Bench {
     if (curl == nullptr) return false;
     const std::string prefix = location_.path.empty() ? "" : location_.path + '/';
     for (const std::string& path : paths) {
+      if (path != paths.front()) std::fprintf(curl, "next\n");
       std::fprintf(curl, "url = \"%s/%s/%s%s%s\"\noutput = \"/dev/null\"\n", s3_.endpoint.c_str(),
                    location_.bucket.c_str(), prefix.c_str(), path.c_str(), write ? ".plain" : "");
       if (write) std::fprintf(curl, "upload-file = \"%s\"\n", source.c_str());
@@ -143,7 +145,6 @@ class Bench {
                      s3_.access_key.c_str(), s3_.secret_key.c_str());
         std::fprintf(curl, "header = \"x-amz-content-sha256: UNSIGNED-PAYLOAD\"\n");
       }
-      std::fprintf(curl, "next\n");
     }
     return ::pclose(curl) == 0;
   }
@@ -160,8 +161,30 @@ class Bench {
   std::unique_ptr<remote::RemoteTier> tier_;
 };
 
-void show_rate(benchmark::State& state) {
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(kBytes));
+// The time of both together tells little; `tier/plain` is the median of the turns'.
+template <typename Tier, typename Plain>
+void take_turns(benchmark::State& state, Tier tier, Plain plain) {
+  const auto seconds_of = [&](auto body) {
+    const Nanos begun = monotonic_now();
+    if (!body()) state.SkipWithError("the store did not do it");
+    return static_cast<double>(monotonic_now() - begun) / kSecond;
+  };
+  std::vector<double> tier_seconds;
+  std::vector<double> plain_seconds;
+  std::vector<double> ratios;
+  for (auto _ : state) {
+    tier_seconds.push_back(seconds_of(tier));
+    plain_seconds.push_back(seconds_of(plain));
+    ratios.push_back(plain_seconds.back() / tier_seconds.back());
+    state.SetIterationTime(tier_seconds.back());
+  }
+  const auto median = [](std::vector<double>& values) {
+    std::ranges::sort(values);
+    return values[values.size() / 2];
+  };
+  state.counters["tier_MB/s"] = kBytes / 1e6 / median(tier_seconds);
+  state.counters["plain_MB/s"] = kBytes / 1e6 / median(plain_seconds);
+  state.counters["tier/plain"] = median(ratios);
 }
 
 }  // namespace
@@ -175,27 +198,19 @@ Status register_remote(const std::string& url, const Options&) {
     return Error{ErrorCode::kInvalidArgument, "set AWS_ENDPOINT_URL: the plain client wants a store of that kind"};
   }
   const auto bench = std::make_shared<Bench>(std::move(store).value(), location.value(), s3);
-  const auto add = [](const char* name, auto body) {
-    benchmark::RegisterBenchmark(name,
-                                 [body](benchmark::State& state) {
-                                   for (auto _ : state) {
-                                     if (!body(state)) state.SkipWithError("the store did not do it");
-                                   }
-                                   show_rate(state);
-                                 })
-        ->UseRealTime()
+  const auto add = [](const char* name, auto tier, auto plain) {
+    benchmark::RegisterBenchmark(name, [=](benchmark::State& state) { take_turns(state, tier, plain); })
+        ->UseManualTime()
         ->Iterations(kIterations)
         ->Unit(benchmark::kMillisecond);
   };
-  add("write/tier", [bench](benchmark::State& state) {
-    state.PauseTiming();
+  const auto write = [bench] {
     bench->next_space();
-    state.ResumeTiming();
     return bench->write();
-  });
-  add("write/plain", [bench](benchmark::State&) { return bench->plain(true); });
-  add("read/tier", [bench](benchmark::State&) { return bench->read(); });
-  add("read/plain", [bench](benchmark::State&) { return bench->plain(false); });
+  };
+  add("write", write, [bench] { return bench->plain(true); });
+  add(
+      "read", [bench] { return bench->read(); }, [bench] { return bench->plain(false); });
   return {};
 }
 

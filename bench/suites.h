@@ -31,6 +31,7 @@ void register_index();
 void register_lookups();
 void register_keys();
 void register_directory();
+void register_peers();
 // Fails, and names the line, if that is not a trace. Options: those of DriveReplay; with sizes, only drives are
 // replayed.
 Status register_replay(const std::string& trace_path, const Options& options);
@@ -43,6 +44,8 @@ Status register_replay_drives(std::shared_ptr<const std::vector<TraceRequest>> t
 Status register_recovery(const std::string& directory, const Options& options);
 // `url`: file:///... or s3://...; credentials as in S3Options::from_environment().
 Status register_remote(const std::string& url, const Options& options);
+// `redis`: HOST:PORT, or the path of a UNIX socket. Its keys there are gone after 30 s.
+Status register_updates(const std::string& redis, const Options& options);
 void register_host();
 // Ends with the code of the process; not one of Google Benchmark's, as what it measures takes turns with fio.
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories);

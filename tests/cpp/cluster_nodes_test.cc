@@ -45,6 +45,11 @@ class Machine : public testing::RealMachine {
     attach_engine(options.device);
   }
 
+  std::uint64_t epoch() const {
+    const auto directory = status().at("cluster").at("directory");
+    return directory.at("joined") ? directory.at("epoch").get<std::uint64_t>() : 0;
+  }
+  bool has_recorded_resets() const { return std::filesystem::exists(dir_ + "/ssd/node.resets"); }
   void wait_until_written() {
     ASSERT_TRUE(eventually([&] { return status().at("queues").at("disk_writes") == 0; }));
   }
@@ -267,6 +272,30 @@ TEST_F(ClusterTest, ResetsTheOthersOnceRedisIsBack) {
   redis_.start();
   EXPECT_TRUE(eventually([&] { return b->load(1) == 0; }));
   expect_work_goes_on(*a, *b);
+}
+
+TEST_F(ClusterTest, WhatDrivesHoldOfBeforeAResetIsForgottenByWhoWasDown) {
+  const auto a = machine("a", {kSecret, 1U << 20, 64U << 20});
+  const auto b = machine("b");
+  a->compute(1);
+  a->wait_until_written();
+  a->stop();
+  b->node().reset_all();
+  ASSERT_TRUE(eventually([&] { return b->epoch() == 1; }));
+  a->start();
+  ASSERT_TRUE(eventually([&] { return a->epoch() == 1; }));
+  a->compute(2);  // its engine is there
+  EXPECT_EQ(a->load(1), 0U);
+  ASSERT_TRUE(b->loads_all(2));
+  EXPECT_EQ(b->load(1), 0U);
+  // Once only.
+  a->wait_until_written();
+  ASSERT_TRUE(eventually([&] { return a->has_recorded_resets(); }));
+  a->stop();
+  b->stop();
+  a->start();
+  ASSERT_TRUE(eventually([&] { return a->epoch() == 1; }));
+  EXPECT_TRUE(a->loads_all(2));
 }
 
 TEST_F(ClusterTest, ResetsAllNodes) {

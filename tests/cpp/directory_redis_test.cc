@@ -78,7 +78,7 @@ class TestNode {
     options.directory.incarnation = incarnation = std::random_device()() + 1ULL;
     options.directory.time_to_live = time_to_live;
     options.directory.limits.publish_after = 10 * kMillisecond;
-    auto started = DirectoryLane::start(options, index, [this](std::uint64_t) {
+    auto started = DirectoryLane::start(options, index, [this](NewEpoch) {
       ++resets;
       index.clear();
     });
@@ -268,7 +268,7 @@ TEST(DirectoryRedis, AResetOfTheClusterReachesEveryNode) {
   EXPECT_EQ(b.found_at(a, keys_of(0, 10)), 0U);
   TestNode late(redis.over_socket(), "late");
   wait_until([&] { return late.found_at(a, keys_of(100, 5)) == 5; });
-  EXPECT_EQ(late.resets, 0) << "it has nothing of before";
+  EXPECT_EQ(late.resets, 1) << "the lane does not know that it has nothing of before";
 }
 
 TEST(DirectoryRedis, DeploymentsShareOneRedis) {
@@ -279,7 +279,7 @@ TEST(DirectoryRedis, DeploymentsShareOneRedis) {
   options.redis = redis.over_socket();
   options.directory.cluster = "other";
   options.directory.incarnation = 5;
-  auto other = DirectoryLane::start(options, index, [](std::uint64_t) {});
+  auto other = DirectoryLane::start(options, index, [](NewEpoch) {});
   ASSERT_TRUE(other.ok());
   index.attach(other.value().get());
   ASSERT_EQ(other.value()->add_space(kSpace), 0U);

@@ -141,6 +141,18 @@ TEST(DiskTier, WritesNothingThatIsNotWhatItsSumsSay) {
   EXPECT_EQ(world.tier->stats()[0].blocks_written, 1U);
 }
 
+TEST(DiskTier, AReadThatTheKernelHadNoMemoryForSaysNothingOfItsBlock) {
+  World world(std::make_shared<SimMedium>());
+  Page page{};
+  world.write(1, 0, {1, 1}, page);
+  world.drive->fail_next(file::Op::kRead, ENOMEM);
+  EXPECT_EQ(world.read(2, 0, {1, 1}, page), disk::Outcome::kUnavailable);
+  EXPECT_EQ(world.tier->stats().front().failed_reads, 0U);
+  EXPECT_EQ(world.read(3, 0, {1, 1}, page), disk::Outcome::kDone);
+  world.drive->fail_next(file::Op::kRead, EIO);
+  EXPECT_EQ(world.read(4, 0, {1, 1}, page), disk::Outcome::kFailed);
+}
+
 TEST(DiskTier, FindsBlocksAfterAKillAndNoneAfterAReset) {
   const auto medium = std::make_shared<SimMedium>();
   Page out[3], in;

@@ -164,6 +164,31 @@ TEST_F(RemoteNodesTest, AResetReachesAllWhoShareTheStore) {
   EXPECT_TRUE(c->loads_all(2));
 }
 
+TEST_F(RemoteNodesTest, WhatDrivesHoldOfBeforeAResetIsForgottenByWhoWasDown) {
+  Machine::Options with_drives;
+  with_drives.disk_bytes = 64U << 20;
+  const auto a = machine("a", with_drives);
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(eventually([&] { return a->status().at("queues").at("disk_writes") == 0; }));
+  a->stop();
+  b->node().reset_all();
+  b->wait_for_scans();
+  a->start();
+  a->wait_for_scans();
+  a->compute(2);  // its engine is there
+  EXPECT_EQ(a->load(1), 0U);
+  a->wait_until_stored(kBlocks);
+  ASSERT_TRUE(b->loads_all(2));
+  EXPECT_EQ(b->load(1), 0U);
+  // Once only.
+  a->stop();
+  a->start();
+  a->wait_for_scans();
+  EXPECT_TRUE(a->loads_all(2));
+  EXPECT_EQ(a->status().at("node").at("resets"), 0);
+}
+
 TEST_F(RemoteNodesTest, WhatCannotBeWrittenOrFoundIsTold) {
   Machine::Options nowhere;
   nowhere.url = "file://" + dir_ + "/not/mounted";
@@ -226,6 +251,55 @@ TEST_F(RemoteNodesTest, WithDrivesAndPeersAndBehindThem) {
   const auto c = machine("c", in_cluster);
   EXPECT_TRUE(c->loads_all(2));
   EXPECT_EQ(c->load(1), 0U);
+}
+
+TEST_F(RemoteNodesTest, WhoKnowsOfAResetReadsNothingFromANodeThatDoesNotYet) {
+  const testing::RedisServer redis;
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  const auto a = machine("a", in_cluster);
+  in_cluster.scan_every = 3600 * kSecond;
+  const auto b = machine("b", in_cluster);
+  const auto outside = machine("outside");
+  a->wait_for_scans();
+  b->compute(1);
+  b->compute(2);
+  ASSERT_TRUE(a->loads_all(2));  // so it knows of all that b has
+  outside->node().reset_all();
+  ASSERT_TRUE(eventually([&] { return a->remote().at("resets") == 1; }));
+  EXPECT_EQ(a->load(1), 0U);
+  a->wait_for_scans();
+  EXPECT_EQ(a->load(1), 0U);
+  EXPECT_EQ(b->load(1), kBlocks) << "it does not know";
+  // Until it does.
+  b->node().reset_all();
+  ASSERT_TRUE(eventually([&] { return a->remote().at("resets") == 3 && b->remote().at("resets") == 3; }));
+  b->compute(3);
+  EXPECT_TRUE(a->loads_all(3));
+  EXPECT_EQ(a->load(1), 0U);
+}
+
+TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
+  testing::RedisServer redis;
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  const auto a = machine("a", in_cluster);
+  a->node().reset_all();
+  const auto settled = [](const Machine& machine) {
+    return machine.status().at("cluster").at("directory").at("epoch") == 1 && machine.remote().at("resets") == 2;
+  };
+  ASSERT_TRUE(eventually([&] { return settled(*a); })) << a->node().status_json();
+  redis.freeze();
+  const auto b = machine("b", in_cluster);
+  b->compute(1);
+  b->wait_for_scans();
+  redis.thaw();
+  ASSERT_TRUE(eventually([&] { return settled(*b); })) << b->node().status_json();
+  a->wait_for_scans();
+  EXPECT_TRUE(settled(*a)) << a->node().status_json();
+  EXPECT_EQ(b->load(1), 0U) << "it may be from before the reset";
+  b->compute(2);
+  EXPECT_TRUE(a->loads_all(2));
 }
 
 TEST_F(RemoteNodesTest, OverS3) {

@@ -145,13 +145,15 @@ class KVManager:
     def put_match(
         self, token_ids: Any, token_mask: Any = None, namespace: list[str] | None = None
     ) -> tuple[int, np.ndarray]:
-        """Which tokens, in whole blocks, are not kept yet: launch() wants their slots. The mask must begin with token 0."""
+        """Which tokens, in whole blocks, are not in this node's host memory yet: launch() wants their slots. The mask must
+        begin with token 0."""
         tasks = self._running_tasks()
         token_count, first, hashes = self._chain(token_ids, token_mask, namespace)
         if first > 0:
             raise ValueError("the token_mask of a put must begin with token 0: blocks are kept behind their prefix only")
         sequence = tasks.client.open_sequence()
-        kept, _, _ = tasks.client.lookup(sequence, hashes)
+        # Blocks that only another node has may be gone with it. Those on drives here the node does not take again.
+        kept, _ = tasks.client.lookup_in_host_memory(sequence, hashes)
         return self._matched(True, hashes, kept, len(hashes), token_count, sequence)
 
     def _chain(self, token_ids: Any, token_mask: Any, namespace: list[str] | None) -> tuple[int, int, Any]:

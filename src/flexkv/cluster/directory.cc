@@ -32,12 +32,7 @@ std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
 }  // namespace
 
 Directory::Directory(const DirectoryOptions& options, Replica& replica)
-    : options_(options),
-      replica_(replica),
-      names_(options.cluster),
-      epoch_(options.epoch),
-      epoch_known_(options.epoch != 0),
-      round_begun_(-kRoundGap) {
+    : options_(options), replica_(replica), names_(options.cluster), epoch_(options.epoch), round_begun_(-kRoundGap) {
   FLEXKV_ASSERT(options.incarnation != 0 && options.name.size() <= kNameMax && options.address.size() <= kAddressMax);
   names_.set_epoch(epoch_);
 }
@@ -64,13 +59,25 @@ void Directory::apply(const Change& change, Nanos now) {
   spaces_[change.space].publisher.apply(change, now);
 }
 
+void Directory::know_resets(std::uint64_t resets, Nanos now) {
+  if (std::exchange(resets_known_, resets) == resets) return;
+  for (auto& [node, peer] : peers_) follow_spaces(node, peer, now);
+  ring_ = true;
+  want_round(now);
+}
+
+// Who knows of fewer resets may have older blocks. Numbers do not tell who knows of more.
+bool Directory::trusts(const Peer& peer) const {
+  return resets_known_ == 0 || peer.beat.resets == 0 || peer.beat.resets == resets_known_;
+}
+
 // ---- epochs --------------------------------------------------------------------------------------------------------
 
-void Directory::begin_epoch(std::uint64_t epoch, Nanos now) {
-  epoch_ = epoch;
-  epoch_known_ = true;
+void Directory::enter_epoch(Nanos now) {
+  FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
+  epoch_ = std::exchange(epoch_to_enter_, std::nullopt)->number;
   resets_done_ = resets_sent_;  // also of a request whose answer did not come
-  names_.set_epoch(epoch);
+  names_.set_epoch(epoch_);
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
   peers_.clear();
@@ -79,29 +86,21 @@ void Directory::begin_epoch(std::uint64_t epoch, Nanos now) {
   round_due_ = now;
 }
 
-void Directory::enter_epoch(Nanos now) {
-  FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
-  begin_epoch(*std::exchange(epoch_to_enter_, std::nullopt), now);
-}
-
 void Directory::reset_cluster(Nanos now) {
   ++resets_asked_;
   want_round(now);
 }
 
-void Directory::note_epoch(const meta::Answer& answer, Nanos now) {
+void Directory::note_epoch(const meta::Answer& answer) {
   store_epoch_ = parse_number(answer);
-  if (!store_epoch_ || *store_epoch_ <= epoch_) {
-    epoch_known_ = true;
-  } else if (!epoch_known_ &&
-             std::ranges::none_of(spaces_, [](const Space& s) { return s.publisher.knows_blocks(); })) {
-    begin_epoch(*store_epoch_, now);
-  } else {
-    // Also where it was not known: what is held may be from before a reset that this node has not heard of.
-    epoch_to_enter_ = store_epoch_;
-    replica_.remove_all();
-    peers_.clear();
-  }
+  const bool late = !met_;
+  if (!store_epoch_) return;
+  met_ = true;
+  // At first also a lower one: Redis has begun to count anew while this node was away, and may have been reset since.
+  if (late ? *store_epoch_ == epoch_ : *store_epoch_ <= epoch_) return;
+  epoch_to_enter_ = {*store_epoch_, late};
+  replica_.remove_all();
+  peers_.clear();
 }
 
 // ---- orders --------------------------------------------------------------------------------------------------------
@@ -199,9 +198,8 @@ meta::Request Directory::look_request() const {
 }
 
 void Directory::look_done(const meta::Answers& answers, Nanos now) {
-  const std::uint64_t epoch = epoch_;
-  note_epoch(answers[0], now);
-  if (epoch != epoch_ || epoch_to_enter_) return;
+  note_epoch(answers[0]);
+  if (epoch_to_enter_) return;
   // Spaces may have been added since it was asked.
   for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
     const meta::Answer& ask = answers[s + kFirstAsk];
@@ -220,11 +218,12 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
     if (nodes.size() < kNodesMax) nodes.insert(node);
   }
   listening_.assign(nodes.begin(), nodes.end());
+  std::erase_if(forgotten_, [&](const auto& one) { return !nodes.contains(one.first); });
   looked_ = true;
 }
 
 std::string Directory::own_beat(bool leaving) {
-  Beat beat{++beat_number_, options_.name, options_.address, {}};
+  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_};
   for (const Space& space : spaces_) {
     if (leaving) break;
     beat.spaces.push_back(space.publisher.description());
@@ -273,6 +272,7 @@ void Directory::beat_done(const meta::Answers& answers, Nanos now) {
 
 void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   if (!answer.found) {
+    forgotten_.erase(node);
     if (std::find(members_.begin(), members_.end(), node) != members_.end()) departed_.push_back(node);
     return;
   }
@@ -285,6 +285,10 @@ void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   const auto known = peers_.find(node);
   // Whether it changes is all that counts: no clock of another machine, nor of the store, is compared with ours.
   if (known != peers_.end() && known->second.beat.number == beat.value().number) return;
+  if (const auto last = forgotten_.find(node); last != forgotten_.end()) {
+    if (last->second == beat.value().number) return;
+    forgotten_.erase(last);
+  }
   Peer& peer = peers_[node];
   peer.seen_alive = known != peers_.end();
   peer.beat = std::move(beat).value();
@@ -298,7 +302,7 @@ void Directory::follow_spaces(Incarnation node, Peer& peer, Nanos now) {
     const SpaceId& id = spaces_[s].id;
     const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),
                                    [&](const Beat::Space& space) { return space.id == id; });
-    if (told == peer.beat.spaces.end()) {
+    if (told == peer.beat.spaces.end() || !trusts(peer)) {
       if (peer.followers.erase(s) > 0) replica_.clear(node, s);
       continue;
     }
@@ -312,6 +316,7 @@ void Directory::expire(Nanos now) {
   std::erase_if(peers_, [&](const auto& entry) {
     if (entry.second.heard + options_.time_to_live >= now) return false;
     replica_.remove(entry.first);
+    forgotten_[entry.first] = entry.second.beat.number;
     return true;
   });
 }

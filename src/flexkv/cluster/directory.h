@@ -25,11 +25,10 @@ namespace flexkv::cluster {
 
 struct DirectoryOptions {
   std::string cluster = "default";
-  std::string name;             // of the node, for people; at most kNameMax bytes
-  std::string address;          // where others reach it; at most kAddressMax bytes
-  Incarnation incarnation = 0;  // random, never 0
-  // Of the cluster, as what the node holds belongs to. 0: not known; any will do as long as it holds nothing.
-  std::uint64_t epoch = 0;
+  std::string name;                   // of the node, for people; at most kNameMax bytes
+  std::string address;                // where others reach it; at most kAddressMax bytes
+  Incarnation incarnation = 0;        // random, never 0
+  std::uint64_t epoch = 0;            // of the cluster, as what the node holds from earlier runs belongs to
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
   PublisherLimits limits;
 };
@@ -46,6 +45,12 @@ struct DirectoryStats {
   std::uint64_t stream_bytes = 0;  // sent, since the start
   std::uint64_t snapshot_bytes = 0;
   FollowerStats followed;
+};
+
+// An epoch that a node has to enter.
+struct NewEpoch {
+  std::uint64_t number = 0;
+  bool late = false;  // it began before this node met the cluster
 };
 
 // Another node whose heartbeat was heard lately.
@@ -66,6 +71,9 @@ class Directory {
   // A model that this node serves: it tells of its blocks, and follows those of others. nullopt: there are too many.
   std::optional<SpaceIndex> add_space(const SpaceId& id, Nanos now);
   void apply(const Change& change, Nanos now);
+  // Of resets that come from outside the cluster, this node knows those that this number stands for, and has forgotten
+  // what is older. Blocks of nodes that know of others are not found. 0, as at the start: it hears of none.
+  void know_resets(std::uint64_t resets, Nanos now);
 
   // The next request for each connection, if there is one now. REQUIRES: the one before has been answered
   std::optional<meta::Request> next_order(Nanos now);
@@ -81,7 +89,7 @@ class Directory {
 
   // The cluster has been reset: nothing of this node's cache may be found any more. Until enter_epoch(), to be called
   // once that is so and apply() knows it, nothing is asked of the store.
-  std::optional<std::uint64_t> epoch_to_enter() const { return epoch_to_enter_; }
+  std::optional<NewEpoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
   // Resets the cluster, this node included.
   void reset_cluster(Nanos now);
@@ -117,16 +125,16 @@ class Directory {
   void want_round(Nanos now);
   bool reset_wanted() const { return resets_asked_ > resets_done_; }
   bool round_is_near(Nanos now) const;
-  void begin_epoch(std::uint64_t epoch, Nanos now);
   Publisher::Places places(const SpaceId& id) const;
 
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
-  void note_epoch(const meta::Answer& answer, Nanos now);
+  void note_epoch(const meta::Answer& answer);
   meta::Request beat_request(Nanos now);
   void beat_done(const meta::Answers& answers, Nanos now);
   std::string own_beat(bool leaving);
   void hear(Incarnation node, const meta::Answer& answer, Nanos now);
+  bool trusts(const Peer& peer) const;
   void follow_spaces(Incarnation node, Peer& peer, Nanos now);
   void entries_done(const std::vector<meta::Entry>& entries, Nanos now);
   Follower* find(const Target& target);
@@ -136,12 +144,15 @@ class Directory {
   Names names_;
   std::vector<Space> spaces_;
   std::map<Incarnation, Peer> peers_;
+  // Of nodes that fell silent, the heartbeat that was their last: a store whose clock was set back keeps it for long.
+  std::map<Incarnation, std::uint64_t> forgotten_;
   FollowerStats followed_;
 
   std::uint64_t epoch_;
-  std::optional<std::uint64_t> epoch_to_enter_;
-  bool epoch_known_ = false;  // the store has been asked
+  std::optional<NewEpoch> epoch_to_enter_;
+  bool met_ = false;  // the store's epoch was seen
   bool joined_ = false;
+  std::uint64_t resets_known_ = 0;
   bool leaving_ = false;
   bool left_ = false;
   // Resets of the cluster that were asked for, ever; of them, those that the store was told of, and that are done.

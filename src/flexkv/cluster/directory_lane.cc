@@ -8,6 +8,7 @@
 #include <limits>
 #include <system_error>
 
+#include "flexkv/base/assert.h"
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
 #include "flexkv/ipc/ring.h"
@@ -21,7 +22,7 @@ constexpr Nanos kQuiet = 60 * kSecond;  // between two lines about trouble
 }  // namespace
 
 Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                            std::function<void(std::uint64_t epoch)> reset) {
+                                                            std::function<void(NewEpoch epoch)> reset) {
   auto wakeup = ipc::make_eventfd();
   if (!wakeup.ok()) return wakeup.error();
   std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup).value()));
@@ -34,14 +35,14 @@ Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneO
 }
 
 DirectoryLane::DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                             std::function<void(std::uint64_t epoch)> reset, Fd wakeup)
+                             std::function<void(NewEpoch epoch)> reset, Fd wakeup)
     : source_(source),
       reset_(std::move(reset)),
       wakeup_(std::move(wakeup)),
       replica_(options.replica_blocks_max),
+      directory_(options.directory, replica_),
       orders_(options.redis, options.directory.incarnation),
-      reads_(options.redis, options.directory.incarnation + 1),
-      directory_(options.directory, replica_) {}
+      reads_(options.redis, options.directory.incarnation + 1) {}
 
 DirectoryLane::~DirectoryLane() { stop(0); }
 
@@ -55,10 +56,10 @@ void DirectoryLane::run() {
     const Nanos now = monotonic_now();
     serve_orders(now);
     serve_reads(now);
+    directory_.expire(now);
     report(now);
     {
       MutexLock lock(mutex_);
-      directory_.expire(now);
       if (stop_by_ && (directory_.left() || now >= *stop_by_)) return;
     }
     sleep(more);
@@ -68,56 +69,55 @@ void DirectoryLane::run() {
 bool DirectoryLane::read_source() {
   changes_.clear();
   const bool more = source_.read(changes_);
-  MutexLock lock(mutex_);
+  grant_wishes();  // spaces come before their changes
   const Nanos now = monotonic_now();
   for (const Change& change : changes_) directory_.apply(change, now);
   return more;
 }
 
-void DirectoryLane::enter_new_epoch() {
-  std::optional<std::uint64_t> epoch;
+void DirectoryLane::grant_wishes() {
+  std::vector<std::function<void(Nanos)>> wishes;
   {
     MutexLock lock(mutex_);
-    epoch = directory_.epoch_to_enter();
+    wishes.swap(wishes_);
   }
+  const Nanos now = monotonic_now();
+  for (const auto& wish : wishes) wish(now);
+}
+
+void DirectoryLane::enter_new_epoch() {
+  const std::optional<NewEpoch> epoch = directory_.epoch_to_enter();
   if (!epoch) return;
   reset_(*epoch);
   while (read_source()) {
   }
-  MutexLock lock(mutex_);
   directory_.enter_epoch(monotonic_now());
 }
 
 void DirectoryLane::serve_orders(Nanos now) {
   orders_.step(now);
+  if (const auto answers = orders_.take_answer()) directory_.order_done(*answers, now);
   std::optional<meta::Request> request;
-  {
-    MutexLock lock(mutex_);
-    if (const auto answers = orders_.take_answer()) directory_.order_done(*answers, now);
-    if (orders_.ready()) request = directory_.next_order(now);
-  }
+  if (orders_.ready()) request = directory_.next_order(now);
   if (request) orders_.submit(*request, now);
 }
 
 void DirectoryLane::serve_reads(Nanos now) {
   reads_.step(now);
+  if (const auto answers = reads_.take_answer()) directory_.read_done(*answers, now);
   std::optional<meta::Request> request;
-  {
-    MutexLock lock(mutex_);
-    if (const auto answers = reads_.take_answer()) directory_.read_done(*answers, now);
-    if (reads_.ready()) request = directory_.next_read(now);
-  }
+  if (reads_.ready()) request = directory_.next_read(now);
   if (request) reads_.submit(*request, now);
 }
 
 void DirectoryLane::sleep(bool more) const {
   const Nanos now = monotonic_now();
   Nanos until = std::min(orders_.wakeup(), reads_.wakeup());
+  if (orders_.ready()) until = std::min(until, directory_.order_due(now));
+  if (reads_.ready()) until = std::min(until, directory_.read_due(now));
+  if (directory_.epoch_to_enter()) until = now;
   {
     MutexLock lock(mutex_);
-    if (orders_.ready()) until = std::min(until, directory_.order_due(now));
-    if (reads_.ready()) until = std::min(until, directory_.read_due(now));
-    if (directory_.epoch_to_enter()) until = now;
     if (stop_by_) until = std::min(until, *stop_by_);
   }
   std::array<pollfd, 3> fds{
@@ -130,11 +130,11 @@ void DirectoryLane::sleep(bool more) const {
 
 void DirectoryLane::report(Nanos now) {
   const std::string& trouble = orders_.trouble().empty() ? reads_.trouble() : orders_.trouble();
-  DirectoryStats stats;
+  const DirectoryStats stats = directory_.stats();
+  DirectoryLaneStatus status{stats, {}, directory_.peers(now), trouble};
   {
     MutexLock lock(mutex_);
-    trouble_ = trouble;
-    stats = directory_.stats();
+    std::swap(status_, status);
   }
   if (trouble.empty() && !reported_trouble_.empty()) {
     log_info("directory: connected to Redis");
@@ -156,33 +156,56 @@ void DirectoryLane::report(Nanos now) {
 
 // ---- any thread ----------------------------------------------------------------------------------------------------
 
-std::optional<SpaceIndex> DirectoryLane::add_space(const SpaceId& id) {
-  std::optional<SpaceIndex> index;
+void DirectoryLane::order(std::function<void(Nanos)> wish) {
   {
     MutexLock lock(mutex_);
-    index = directory_.add_space(id, monotonic_now());
+    wishes_.push_back(std::move(wish));
+  }
+  wake();
+}
+
+std::optional<SpaceIndex> DirectoryLane::add_space(const SpaceId& id) {
+  SpaceIndex index = 0;
+  {
+    MutexLock lock(mutex_);
+    if (space_count_ == kSpacesMax) return std::nullopt;
+    index = space_count_++;
+    wishes_.push_back([this, id, index](Nanos now) { FLEXKV_ASSERT(directory_.add_space(id, now) == index); });
   }
   wake();
   return index;
 }
 
+void DirectoryLane::know_resets(std::uint64_t resets) {
+  {
+    MutexLock lock(mutex_);
+    ++resets_unknown_;
+  }
+  order([this, resets](Nanos now) {
+    directory_.know_resets(resets, now);
+    MutexLock lock(mutex_);
+    --resets_unknown_;
+  });
+}
+
+bool DirectoryLane::knows_resets() const {
+  MutexLock lock(mutex_);
+  return resets_unknown_ == 0;
+}
+
 void DirectoryLane::wake() { ipc::ring_eventfd(wakeup_.get()); }
 
 void DirectoryLane::reset_cluster() {
-  {
-    MutexLock lock(mutex_);
-    directory_.reset_cluster(monotonic_now());
-  }
-  wake();
+  order([this](Nanos now) { directory_.reset_cluster(now); });
 }
 
 DirectoryLaneStatus DirectoryLane::status() const {
   DirectoryLaneStatus status;
+  {
+    MutexLock lock(mutex_);
+    status = status_;
+  }
   status.replica = replica_.stats();
-  MutexLock lock(mutex_);
-  status.directory = directory_.stats();
-  status.peers = directory_.peers(monotonic_now());
-  status.trouble = trouble_;
   return status;
 }
 
@@ -190,11 +213,9 @@ void DirectoryLane::stop(Nanos patience) {
   if (!thread_.joinable()) return;
   {
     MutexLock lock(mutex_);
-    const Nanos now = monotonic_now();
-    stop_by_ = now + patience;
-    directory_.leave(now);
+    stop_by_ = monotonic_now() + patience;
   }
-  wake();
+  order([this](Nanos now) { directory_.leave(now); });
   thread_.join();
 }
 

@@ -45,26 +45,29 @@ class DirectoryLane {
   // nothing of before. It may take its time. Fails when there are no threads or descriptors left.
   // REQUIRES: `source` outlives the lane
   static Result<std::unique_ptr<DirectoryLane>> start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                      std::function<void(std::uint64_t epoch)> reset);
+                                                      std::function<void(NewEpoch epoch)> reset);
   // Without a farewell, if stop() was not called.
   ~DirectoryLane();
   DirectoryLane(const DirectoryLane&) = delete;
   DirectoryLane& operator=(const DirectoryLane&) = delete;
 
-  // The rest may be called by any thread.
+  // The rest may be called by any thread, and waits for nothing that the lane does, but for stop().
 
   // See Directory::add_space. To be called before the source gives changes of it.
   std::optional<SpaceIndex> add_space(const SpaceId& id);
+  void know_resets(std::uint64_t resets);  // see Directory
+  // False: the replica may still have blocks of nodes that do not know these resets.
+  bool knows_resets() const;
   void wake();
   const Replica& replica() const { return replica_; }
   void reset_cluster();
-  DirectoryLaneStatus status() const;
+  DirectoryLaneStatus status() const;  // as it was when the lane last went to sleep
   // Tells the others that this node goes, as far as that is possible within `patience`, and ends the thread.
   void stop(Nanos patience);
 
  private:
-  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                std::function<void(std::uint64_t epoch)> reset, Fd wakeup);
+  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source, std::function<void(NewEpoch epoch)> reset,
+                Fd wakeup);
   void run();
   bool read_source();
   void enter_new_epoch();
@@ -72,12 +75,15 @@ class DirectoryLane {
   void serve_reads(Nanos now);
   void sleep(bool more) const;
   void report(Nanos now);
+  void order(std::function<void(Nanos now)> wish);
+  void grant_wishes();
 
   ChangeSource& source_;
-  const std::function<void(std::uint64_t)> reset_;
+  const std::function<void(NewEpoch)> reset_;
   const Fd wakeup_;  // an eventfd
   Replica replica_;
   // The lane's
+  Directory directory_;
   meta::RedisChannel orders_;
   meta::RedisChannel reads_;
   std::vector<Change> changes_;
@@ -86,9 +92,12 @@ class DirectoryLane {
   bool reported_same_name_ = false;
   bool reported_refused_ = false;
 
+  // Not held while tables grow, which takes a second for some ten million blocks.
   mutable Mutex mutex_;
-  Directory directory_ FLEXKV_GUARDED_BY(mutex_);
-  std::string trouble_ FLEXKV_GUARDED_BY(mutex_);
+  std::vector<std::function<void(Nanos now)>> wishes_ FLEXKV_GUARDED_BY(mutex_);  // for the directory
+  SpaceIndex space_count_ FLEXKV_GUARDED_BY(mutex_) = 0;
+  std::size_t resets_unknown_ FLEXKV_GUARDED_BY(mutex_) = 0;  // of the wishes
+  DirectoryLaneStatus status_ FLEXKV_GUARDED_BY(mutex_);
   std::optional<Nanos> stop_by_ FLEXKV_GUARDED_BY(mutex_);
   std::thread thread_;
 };

@@ -61,7 +61,6 @@ class Publisher {
   // What keeps this node's keys alive.
   void touch(Nanos ttl, meta::Request& out) const;
 
-  bool knows_blocks() const { return blocks_.size() > 0; }  // whether told of or not yet
   std::uint64_t block_count() const { return told_count_; }
   std::uint64_t batch_count() const { return acknowledged_; }
   std::uint64_t stream_bytes() const { return all_bytes_[0]; }

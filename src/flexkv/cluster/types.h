@@ -55,6 +55,7 @@ struct Beat {
   std::string name;          // of the node, for people
   std::string address;       // where other nodes reach it; theirs to read
   std::vector<Space> spaces;
+  std::uint64_t resets = 0;  // says which resets from outside the cluster it knows of; 0: it hears of none
   friend bool operator==(const Beat&, const Beat&) = default;
 };
 

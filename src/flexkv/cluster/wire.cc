@@ -12,7 +12,7 @@ namespace flexkv::cluster {
 namespace {
 
 constexpr std::uint32_t kBatchMagic = 0x31424446;  // "FDB1": the last character is the version
-constexpr std::uint32_t kBeatMagic = 0x31484446;   // "FDH1"
+constexpr std::uint32_t kBeatMagic = 0x32484446;   // "FDH2"
 constexpr std::size_t kChecksumBytes = 8;
 constexpr std::uint8_t kClearedFlag = 1;
 constexpr unsigned kMasks = 1U << kTierCount;
@@ -136,6 +136,7 @@ std::string encode_beat(const Beat& beat, std::string_view place) {
   std::string out;
   append(out, kBeatMagic);
   append(out, beat.number);
+  append(out, beat.resets);
   append(out, static_cast<std::uint16_t>(beat.name.size()));
   out += beat.name;
   append(out, static_cast<std::uint16_t>(beat.address.size()));
@@ -158,6 +159,7 @@ Result<Beat> decode_beat(std::string_view bytes, std::string_view place) {
   Cursor cursor(body.value());
   Beat beat;
   beat.number = cursor.take<std::uint64_t>();
+  beat.resets = cursor.take<std::uint64_t>();
   const auto name_size = cursor.take<std::uint16_t>();
   if (name_size > kNameMax) return refuse(place, "its name is too long");
   beat.name = cursor.bytes(name_size);

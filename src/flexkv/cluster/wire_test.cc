@@ -19,7 +19,9 @@ Batch arbitrary_batch() {
   return batch;
 }
 
-Beat some_beat() { return {7, "node", "10.0.0.1:5000", {{SpaceId{1, 2, 3}, 9, 4, 8, 2}, {SpaceId{5}, 0, 0, 0, 0}}}; }
+Beat some_beat() {
+  return {7, "node", "10.0.0.1:5000", {{SpaceId{1, 2, 3}, 9, 4, 8, 2}, {SpaceId{5}, 0, 0, 0, 0}}, 11};
+}
 
 RC_GTEST_PROP(Wire, ABatchComesBack, ()) {
   Batch batch = arbitrary_batch();

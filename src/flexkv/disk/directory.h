@@ -3,7 +3,8 @@
 //
 // In a directory lie `node.lock` (held with flock while a node uses the directory; names its pid), `node.secret` (32
 // random bytes; keys are made with it, so blocks are found again only with the same one), `node.writes` (how much the
-// drive was written to) and, per space, a `.blocks` and a `.records` file.
+// drive was written to), `node.resets` (of which resets the blocks know) and, per space, a `.blocks` and a `.records`
+// file.
 #pragma once
 
 #include <array>

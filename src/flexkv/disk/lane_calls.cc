@@ -54,6 +54,11 @@ Status LaneCalls::truncate(file::FileId file, std::uint64_t bytes) {
   return drive_->truncate(file, bytes);
 }
 
+void LaneCalls::call(const std::function<void()>& call) {
+  const Inside inside(*this);
+  call();
+}
+
 void LaneCalls::destroy(std::unique_ptr<file::Drive>& drive) {
   const Inside inside(*this);
   drive.reset();

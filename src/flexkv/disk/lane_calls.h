@@ -4,6 +4,7 @@
 // the lane: its thread goes no further, because what it would go on with is gone.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -23,6 +24,8 @@ class LaneCalls {
   Result<std::uint64_t> file_bytes(file::FileId file);
   Status allocate(file::FileId file, std::uint64_t offset, std::uint64_t bytes);
   Status truncate(file::FileId file, std::uint64_t bytes);
+  // Something else that may hang.
+  void call(const std::function<void()>& call);
   // Closes its files, too. REQUIRES: it was closed
   void destroy(std::unique_ptr<file::Drive>& drive);
 

@@ -50,6 +50,9 @@ class DiskTier {
 
   // Removes what lies there of spaces that are not open and whose ids begin with these bytes.
   void remove_closed(std::span<const std::uint8_t> id_prefix);
+  // Runs it on a thread of the drive's own, which it may block, once that is done there, as far as it was asked for.
+  // Never if something could not be removed, or the drive is off. What it captured may live on when the drive hangs.
+  void when_removed(unsigned drive, Job then) { volumes_.at(drive)->when_removed(std::move(then)); }
 
   // Before on_opened() and after close_space(): kUnavailable. REQUIRES: the slot is below Opened::slots of its drive.
   Admission write(const WriteOp& op);

@@ -19,6 +19,10 @@ constexpr Nanos kNoWritesTime = 60 * kSecond;
 // At the end: for a call that the lane is in, and for closing the files.
 constexpr Nanos kLanePatience = kSecond;
 
+bool is_lack_of_memory(int error_number) {
+  return error_number == ENOMEM || error_number == EAGAIN || error_number == ENOBUFS;
+}
+
 Outcome to_outcome(file::Outcome outcome) {
   switch (outcome) {
     case file::Outcome::kDone:
@@ -177,6 +181,8 @@ void Volume::part_ended(Transfer& transfer, const file::Completion& completion, 
     outcome = Outcome::kCanceled;  // when only a part of it had begun
   } else if (outcome == Outcome::kFailed && !available_) {
     outcome = Outcome::kUnavailable;  // a drive that is off failed them all: it says nothing of this block
+  } else if (outcome == Outcome::kFailed && !transfer.write && is_lack_of_memory(completion.error_number)) {
+    outcome = Outcome::kUnavailable;  // nor does the kernel when it had no room for the request
   }
   // Of two failures, an error tells more than a request that was not begun.
   if (outcome == Outcome::kFailed || (outcome != Outcome::kDone && transfer.outcome == Outcome::kDone)) {

@@ -82,6 +82,9 @@ class Volume final : public file::DriveSink {
   // REQUIRES: no transfer is under way
   void close_space(SpaceHandle space);
   void remove_closed(std::span<const std::uint8_t> id_prefix);
+  // Runs it on the lane, where it may block, once all is gone that was to be removed until now. Never if something
+  // could not be removed, or the drive is off then.
+  void when_removed(Job then);
 
   const std::string& directory() const { return directory_; }
   std::uint32_t queued() const;
@@ -220,6 +223,8 @@ class Volume final : public file::DriveSink {
   FoundSpaces idle_;  // nobody has them open
   std::int64_t closed_count_ = 0;
   std::vector<std::pair<SpaceId, Job>> waiting_opens_;
+  std::vector<Job> waiting_removals_;  // when_removed()
+  bool removal_failed_ = false;        // of anything, ever
   std::map<std::uint64_t, Answer> promises_;
   std::uint64_t next_promise_ = 0;
   std::uint64_t used_bytes_;

@@ -145,6 +145,7 @@ void Volume::remove_idle(const SpaceId& space) {
     // Its bytes still count.
     std::lock_guard lock(mutex_);
     idle_.erase(space);
+    removal_failed_ = true;
     return;
   }
   std::lock_guard lock(mutex_);
@@ -172,6 +173,21 @@ void Volume::remove_closed(std::span<const std::uint8_t> id_prefix) {
       }
     }
     for (const SpaceId& id : ids) remove_idle(id);
+  });
+}
+
+void Volume::when_removed(Job then) {
+  if (drive_ == nullptr) return;
+  lane_->post([this, then = std::move(then)] {
+    {
+      std::lock_guard lock(mutex_);
+      if (removal_failed_ || !available_) return;
+      if (std::ranges::any_of(spaces_, [](const auto& entry) { return entry.second->doomed; })) {
+        waiting_removals_.push_back(then);
+        return;
+      }
+    }
+    calls_.call(then);
   });
 }
 

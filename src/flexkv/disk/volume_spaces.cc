@@ -344,6 +344,7 @@ void Volume::close_files(SpaceHandle space) {
   calls_.close_file(files->blocks);
   calls_.close_file(files->records);
   Job next;
+  std::vector<Job> waiting;
   bool stale = false;
   {
     std::lock_guard lock(mutex_);
@@ -353,13 +354,15 @@ void Volume::close_files(SpaceHandle space) {
     constexpr std::int64_t kClosedHere = INT64_MAX / 2;
     idle_[codec.space()] = {bytes, kClosedHere + ++closed_count_};
     spaces_.erase(space);
-    const auto waiting = std::ranges::find(waiting_opens_, codec.space(), &std::pair<SpaceId, Job>::first);
-    if (waiting != waiting_opens_.end()) {
-      next = std::move(waiting->second);
-      waiting_opens_.erase(waiting);
+    const auto open = std::ranges::find(waiting_opens_, codec.space(), &std::pair<SpaceId, Job>::first);
+    if (open != waiting_opens_.end()) {
+      next = std::move(open->second);
+      waiting_opens_.erase(open);
     }
+    waiting.swap(waiting_removals_);
   }
   if (stale) remove_idle(codec.space());
+  for (Job& then : waiting) when_removed(std::move(then));
   fit_share();
   if (next) lane_->post(std::move(next));
 }

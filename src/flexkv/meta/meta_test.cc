@@ -1,12 +1,47 @@
 #include <gtest/gtest.h>
+#include <netdb.h>
 
 #include <algorithm>
+#include <latch>
+#include <thread>
 
 #include "flexkv/meta/backoff.h"
+#include "flexkv/meta/redis_channel.h"
 #include "flexkv/meta/request.h"
+
+namespace {
+
+std::latch name_server_answers{1};
+
+}  // namespace
+
+// Of this program: before the C library's.
+int getaddrinfo(const char*, const char*, const addrinfo*, addrinfo**) {
+  name_server_answers.wait();
+  return EAI_NONAME;
+}
 
 namespace flexkv::meta {
 namespace {
+
+TEST(RedisChannel, DoesNotWaitLongForANameThatNobodyTells) {
+  RedisOptions options;
+  options.host = "redis.test";
+  options.connect_within = 20 * kMillisecond;
+  RedisChannel channel(options, 1);
+  Nanos now = kSecond;
+  channel.step(now);
+  EXPECT_EQ(channel.trouble(), "Redis at redis.test:6379: its name is not found in time");
+  now = channel.wakeup();
+  channel.step(now);
+  EXPECT_EQ(channel.trouble(), "Redis at redis.test:6379: its name is still being looked up");
+  name_server_answers.count_down();
+  while (channel.trouble().find("cannot connect") == std::string::npos) {
+    now = channel.wakeup();
+    channel.step(now);
+    std::this_thread::yield();
+  }
+}
 
 TEST(Backoff, DoublesUpToItsBoundAndBeginsAnewAfterASuccess) {
   Backoff backoff(100, 1000, 1);

@@ -7,8 +7,10 @@
 #include <array>
 #include <cerrno>
 #include <limits>
+#include <system_error>
 
 #include "flexkv/base/assert.h"
+#include "flexkv/base/bounded_call.h"
 #include "flexkv/meta/redis_command.h"
 
 namespace flexkv::meta {
@@ -121,12 +123,33 @@ void RedisChannel::step(Nanos now) {
 }
 
 void RedisChannel::connect(Nanos now) {
-  context_.reset(options_.host.starts_with('/') ? redisConnectUnixNonBlock(options_.host.c_str())
-                                                : redisConnectNonBlock(options_.host.c_str(), options_.port));
+  if (options_.host.starts_with('/')) {
+    context_.reset(redisConnectUnixNonBlock(options_.host.c_str()));
+  } else if (const Status found = connect_by_name(); !found) {
+    return fail(found.error().code, found.error().message, now);
+  }
   if (context_ == nullptr) return fail(ErrorCode::kNoSpace, "out of memory", now);
   if (context_->err != 0) return fail(ErrorCode::kPeer, std::string("cannot connect: ") + context_->errstr, now);
   state_ = State::kConnecting;
   until_ = now + options_.connect_within;
+}
+
+// Whoever knows the name may take its time, or never answer. Only one look-up is left behind for that.
+Status RedisChannel::connect_by_name() {
+  if (!look_up_.expired()) return Error{ErrorCode::kTimeout, "its name is still being looked up"};
+  auto under_way = std::make_shared<char>();
+  look_up_ = under_way;
+  try {
+    auto connected =
+        within(options_.connect_within, [host = options_.host, port = options_.port, under_way = std::move(under_way)] {
+          return Context(redisConnectNonBlock(host.c_str(), port));
+        });
+    if (!connected) return Error{ErrorCode::kTimeout, "its name is not found in time"};
+    context_ = std::move(*connected);
+    return {};
+  } catch (const std::system_error& error) {
+    return Error{ErrorCode::kNoSpace, std::string("cannot start a thread: ") + error.what()};
+  }
 }
 
 void RedisChannel::greet(Nanos now) {

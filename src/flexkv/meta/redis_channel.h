@@ -42,7 +42,8 @@ class RedisChannel {
   int fd() const;        // -1: there is nothing to poll
   short events() const;  // of poll()
   Nanos wakeup() const;  // when step() is due at the latest
-  void step(Nanos now);  // does whatever can be done
+  // Does whatever can be done. Waits only for the host's name, RedisOptions::connect_within at most.
+  void step(Nanos now);
 
   // Connected, and no request is under way.
   bool ready() const { return state_ == State::kReady; }
@@ -59,7 +60,10 @@ class RedisChannel {
     void operator()(redisContext* context) const;
   };
 
+  using Context = std::unique_ptr<redisContext, FreeContext>;
+
   void connect(Nanos now);
+  Status connect_by_name();
   void greet(Nanos now);
   void fail(ErrorCode code, const std::string& why, Nanos now);
   void write_some(Nanos now);
@@ -71,7 +75,8 @@ class RedisChannel {
   const RedisOptions options_;
   Backoff backoff_;
   State state_ = State::kWaiting;
-  std::unique_ptr<redisContext, FreeContext> context_;
+  Context context_;
+  std::weak_ptr<void> look_up_;  // of the host's name, while one is under way
   std::string out_;
   std::size_t written_ = 0;
   std::uint64_t read_bytes_ = 0;

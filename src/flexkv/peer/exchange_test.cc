@@ -90,6 +90,24 @@ TEST_F(Exchange, BringsBlocksAndSaysWhereTheyEnd) {
   EXPECT_EQ(source.pins(), 0U);
 }
 
+TEST_F(Exchange, LongChainsTakeSoMuchMemoryAndNoMore) {
+  constexpr std::size_t kAtOnce = kKeyBytesMax / sizeof(key::BlockKey) / kKeysMax;
+  const auto ask = [&] { return read(std::vector<std::uint64_t>(kKeysMax, 1), 100, 10 * kSecond, kKeysMax - 1); };
+  source.set_late(true);
+  std::vector<RequestId> asked;
+  for (std::size_t i = 0; i <= kAtOnce; ++i) asked.push_back(ask());
+  run();
+  EXPECT_EQ(source.waiting(), kAtOnce);
+  EXPECT_EQ(outcome(asked.back()), Outcome::kBusy);
+  source.answer_all();
+  run();
+  EXPECT_EQ(outcome(asked.front()), Outcome::kDone);
+  source.set_late(false);
+  const auto later = ask();
+  run();
+  EXPECT_EQ(outcome(later), Outcome::kDone);
+}
+
 TEST_F(Exchange, BringsWhatComesBeforeADamagedBlockAndSaysWhichThatIs) {
   source.damage(3);
   const auto all = read({1, 2, 3, 4}, 100'000);

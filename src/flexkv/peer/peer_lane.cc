@@ -188,6 +188,10 @@ void PeerLane::run() {
       if (const auto found = links_.find(event.data.fd); found != links_.end()) found->second->due = true;
     }
     more = pump_due(monotonic_now());
+    if (accept_at_ != 0 && accept_at_ <= monotonic_now()) {
+      accept_at_ = 0;
+      watch_listener(true);
+    }
     publish_stats();
   }
   while (!links_.empty()) drop(*links_.begin()->second, kStopping);
@@ -200,6 +204,7 @@ void PeerLane::run() {
 
 int PeerLane::wait_milliseconds(Nanos now) const {
   std::optional<Nanos> next;
+  if (accept_at_ != 0) next = accept_at_;
   for (const auto& [fd, link] : links_) {
     if (const auto one = link->next_deadline()) next = std::min(next.value_or(*one), *one);
   }
@@ -212,7 +217,12 @@ void PeerLane::accept_peers() {
   while (true) {
     auto accepted = net::accept_tcp(listener_);
     if (!accepted.ok()) {
-      log_warning("a peer's connection: " + accepted.error().message);
+      // Who waits makes the listener readable all the time.
+      if (ended_.accepts_failed++ == 0) {
+        log_warning("a peer's connection, and others until there is room: " + accepted.error().message);
+      }
+      accept_at_ = monotonic_now() + kAcceptPause;
+      watch_listener(false);
       return;
     }
     if (!accepted.value().valid()) return;
@@ -228,6 +238,11 @@ void PeerLane::accept_peers() {
         [mailbox = mailbox_](std::function<void()> command) { mailbox->post(std::move(command)); }, one_sided_);
     add(std::move(link));
   }
+}
+
+void PeerLane::watch_listener(bool wanted) {
+  epoll_event event{.events = wanted ? EPOLLIN : 0U, .data = {.fd = listener_.get()}};
+  FLEXKV_ASSERT(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event) == 0);
 }
 
 void PeerLane::add(std::unique_ptr<Link> link) {

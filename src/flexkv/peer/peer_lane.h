@@ -25,6 +25,7 @@ namespace flexkv::peer {
 constexpr Nanos kGreetingTime = 5 * kSecond;  // for connecting, the handshake and both hellos
 constexpr Nanos kRetryMin = 1 * kSecond;
 constexpr Nanos kRetryMax = 30 * kSecond;
+constexpr Nanos kAcceptPause = 1 * kSecond;  // after peers could not be accepted, for want of descriptors
 
 struct PeerOptions {
   std::string node;                    // own name, unique in the cluster
@@ -36,6 +37,7 @@ struct PeerOptions {
 struct PeerStats {
   std::size_t readers = 0;  // connections
   std::size_t owners = 0;
+  std::uint64_t accepts_failed = 0;
   ServingStats served;
   ReadingStats read;
 };
@@ -69,6 +71,7 @@ class PeerLane {
   Status open();
   void run();
   void accept_peers();
+  void watch_listener(bool wanted);
   void begin_read(ReadRequest request);
   Result<Link*> link_to(const std::string& node, const std::string& address);
   void add(std::unique_ptr<Link> link);
@@ -88,6 +91,7 @@ class PeerLane {
   // The lane's own.
   Fd epoll_;
   Fd listener_;
+  Nanos accept_at_ = 0;                         // 0: whenever somebody comes
   std::map<int, std::unique_ptr<Link>> links_;  // by descriptor
   std::map<std::string, int> owners_;           // node and address -> descriptor
   std::map<std::string, Backoff> backoffs_;

@@ -1,10 +1,13 @@
 // Real lanes and TCP over loopback.
 #include "flexkv/peer/peer_lane.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 
 #include "flexkv/net/tcp.h"
 #include "flexkv/peer/test_source.h"
@@ -56,6 +59,22 @@ struct Node {
   TestSource source{1000};
   Sink sink;
   std::unique_ptr<PeerLane> lane;
+};
+
+// This process gets so many more, as long as this lives.
+class NoMoreDescriptors {
+ public:
+  explicit NoMoreDescriptors(rlim_t more) {
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const Fd next(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    rlimit fewer = before_;
+    fewer.rlim_cur = static_cast<rlim_t>(next.get()) + more;
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &fewer), 0);
+  }
+  ~NoMoreDescriptors() { EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before_), 0); }
+
+ private:
+  rlimit before_{};
 };
 
 struct Buffers {
@@ -110,6 +129,23 @@ TEST(PeerLane, GivesNothingForANumberThatIsNotAboveThoseBefore) {
   EXPECT_EQ(reader.sink.wait(7), Outcome::kDone);
   reader.lane->read(request_of(6, "owner", owner.lane->address(), buffers));
   EXPECT_EQ(reader.sink.wait(6), Outcome::kUnreachable);
+}
+
+TEST(PeerLane, WithoutDescriptorsTriesToAcceptPeersNowAndThenOnly) {
+  Node owner("owner");
+  Node reader("reader");
+  const Nanos begun = monotonic_now();
+  {
+    const NoMoreDescriptors none(1);
+    const Fd waiting = net::connect_tcp(owner.lane->address()).value();
+    while (owner.lane->stats().accepts_failed < 2) std::this_thread::yield();
+  }
+  // A loop would have tried some thousand times.
+  const auto pauses = static_cast<std::uint64_t>((monotonic_now() - begun) / kAcceptPause);
+  EXPECT_LE(owner.lane->stats().accepts_failed, pauses + 1);
+  Buffers buffers(2, 4096);
+  reader.lane->read(request_of(1, "owner", owner.lane->address(), buffers));
+  EXPECT_EQ(reader.sink.wait(1), Outcome::kDone);
 }
 
 TEST(PeerLane, EndsReadsOfWhomItCannotReachOrTrust) {

@@ -97,7 +97,8 @@ Status Serving::begin(RequestId id, Read message) {
   if (endings_.size() >= kEndingsMax) return Error{ErrorCode::kPeer, kTakesNoAnswers};
   ++stats_.requests;
   const std::uint64_t room = (pinned_bytes_max_ - promised_bytes_) / message.slot_bytes;
-  if (room == 0 || leases_.size() >= kRequestsMax) {
+  const std::size_t key_bytes = message.keys.size() * sizeof(key::BlockKey);
+  if (room == 0 || leases_.size() >= kRequestsMax || key_bytes_ + key_bytes > kKeyBytesMax) {
     endings_.emplace_back(id, Outcome::kBusy);
     return {};
   }
@@ -110,6 +111,9 @@ Status Serving::begin(RequestId id, Read message) {
   lease.first = message.first;
   lease.by_itself = message.by_itself;
   lease.until = now_ + std::min(Nanos{message.milliseconds} * kMillisecond, kLeaseTimeMax);
+  // The source may hold all of them until it answers, the lease those that are wanted until it ends.
+  lease.key_bytes = key_bytes;
+  key_bytes_ += key_bytes;
   promised_bytes_ += lease.wanted() * lease.slot_bytes;
   source_.pin(lease.space, lease.slot_bytes, lease.keys, lease.first, lease.until,
               [this, &source = source_, post = post_, alive = std::weak_ptr(alive_), id, trimmed](Pinned pinned) {
@@ -244,6 +248,7 @@ void Serving::end(RequestId id, Outcome outcome) {
   auto node = leases_.extract(id);
   Lease& lease = node.mapped();
   promised_bytes_ -= lease.wanted() * lease.slot_bytes;
+  key_bytes_ -= lease.key_bytes;
   give_back(lease);
   endings_.emplace_back(id, outcome);
 }

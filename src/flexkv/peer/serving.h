@@ -1,7 +1,7 @@
 // The owner's side of one connection: answers a peer's reads with blocks that the source pins meanwhile. Pure logic
 // over a FrameStream; one thread (the lane's).
-// Bounds: kRequestsMax requests at a time; a lease lasts as long as its reader waits, kLeaseTimeMax at most, and what
-// all leases of a connection pin is at most `pinned_bytes_max`.
+// Bounds: kRequestsMax requests at a time, whose chains take kKeyBytesMax; a lease lasts as long as its reader waits,
+// kLeaseTimeMax at most, and what all leases of a connection pin is at most `pinned_bytes_max`.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@
 namespace flexkv::peer {
 
 constexpr std::size_t kRequestsMax = 256;
-constexpr std::size_t kEndingsMax = 4096;  // of requests, that the peer does not take
+constexpr std::size_t kKeyBytesMax = 8 * kKeysMax * sizeof(key::BlockKey);  // 4 MiB
+constexpr std::size_t kEndingsMax = 4096;                                   // of requests, that the peer does not take
 constexpr Nanos kLeaseTimeMax = 60 * kSecond;
 
 struct ServingStats {
@@ -66,6 +67,7 @@ class Serving final : public net::FrameSink {
     std::uint32_t block = 0;            // of those wanted
     std::uint64_t offset = 0;           // sent of the block, or summed up
     std::optional<BlockChecksum> checksum;
+    std::size_t key_bytes = 0;
 
     std::size_t wanted() const { return keys.size() - first; }
     void forget_unwanted() {
@@ -101,6 +103,7 @@ class Serving final : public net::FrameSink {
   std::deque<RequestId> turns_;  // those with something to send
   std::deque<std::pair<RequestId, Outcome>> endings_;
   std::uint64_t promised_bytes_ = 0;  // by leases
+  std::size_t key_bytes_ = 0;         // of leases
   std::uint64_t summed_bytes_ = 0;    // of places, since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;

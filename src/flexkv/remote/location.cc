@@ -17,8 +17,26 @@ constexpr unsigned kFileThreads = 8;
 constexpr std::string_view kPrefixCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/";
 constexpr std::string_view kBucketCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-.";
 
+// Without what may be a secret that somebody put where none belongs: before an '@', and behind a '?' or '#'.
+std::string redacted(std::string_view url) {
+  constexpr std::string_view kHidden = "[hidden]";
+  constexpr std::string_view kSchemeEnd = "://";
+  std::string shown;
+  if (const auto scheme = url.find(kSchemeEnd); scheme != url.npos) {
+    shown = url.substr(0, scheme + kSchemeEnd.size());
+    url.remove_prefix(shown.size());
+  }
+  const auto user_end = url.rfind('@');
+  const auto query = url.find_first_of("?#");
+  if (user_end == url.npos && query == url.npos) return shown.append(url);
+  if (user_end == url.npos) return shown.append(url.substr(0, query + 1)).append(kHidden);
+  shown += kHidden;
+  // Either of the two may be part of a secret.
+  return query < user_end ? shown : shown.append(url.substr(user_end, query - user_end));
+}
+
 Error wrong(const std::string& url, const std::string& why) {
-  return {ErrorCode::kInvalidArgument, "remote store '" + url + "': " + why};
+  return {ErrorCode::kInvalidArgument, "remote store '" + redacted(url) + "': " + why};
 }
 
 std::string environment(std::initializer_list<const char*> names) {

@@ -2,6 +2,8 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "flexkv/base/assert.h"
@@ -41,7 +43,7 @@ peer::Outcome to_peer(node::Loan::Limit limit) {
 
 Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,
                                                              SourceSink& reads, Apply apply,
-                                                             std::function<void(std::uint64_t epoch)> reset) {
+                                                             std::function<void(cluster::NewEpoch epoch)> reset) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
@@ -53,7 +55,7 @@ Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOption
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                              std::span<std::byte> pool, SourceSink& reads, Apply apply,
-                             std::function<void(std::uint64_t epoch)> reset)
+                             std::function<void(cluster::NewEpoch epoch)> reset)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
@@ -65,7 +67,7 @@ ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls,
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
-Result<> ClusterBridge::start() {
+Result<> ClusterBridge::start(std::uint64_t held_epoch) {
   peer::PeerOptions peers;
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
@@ -78,9 +80,11 @@ Result<> ClusterBridge::start() {
   directory.directory.name = options_.node;
   directory.directory.address = lane.value()->address();
   directory.directory.incarnation = incarnation_;
+  directory.directory.epoch = held_epoch;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started = cluster::DirectoryLane::start(directory, *this, [this](std::uint64_t epoch) { enter_epoch(epoch); });
+  auto started =
+      cluster::DirectoryLane::start(directory, *this, [this](cluster::NewEpoch epoch) { enter_epoch(epoch); });
   if (!started) return started.error();
   // The lanes may call the node already.
   apply_([&](node::Node&) {
@@ -143,12 +147,18 @@ void ClusterBridge::reset() {
   directory_->reset_cluster();
 }
 
-void ClusterBridge::enter_epoch(std::uint64_t epoch) {
+void ClusterBridge::enter_epoch(cluster::NewEpoch epoch) {
   apply_([this, epoch](node::Node& node) {
     node.reset_here(monotonic_now());
     resetting_ = false;
     reset_(epoch);
   });
+}
+
+void ClusterBridge::know_resets(const key::Root& marks) {
+  std::uint64_t number = 0;
+  std::memcpy(&number, marks.data(), sizeof number);
+  if (directory_ != nullptr && !closing_) directory_->know_resets(std::max(number, std::uint64_t{1}));
 }
 
 // ---- this node's reads ---------------------------------------------------------------------------------------------
@@ -178,14 +188,14 @@ void ClusterBridge::close_space(node::SpaceNumber space) {
 
 node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
                                       Nanos now) {
-  if (!reads_ || closing_ || resetting_) return {};
+  if (!reads_ || closing_ || resetting_ || !directory_->knows_resets()) return {};
   return reads_->find(space, keys, first, now);
 }
 
 void ClusterBridge::read(node::RemoteRead read) {
   if (closing_) return;
   const node::RemoteOp op = read.op;
-  if (reads_ && reads_->read(std::move(read), monotonic_now())) return;
+  if (reads_ && directory_->knows_resets() && reads_->read(std::move(read), monotonic_now())) return;
   // The node must not be called from here.
   peers_->post([this, op] {
     apply_([&](node::Node& node) { sink_.on_end(node, op, node::RemoteOutcome::kMissing, monotonic_now()); });

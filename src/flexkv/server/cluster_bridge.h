@@ -16,6 +16,7 @@
 
 #include "flexkv/base/result.h"
 #include "flexkv/cluster/directory_lane.h"
+#include "flexkv/key/namespace.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/net/tls.h"
 #include "flexkv/node/node.h"
@@ -52,19 +53,23 @@ class ClusterBridge final : public node::RemotePort,
   // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, std::span<std::byte> pool,
                                                        SourceSink& reads, Apply apply,
-                                                       std::function<void(std::uint64_t epoch)> reset);
+                                                       std::function<void(cluster::NewEpoch epoch)> reset);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
   const net::Secret::Key& key_secret() const { return key_secret_; }
   // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
-  // it finds nothing, and is not found. REQUIRES: the node knows no space yet
-  Result<> start();
+  // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
+  // on drives. REQUIRES: the node knows no space yet
+  Result<> start(std::uint64_t held_epoch);
   // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
   void close();
 
+  // The node has forgotten what is older than these resets, of which it knows by its remote store; see hash_of_marks().
+  // Nodes that do not know the same are not read from. Under the node's lock.
+  void know_resets(const key::Root& marks);
   // From the node's Outbox, under its lock.
   void changed();
   void lent(const node::Loan& loan);
@@ -110,10 +115,10 @@ class ClusterBridge final : public node::RemotePort,
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                 std::span<std::byte> pool, SourceSink& reads, Apply apply,
-                std::function<void(std::uint64_t epoch)> reset);
+                std::function<void(cluster::NewEpoch epoch)> reset);
 
   void start_one_sided(const std::string& node);
-  void enter_epoch(std::uint64_t epoch);
+  void enter_epoch(cluster::NewEpoch epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -130,7 +135,7 @@ class ClusterBridge final : public node::RemotePort,
   const std::span<std::byte> pool_;
   SourceSink& sink_;
   const Apply apply_;
-  const std::function<void(std::uint64_t)> reset_;
+  const std::function<void(cluster::NewEpoch)> reset_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;

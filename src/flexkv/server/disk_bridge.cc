@@ -14,6 +14,8 @@ namespace {
 constexpr Nanos kRecordPatience = kSecond;
 // At the start, for each step with a drive.
 constexpr Nanos kOpenPatience = 10 * kSecond;
+// What a small file and its directory take.
+constexpr std::uint64_t kSmallFileWrite = 2 * disk::kPageBytes;
 constexpr char kHangs[] = " hangs: no answer in 10 s";
 
 node::DiskAdmission to_node(disk::Admission admission) {
@@ -77,6 +79,7 @@ Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options,
   if (!home) return home.error();
   std::unique_ptr<DiskBridge> bridge(new DiskBridge(std::move(home).value(), pool, std::move(apply)));
   bridge->open_budgets(options);
+  bridge->read_resets();
   std::vector<disk::VolumeSpec> volumes;
   for (std::size_t i = 0; i < bridge->home_.places.size(); ++i) {
     const auto& place = bridge->home_.places[i];
@@ -135,6 +138,22 @@ void DiskBridge::open_budgets(const DiskOptions& options) {
   }
 }
 
+void DiskBridge::read_resets() {
+  for (auto& place : home_.places) {
+    if (place.directory == nullptr || place.fresh) continue;
+    const auto read = within(kOpenPatience, [directory = place.directory] { return read_resets_seen(*directory); });
+    if (!read) {
+      place.why_not = place.path + kHangs;
+      place.directory = nullptr;
+    } else if (resets_seen_.value_or(*read) == *read) {
+      resets_seen_ = *read;
+    } else {
+      resets_seen_ = ResetsSeen();  // they know of different ones: so of none for sure
+      return;
+    }
+  }
+}
+
 bool DiskBridge::close(Nanos patience) {
   closed_ = true;
   const Nanos until = monotonic_now() + patience;
@@ -183,10 +202,52 @@ void DiskBridge::close_space(node::SpaceNumber space) {
   tier_->close_space(disk::SpaceHandle{space});
 }
 
-void DiskBridge::reset_space(node::SpaceNumber space) { tier_->reset_space(disk::SpaceHandle{space}); }
+void DiskBridge::reset_space(node::SpaceNumber space) {
+  {
+    std::lock_guard lock(mutex_);
+    ++resetting_;
+  }
+  tier_->reset_space(disk::SpaceHandle{space}, [this](bool durable) {
+    {
+      std::lock_guard lock(mutex_);
+      --resetting_;
+      reset_failed_ = reset_failed_ || !durable;
+    }
+    write_resets();
+  });
+}
 
 void DiskBridge::reset_closed_spaces(const std::optional<node::ModelName>& model) {
   tier_->remove_closed(model ? std::span<const std::uint8_t>(*model) : std::span<const std::uint8_t>());
+}
+
+void DiskBridge::note_resets(const ResetsSeen& seen) {
+  {
+    std::lock_guard lock(mutex_);
+    noted_ = seen;
+  }
+  write_resets();
+}
+
+// A crash before that, or a drive that could not forget, costs hits only: the next start forgets once more.
+void DiskBridge::write_resets() {
+  std::optional<ResetsSeen> seen;
+  {
+    std::lock_guard lock(mutex_);
+    if (resetting_ > 0 || reset_failed_) return;
+    seen = std::exchange(noted_, std::nullopt);
+  }
+  if (!seen) return;
+  for (unsigned drive = 0; drive < home_.places.size(); ++drive) {
+    if (home_.places[drive].directory == nullptr) continue;
+    tier_->when_removed(drive, [directory = home_.places[drive].directory, budget = budgets_[drive], seen = *seen] {
+      budget->charge(kSmallFileWrite);
+      if (const auto written = write_resets_seen(*directory, seen); !written) {
+        log_warning("SSD cache: " + directory->path() + ": a reset is not recorded, so what is there is forgotten " +
+                    "again at the next start: " + written.error().message);
+      }
+    });
+  }
 }
 
 std::span<std::byte> DiskBridge::host(const node::DiskTransfer& transfer) const {

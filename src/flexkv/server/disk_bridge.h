@@ -19,6 +19,7 @@
 #include "flexkv/file/open_drive.h"
 #include "flexkv/node/node.h"
 #include "flexkv/server/drive_budget.h"
+#include "flexkv/server/resets_seen.h"
 
 namespace flexkv::server {
 
@@ -49,6 +50,11 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
 
   // With it, and only with it, keys are those of the blocks that the directories hold.
   const disk::Secret& secret() const { return home_.secret; }
+  // Of which resets all knows that was there at the start; none: nothing was.
+  const std::optional<ResetsSeen>& resets_seen() const { return resets_seen_; }
+  // The node has forgotten what is older: written down beside the blocks once that is durable, and not before. Under
+  // the node's lock.
+  void note_resets(const ResetsSeen& seen);
   // Begins with the first call of the node; apply is not called before that.
   // False: a drive hangs and may write to the pool for the rest of the process's life. The node is not told any more.
   bool close(Nanos patience);
@@ -85,6 +91,8 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
  private:
   DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply);
   void open_budgets(const DiskOptions& options);
+  void read_resets();
+  void write_resets();
 
   void on_completions(std::span<const disk::Completion> completions) override;
   void on_overdue(disk::OpId id) override;
@@ -94,14 +102,19 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
 
   std::span<std::byte> host(const node::DiskTransfer& transfer) const;
 
-  disk::Home home_;  // unchanged once it is open
+  disk::Home home_;                        // unchanged once it is open
+  std::optional<ResetsSeen> resets_seen_;  // the same
   const std::span<std::byte> pool_;
   const Apply apply_;
   std::vector<std::atomic<bool>> readable_;
   std::vector<std::shared_ptr<DriveBudget>> budgets_;      // one per drive; null: it cannot be used
   std::map<node::SpaceNumber, std::uint64_t> slot_bytes_;  // of open spaces; guarded by the node's lock
   mutable std::mutex mutex_;
-  std::vector<SpaceStatus> opened_;  // guarded by mutex_
+  // Guarded by mutex_
+  std::vector<SpaceStatus> opened_;
+  std::size_t resetting_ = 0;        // spaces whose reset is not durable yet
+  bool reset_failed_ = false;        // one could not be written down
+  std::optional<ResetsSeen> noted_;  // waits for these
   std::unique_ptr<disk::DiskTier> tier_;
   bool closed_ = false;
 };

@@ -69,6 +69,7 @@ NodeServer::NodeServer(NodeServerOptions options, memory::HostRegion pool, ipc::
     fill_random(key_secret_.data(), key_secret_.size());
   }
   fill_random(&epoch_, sizeof epoch_);
+  if (disk_ != nullptr) resets_seen_ = disk_->resets_seen().value_or(ResetsSeen());
 }
 
 void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
@@ -82,8 +83,12 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
   auto opened = ClusterBridge::create(
       *options_.cluster, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
-      [this](std::uint64_t epoch) {
+      [this](cluster::NewEpoch epoch) {
         if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
+        note_resets([&](ResetsSeen& seen) {
+          seen.cluster = hash_of_cluster(options_.cluster->cluster);
+          seen.epoch = epoch.number;
+        });
       });
   if (opened) {
     beyond_.add(*opened.value());
@@ -96,8 +101,11 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
 
 std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
   if (!options_.remote) return nullptr;
-  auto opened = RemoteBridge::create(*options_.remote, {pool_.data(), pool_.bytes()}, beyond_,
-                                     [this](const auto& call) { call_node(call); });
+  auto opened = RemoteBridge::create(
+      *options_.remote, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
+      [this](const std::set<remote::Mark>& marks) {
+        note_resets([&](ResetsSeen& seen) { seen.marks = hash_of_marks(marks); });
+      });
   if (opened) {
     beyond_.add(*opened.value());
     return std::move(opened).value();
@@ -107,14 +115,24 @@ std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
   return nullptr;
 }
 
-void NodeServer::join_cluster() {
+// What drives hold is of after the resets that this node knows of by then, as it has just forgotten the rest.
+void NodeServer::note_resets(const std::function<void(ResetsSeen&)>& change) {
+  change(resets_seen_);
+  if (disk_ != nullptr) disk_->note_resets(resets_seen_);
+  if (cluster_ != nullptr && remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
+}
+
+void NodeServer::join_cluster(const ResetsSeen& held) {
   if (cluster_ == nullptr) return;
-  if (const Status started = cluster_->start(); !started) {
+  if (const Status started = cluster_->start(held.epoch_of(options_.cluster->cluster)); !started) {
     cluster_off_why_ = "the cluster is off: " + started.error().message;
     log_warning(cluster_off_why_);
     MutexLock lock(mutex_);
     beyond_.drop(*cluster_);
+    return;
   }
+  MutexLock lock(mutex_);
+  if (remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
 }
 
 std::unique_ptr<DiskBridge> NodeServer::open_disk() {
@@ -152,8 +170,9 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   if (Status shown = server->listener_.show(); !shown) return shown.error();
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
-  if (server->remote_ != nullptr) server->remote_->start();
-  server->join_cluster();
+  const std::optional<ResetsSeen> held = server->disk_ == nullptr ? std::nullopt : server->disk_->resets_seen();
+  if (server->remote_ != nullptr) server->remote_->start(held ? std::optional(held->marks) : std::nullopt);
+  server->join_cluster(held.value_or(ResetsSeen()));
   NodeServer* self = server.get();
   server->lane_ = start_thread([self] { self->lane(); });
   server->toucher_ = start_thread([self] {

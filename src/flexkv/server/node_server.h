@@ -22,6 +22,7 @@
 #include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
 #include "flexkv/server/remote_bridge.h"
+#include "flexkv/server/resets_seen.h"
 
 namespace flexkv::server {
 
@@ -93,8 +94,9 @@ class NodeServer final : private node::Outbox {
   std::unique_ptr<ClusterBridge> open_cluster();
   std::unique_ptr<RemoteBridge> open_remote();
   std::unique_ptr<DiskBridge> open_disk();
-  void join_cluster();
+  void join_cluster(const ResetsSeen& held);
   void call_node(const std::function<void(node::Node&)>& call);
+  void note_resets(const std::function<void(ResetsSeen&)>& change) FLEXKV_REQUIRES(mutex_);
   void finish_writes();
 
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
@@ -142,6 +144,7 @@ class NodeServer final : private node::Outbox {
   mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
   Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);   // before the node, which says at its end what is gone
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
+  ResetsSeen resets_seen_ FLEXKV_GUARDED_BY(mutex_);  // of those elsewhere, this node knows these
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::EngineHandle, Peer*> clients_ FLEXKV_GUARDED_BY(mutex_);

@@ -54,31 +54,33 @@ Result<net::Secret> secret_of(const RemoteOptions& options) {
 }  // namespace
 
 Result<std::unique_ptr<RemoteBridge>> RemoteBridge::create(const RemoteOptions& options, std::span<std::byte> pool,
-                                                           SourceSink& reads, Apply apply) {
+                                                           SourceSink& reads, Apply apply, Forgotten forgotten) {
   auto store = remote::open_store(options.url, options.s3);
   if (!store.ok()) return store.error();
   auto secret = secret_of(options);
   if (!secret) return secret.error();
   return std::unique_ptr<RemoteBridge>(new RemoteBridge(options, std::move(store).value(),
                                                         secret.value().derive("block keys of " + options.cluster), pool,
-                                                        reads, std::move(apply)));
+                                                        reads, std::move(apply), std::move(forgotten)));
 }
 
 RemoteBridge::RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote::Store> store,
                            const net::Secret::Key& key_secret, std::span<std::byte> pool, SourceSink& reads,
-                           Apply apply)
+                           Apply apply, Forgotten forgotten)
     : options_(options),
       key_secret_(key_secret),
       pool_(pool),
       reads_(reads),
       apply_(std::move(apply)),
+      forgotten_(std::move(forgotten)),
       store_(std::move(store)) {}
 
 RemoteBridge::~RemoteBridge() { FLEXKV_ASSERT(tier_ == nullptr); }
 
-void RemoteBridge::start() {
+void RemoteBridge::start(const std::optional<key::Root>& held_marks) {
   remote::RemoteSink& sink = *this;
   apply_([&](node::Node&) {
+    held_marks_ = held_marks;
     tier_ = std::make_unique<remote::RemoteTier>(options_.tier, std::move(store_), sink);
     tier_->watch_marks();
   });
@@ -133,12 +135,19 @@ void RemoteBridge::reopen() {
 }
 
 void RemoteBridge::add_mark(const remote::Mark& mark) {
-  for (const node::StoreWrite& write : std::exchange(early_, {})) {
-    end_write(write.op, node::RemoteOutcome::kCanceled);  // of before the reset
-  }
+  drop_early();
   if (!marks_.insert(mark).second) return;
   tier_->put_mark(mark);
-  if (listed_) reopen();
+  if (!listed_) return;
+  reopen();
+  forgotten_(marks_);
+}
+
+// Of before a reset.
+void RemoteBridge::drop_early() {
+  for (const node::StoreWrite& write : std::exchange(early_, {})) {
+    end_write(write.op, node::RemoteOutcome::kCanceled);
+  }
 }
 
 // The node must not be called from where this is.
@@ -151,16 +160,17 @@ void RemoteBridge::reset() {
   if (!closing_ && tier_ != nullptr) add_mark(random_mark());
 }
 
-void RemoteBridge::enter_epoch(const std::string& cluster, std::uint64_t epoch) {
+void RemoteBridge::enter_epoch(const std::string& cluster, cluster::NewEpoch epoch) {
   if (closing_ || tier_ == nullptr) return;
   key::NamespaceBuilder name = hash();
   const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
-                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch, 1)))
+                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch.number, 1)))
                                .finish();
   remote::Mark mark{};
   std::copy_n(digest.begin(), mark.size(), mark.begin());
   // Should Redis have begun to count anew, this is another reset than the one that has left the mark.
-  add_mark(!listed_ || first_marks_.contains(mark) ? random_mark() : mark);
+  const bool left_by_another = !epoch.late && (!listed_ || first_marks_.contains(mark));
+  add_mark(left_by_another ? random_mark() : mark);
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
@@ -171,12 +181,16 @@ void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
     const std::size_t before = marks_.size();
     marks_.insert(marks.begin(), marks.end());
     const bool more = marks_.size() > before;
-    // Also with the first one, if that came late: what was kept meanwhile may be from before a reset.
-    if (more && (!first || unlisted_)) {
+    // Also with the first ones, if they came late, or drives do not know of them: then what was kept may be older.
+    if (first ? (more && unlisted_) || (held_marks_ && *held_marks_ != hash_of_marks(marks)) : more) {
       log_info("remote tier: another node has reset it; this one forgets its blocks, too");
       node.reset_here(monotonic_now());
+      drop_early();
     }
-    if (more || first) reopen();
+    if (more || first) {
+      reopen();
+      forgotten_(marks_);
+    }
     for (node::StoreWrite& early : std::exchange(early_, {})) write(std::move(early));
   });
 }

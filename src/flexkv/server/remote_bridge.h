@@ -15,12 +15,14 @@
 #include <string>
 
 #include "flexkv/base/result.h"
+#include "flexkv/cluster/directory.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/node/node.h"
 #include "flexkv/plan/flow_rate.h"
 #include "flexkv/remote/location.h"
 #include "flexkv/remote/remote_tier.h"
 #include "flexkv/server/beyond.h"
+#include "flexkv/server/resets_seen.h"
 
 namespace flexkv::server {
 
@@ -37,21 +39,25 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
  public:
   // Runs a call on the node under its lock.
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
+  using Forgotten = std::function<void(const std::set<remote::Mark>& marks)>;
 
   // Fails for a wrong URL, without libcurl (s3://) and for a secret that is not to be had; asks nothing of the store.
-  // `pool`: where the blocks lie; stays mapped until close(). `reads` is told of what comes.
+  // `pool`: where the blocks lie; stays mapped until close(). `reads` is told of what comes. `forgotten`: the node has
+  // forgotten all of before these marks; under the node's lock.
   static Result<std::unique_ptr<RemoteBridge>> create(const RemoteOptions& options, std::span<std::byte> pool,
-                                                      SourceSink& reads, Apply apply);
+                                                      SourceSink& reads, Apply apply, Forgotten forgotten);
   ~RemoteBridge() override;
 
   // Of the keys of blocks, the same at all nodes that share the store.
   const net::Secret::Key& key_secret() const { return key_secret_; }
-  // apply is not called before that. REQUIRES: the node knows no space yet
-  void start();
+  // apply is not called before that. `held_marks`: see hash_of_marks(), as the node knew them that kept what this one
+  // has on drives; none: it has nothing. REQUIRES: the node knows no space yet
+  void start(const std::optional<key::Root>& held_marks);
   // Ends all that is under way; then apply is not called any more.
   void close();
-  // The cluster was reset, and the node is. All its nodes say so, and leave the same mark. Under the node's lock.
-  void enter_epoch(const std::string& cluster, std::uint64_t epoch);
+  // The cluster was reset, and the node is. All its nodes say so, and leave the same mark; also one that comes late,
+  // which so leaves none where others have. Under the node's lock.
+  void enter_epoch(const std::string& cluster, cluster::NewEpoch epoch);
 
   struct Status {
     std::string url;
@@ -93,7 +99,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   };
 
   RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote::Store> store, const net::Secret::Key& key_secret,
-               std::span<std::byte> pool, SourceSink& reads, Apply apply);
+               std::span<std::byte> pool, SourceSink& reads, Apply apply, Forgotten forgotten);
 
   void on_block(remote::RequestId id, std::uint32_t index) override;
   void on_end(remote::RequestId id, remote::Outcome outcome) override;
@@ -103,6 +109,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
 
   bool serves() const { return !closing_ && tier_ != nullptr && listed_; }
   void add_mark(const remote::Mark& mark);
+  void drop_early();
   void end_write(node::RemoteOp op, node::RemoteOutcome outcome);
   void open(Space& space);
   void reopen();
@@ -114,6 +121,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   const std::span<std::byte> pool_;
   SourceSink& reads_;
   const Apply apply_;
+  const Forgotten forgotten_;
   std::unique_ptr<remote::Store> store_;  // until start()
 
   // Guarded by the node's lock, once started.
@@ -124,6 +132,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   remote::RequestId next_request_ = 1;
   std::set<remote::Mark> marks_;
   std::set<remote::Mark> first_marks_;   // those that were there before this node
+  std::optional<key::Root> held_marks_;  // of start()
   bool listed_ = false;                  // the marks in the store are known
   bool unlisted_ = false;                // and could not be listed so far
   std::vector<node::StoreWrite> early_;  // wait for that

@@ -153,8 +153,11 @@ void RemoteReads::settle(Read& read, peer::Outcome outcome, Nanos now) {
   }
   const bool silent = outcome == peer::Outcome::kDeadline && came == 0;
   if (outcome == peer::Outcome::kUnreachable || silent) {
-    owner.rests_until = now + owner.next_rest;
-    owner.next_rest = std::min(owner.next_rest * 2, kPeerRestMax);
+    // Reads that fail while it rests were asked before that: all together are one failure.
+    if (now >= owner.rests_until) {
+      owner.rests_until = now + owner.next_rest;
+      owner.next_rest = std::min(owner.next_rest * 2, kPeerRestMax);
+    }
   } else if (came > 0) {
     owner.next_rest = kPeerRestMin;
   }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "flexkv/cluster/names.h"
 #include "flexkv/peer/messages.h"
 #include "flexkv/peer/reading.h"
@@ -195,6 +197,16 @@ TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
   ASSERT_TRUE(read(8, 0));
   deliver(1);
   EXPECT_TRUE(end(Outcome::kDeadline));
+  EXPECT_EQ(found(8, 0), 8U);
+}
+
+TEST_F(RemoteReadsTest, ReadsThatFailTogetherAreOneFailure) {
+  has(kA, 0, 8);
+  for (node::RemoteOp op = 1; op <= 5; ++op) ASSERT_TRUE(read(8, 0, op));
+  for (const auto& request : std::exchange(asked, {})) {
+    EXPECT_TRUE(reads.on_end(request.id, Outcome::kUnreachable, true, now));
+  }
+  now += kPeerRestMin;
   EXPECT_EQ(found(8, 0), 8U);
 }
 
