@@ -43,15 +43,17 @@ int wrong_usage() {
     for (const std::string& option : suite.options) std::fprintf(stderr, " [--%s=...]", option.c_str());
     std::fputc('\n', stderr);
   }
-  std::fputs("  flexkv-bench ssd BYTES DIR...  (without those options)\n", stderr);
+  std::fputs("without those options:\n  flexkv-bench ssd BYTES DIR...\n  flexkv-bench cluster TRACE", stderr);
+  for (const std::string& option : kClusterOptions) std::fprintf(stderr, " [--%s=...]", option.c_str());
+  std::fputs(" [--json]\n", stderr);
   return kWrongUsage;
 }
 
-// Takes the suite's options out of the arguments from `first` on.
-Options take_options(const Suite& suite, int first, int& argc, char** argv) {
+// Takes these options out of the arguments from `first` on.
+Options take_options(const std::vector<std::string>& names, int first, int& argc, char** argv) {
   Options options;
   const auto taken = [&](const char* argument) {
-    for (const std::string& name : suite.options) {
+    for (const std::string& name : names) {
       const std::string prefix = "--" + name + "=";
       if (!std::string_view(argument).starts_with(prefix)) continue;
       options.set(name, argument + prefix.size());
@@ -70,12 +72,17 @@ int run(int argc, char** argv) {
     if (argc < 4) return wrong_usage();
     return run_ssd(std::strtoull(argv[2], nullptr, 10), {argv + 3, argv + argc});
   }
+  if (name == "cluster") {
+    Options options = take_options(kClusterOptions, 2, argc, argv);
+    if (argc == 4 && std::string_view(argv[3]) == "--json") options.set("json", "");
+    return argc == 3 || options.has("json") ? run_cluster(argv[2], options) : wrong_usage();
+  }
   for (const Suite& suite : kSuites) {
     if (suite.name != name) continue;
     const int used = suite.argument == nullptr ? 1 : 2;
     if (argc <= used) return wrong_usage();
     const std::string argument = suite.argument == nullptr ? "" : argv[used];
-    const Options options = take_options(suite, used + 1, argc, argv);
+    const Options options = take_options(suite.options, used + 1, argc, argv);
     if (const Status added = suite.add(argument, options); !added) {
       std::fprintf(stderr, "%s\n", added.error().message.c_str());
       return kWrongUsage;

@@ -23,6 +23,11 @@ Result<std::vector<std::uint32_t>> Options::counts(const std::string& name,
   return counts;
 }
 
+std::string Options::text(const std::string& name, const std::string& otherwise) const {
+  const auto found = values_.find(name);
+  return found == values_.end() ? otherwise : found->second;
+}
+
 Result<double> Options::positive(const std::string& name, double otherwise) const {
   const auto found = values_.find(name);
   if (found == values_.end()) return otherwise;

@@ -20,6 +20,7 @@ class Options {
   bool has(const std::string& name) const { return values_.contains(name); }
   // Numbers from 1 to 2^32 - 1.
   Result<std::vector<std::uint32_t>> counts(const std::string& name, std::vector<std::uint32_t> otherwise) const;
+  std::string text(const std::string& name, const std::string& otherwise) const;
   Result<double> positive(const std::string& name, double otherwise) const;
 
  private:
@@ -48,6 +49,10 @@ Status register_updates(const std::string& redis, const Options& options);
 void register_host();
 // Ends with the code of the process; not one of Google Benchmark's, as what it measures takes turns with fio.
 int run_ssd(std::uint64_t file_bytes, const std::vector<std::string>& directories);
+// Ends with the code of the process, too. Options: kClusterOptions, and json, which has no value.
+int run_cluster(const std::string& trace_path, const Options& options);
+inline const std::vector<std::string> kClusterOptions{"nodes",    "blocks",  "block-tokens", "router",
+                                                      "replicas", "minutes", "seed"};
 void register_round_trips();  // part of the suite `host`
 
 }  // namespace flexkv::bench

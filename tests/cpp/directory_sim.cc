@@ -133,8 +133,9 @@ void DirectorySim::pump(Node& node) {
       node.reads.submit(*request, done(&cluster::Directory::read_done));
     }
   }
-  if (!node.orders.ready()) return;
-  const Nanos due = node.directory.order_due(now());
+  Nanos due = INT64_MAX;
+  if (node.orders.ready()) due = node.directory.order_due(now());
+  if (node.reads.ready()) due = std::min(due, node.directory.read_due(now()));
   if (due == INT64_MAX || (node.wakeup <= due && node.wakeup > now())) return;
   node.wakeup = due;
   loop_.at(due - node.offset, [this, &node, alive = node.alive] {

@@ -110,6 +110,18 @@ def test_replay_with_drives_of_other_sizes(
     assert run("replay", str(trace), "--ssd-blocks", "0").exit_code == 2
 
 
+def test_cluster_gives_its_options_to_the_program(program: Any, tmp_path: Path, capfd: Any) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(REQUEST)
+    program([])
+    assert run("cluster", str(trace), "--nodes", "3", "--router", "prefix", "--json").exit_code == 0
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    expected = "--nodes=3 --blocks=1000000 --block-tokens=16 --router=prefix --minutes=60 --seed=1 --json"
+    assert call == f"cluster {trace} {expected}"
+    program([], code=2)
+    assert run("cluster", str(trace)).exit_code == 2
+
+
 def test_targets_of_a_replay_are_for_mooncakes_trace_only(
     program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +237,29 @@ class TestInstalled:
         slow = run("replay", str(trace), *sizes, "--drive-gbs", "0.001", "--json")
         rows = {row["name"]: row["figures"] for row in json.loads(slow.stdout)["benchmarks"]}
         assert rows["drives/lru/all_written/host:2/ssd:8/block_tokens:16"]["hit_%"] < figures["hit_%"]
+
+    def test_cluster(self, tmp_path: Path, capfd: Any) -> None:
+        trace = tmp_path / "trace.jsonl"
+        requests = [
+            {"timestamp": 1000 * i, "input_length": 1024, "hash_ids": [0, 1 + i % 5]} for i in range(20)
+        ]  # five prompts, each four times
+        trace.write_text("".join(json.dumps(request) + "\n" for request in requests))
+        sizes = ("--nodes", "3", "--blocks", "1000", "--replicas", "2")
+        figures = []
+        for _ in range(2):
+            assert run("cluster", str(trace), *sizes, "--json").exit_code == 0
+            figures.append(json.loads(capfd.readouterr().out))
+        hits = figures[0]["hit_%"]
+        assert figures[0]["requests"] == 3 * 20
+        # Of 40 blocks of 512 tokens there are six.
+        assert hits["ideal"] == pytest.approx(100 * 34 / 40)
+        assert hits["alone"] < hits["cluster"] <= hits["ideal"]
+        assert hits["cluster"] == hits["own"] + hits["remote"]
+        for each in figures:
+            del each["this_machine"]
+        assert figures[0] == figures[1], "the same seed"
+        assert run("cluster", str(trace), *sizes, "--router", "any").exit_code == 2
+        assert "--router: 'any' is neither round-robin nor prefix" in capfd.readouterr().err
 
     def test_recovery(self, tmp_path: Path) -> None:
         directory = tmp_path / "drive"

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flexkv.cli import (
+    bench_cluster,
     bench_ssd,
     bench_transfer,
     check_machine,
@@ -311,6 +312,45 @@ def bench_replay(
         if sizes:
             options.append(f"--{name}={','.join(map(str, sizes))}")
     run_bench.run("replay", as_json, trace, options)
+
+
+@bench_app.command(
+    name="cluster",
+    epilog="[bold]Examples[/bold]\n\nflexkv bench cluster conversation_trace.jsonl\n\n"
+    "flexkv bench cluster TRACE --nodes 64 --blocks 31250 --block-tokens 512 --router prefix --json",
+)
+def bench_cluster_(
+    trace: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="As for `flexkv bench replay`; every node gets as much load."),
+    ],
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Nodes of the cluster.")] = 8,
+    blocks: Annotated[int, typer.Option(min=1, max=100_000_000, help="Of each node's host memory.")] = 1_000_000,
+    block_tokens: Annotated[int, typer.Option(min=1, max=512, help="Tokens of a block; divides 512.")] = 16,
+    router: Annotated[
+        str, typer.Option(help="round-robin, or prefix: what begins with the same 1,024 tokens goes to one node.")
+    ] = "round-robin",
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Nodes that follow all others, which takes memory here. (default: up to 8)")
+    ] = None,
+    minutes: Annotated[int, typer.Option(min=1, max=1440, help="Of the trace.")] = 60,
+    seed: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="The same one gives the same figures.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """A simulated cluster of real nodes and directories that serves a trace, on virtual time.
+
+    Hits beside those of one cache with the memory of all; what the directory sends; how soon all agree, also after a
+    node died and Redis lost everything. docs/operations/scale.md explains it. Takes minutes and 3 GB as it is."""
+    options = {
+        "nodes": nodes,
+        "blocks": blocks,
+        "block-tokens": block_tokens,
+        "router": router,
+        "replicas": replicas,
+        "minutes": minutes,
+        "seed": seed,
+    }
+    bench_cluster.run(trace, options, as_json)
 
 
 @bench_app.command(

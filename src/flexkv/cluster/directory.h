@@ -82,6 +82,8 @@ class Directory {
   void read_done(const Result<meta::Answers>& answers, Nanos now);
   // When next_order() will have one, if nothing else happens.
   Nanos order_due(Nanos now) const;
+  // When next_read() will have one that it does not have now because it came just before.
+  Nanos read_due(Nanos now) const;
   // Forgets nodes that were not heard of. To be called now and then.
   void expire(Nanos now);
 
@@ -176,6 +178,7 @@ class Directory {
   bool read_loads_ = false;  // the read under way is of a snapshot
   std::uint64_t read_epoch_ = 0;
   std::uint64_t read_count_ = 0;
+  Nanos read_after_ = 0;  // not before
   std::vector<Target> read_targets_;
   std::string bell_after_ = meta::kNoEntry;
 };

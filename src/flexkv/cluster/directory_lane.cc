@@ -114,6 +114,7 @@ void DirectoryLane::sleep(bool more) const {
   const Nanos now = monotonic_now();
   Nanos until = std::min(orders_.wakeup(), reads_.wakeup());
   if (orders_.ready()) until = std::min(until, directory_.order_due(now));
+  if (reads_.ready()) until = std::min(until, directory_.read_due(now));
   if (directory_.epoch_to_enter()) until = now;
   {
     MutexLock lock(mutex_);

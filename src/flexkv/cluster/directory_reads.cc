@@ -1,5 +1,6 @@
 // The part of Directory that follows other nodes.
 #include <algorithm>
+#include <limits>
 
 #include "flexkv/base/assert.h"
 #include "flexkv/cluster/directory.h"
@@ -7,8 +8,11 @@
 namespace flexkv::cluster {
 namespace {
 
-// Batches of all streams in one answer, as far as each stream may give one: that bounds what an answer holds.
+constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
+// Batches of all streams in one answer, as far as each stream may give some: that bounds what an answer holds.
 constexpr std::uint64_t kEntriesPerRead = 64;
+// More than a node tells between two reads, usually: else each read would seem to have left something.
+constexpr std::uint64_t kEntriesPerStreamMin = 4;
 
 }  // namespace
 
@@ -34,8 +38,9 @@ std::optional<meta::Request> Directory::next_read(Nanos now) {
       positions.push_back(follower.position());
     }
   }
+  if (!loading && now < read_after_) return std::nullopt;
   positions.push_back({names_.bell(), bell_after_});
-  read_count_ = std::max<std::uint64_t>(1, kEntriesPerRead / positions.size());
+  read_count_ = std::max(kEntriesPerStreamMin, kEntriesPerRead / positions.size());
   reading_ = true;
   read_loads_ = false;
   read_epoch_ = epoch_;
@@ -69,12 +74,18 @@ void Directory::read_done(const Result<meta::Answers>& answers, Nanos now) {
   }
 }
 
+Nanos Directory::read_due(Nanos now) const { return now < read_after_ ? read_after_ : kForever; }
+
 void Directory::entries_done(const std::vector<meta::Entry>& entries, Nanos now) {
+  // A read names all streams, whatever they have to say: so it does not begin for each batch of each node. Nobody is
+  // much later for it, as those who write wait as long.
+  read_after_ = now + options_.limits.publish_after;
   for (std::size_t first = 0, t = 0; t <= read_targets_.size(); ++t) {
     std::size_t end = first;
     while (end < entries.size() && entries[end].stream == t) ++end;
     const auto of_stream = std::span(entries).subspan(first, end - first);
     first = end;
+    if (of_stream.size() == read_count_) read_after_ = now;  // there may be more
     if (t == read_targets_.size()) {
       if (of_stream.empty()) break;
       bell_after_ = of_stream.back().id;

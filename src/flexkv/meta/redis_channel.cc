@@ -11,15 +11,12 @@
 
 #include "flexkv/base/assert.h"
 #include "flexkv/base/bounded_call.h"
+#include "flexkv/meta/redis_command.h"
 
 namespace flexkv::meta {
 namespace {
 
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
-constexpr std::uint64_t kBellEntries = 16;
-constexpr const char* kField = "b";  // of a stream's entry, the only one
-
-std::string milliseconds(Nanos time) { return std::to_string(std::max<Nanos>(1, time / kMillisecond)); }
 
 bool is_text(const redisReply& reply) { return reply.type == REDIS_REPLY_STRING || reply.type == REDIS_REPLY_STATUS; }
 
@@ -160,10 +157,10 @@ void RedisChannel::greet(Nanos now) {
   until_ = now + options_.answer_within;
   greetings_due_ = 1;
   if (!options_.password.empty()) {
-    queue_command({"AUTH", options_.password});
+    append_command({"AUTH", options_.password}, out_);
     ++greetings_due_;
   }
-  queue_command({"PING"});
+  append_command({"PING"}, out_);
 }
 
 void RedisChannel::greeted(const redisReply& reply, Nanos now) {
@@ -192,69 +189,13 @@ void RedisChannel::submit(const Request& request, Nanos now) {
   answers_.clear();
   refusal_.clear();
   read_bytes_ = 0;
-  for (const Op& op : request_) queue(op);
+  for (const Op& op : request_) append_command(words_of(op), out_);
   state_ = State::kBusy;
   until_ = now + options_.answer_within + waiting_time(request_);
   write_some(now);
 }
 
 std::optional<Result<Answers>> RedisChannel::take_answer() { return std::exchange(answer_, std::nullopt); }
-
-void RedisChannel::queue(const Op& op) {
-  const std::string number = std::to_string(op.number);
-  switch (op.kind) {
-    case Op::Kind::kGet:
-      return queue_command({"GET", op.key});
-    case Op::Kind::kPut:
-    case Op::Kind::kPutIfAbsent: {
-      std::vector<std::string> words{"SET", op.key, op.value};
-      if (op.ttl > 0) words.insert(words.end(), {"PX", milliseconds(op.ttl)});
-      if (op.kind == Op::Kind::kPutIfAbsent) words.emplace_back("NX");
-      return queue_command(words);
-    }
-    case Op::Kind::kIncrement:
-      return queue_command({"INCR", op.key});
-    case Op::Kind::kRemove:
-      return queue_command({"DEL", op.key});
-    case Op::Kind::kTouch:
-      return queue_command({"PEXPIRE", op.key, milliseconds(op.ttl)});
-    case Op::Kind::kAdd:
-      return queue_command({"SADD", op.key, op.value});
-    case Op::Kind::kDrop:
-      return queue_command({"SREM", op.key, op.value});
-    case Op::Kind::kMembers:
-      return queue_command({"SMEMBERS", op.key});
-    case Op::Kind::kAppend:
-      return queue_command({"XADD", op.key, entry_id(op.number), kField, op.value});
-    case Op::Kind::kRing:
-      return queue_command({"XADD", op.key, "MAXLEN", "~", std::to_string(kBellEntries), "*", kField, ""});
-    case Op::Kind::kNewest:
-      return queue_command({"XREVRANGE", op.key, "+", "-", "COUNT", "1"});
-    case Op::Kind::kTrim:
-      return queue_command({"XTRIM", op.key, "MAXLEN", number});
-    case Op::Kind::kPutPart:
-      return queue_command({"HSET", op.key, number, op.value});
-    case Op::Kind::kGetPart:
-      return queue_command({"HGET", op.key, number});
-    case Op::Kind::kRead: {
-      std::vector<std::string> words{"XREAD", "COUNT", number};
-      if (op.ttl > 0) words.insert(words.end(), {"BLOCK", milliseconds(op.ttl)});
-      words.emplace_back("STREAMS");
-      for (const Position& position : op.streams) words.push_back(position.stream);
-      for (const Position& position : op.streams) words.push_back(position.after);
-      return queue_command(words);
-    }
-  }
-}
-
-void RedisChannel::queue_command(const std::vector<std::string>& words) {
-  out_ += '*' + std::to_string(words.size()) + "\r\n";
-  for (const std::string& word : words) {
-    out_ += '$' + std::to_string(word.size()) + "\r\n";
-    out_ += word;
-    out_ += "\r\n";
-  }
-}
 
 // Not hiredis's own write: that would raise SIGPIPE in the engine's process.
 void RedisChannel::write_some(Nanos now) {

@@ -66,8 +66,6 @@ class RedisChannel {
   Status connect_by_name();
   void greet(Nanos now);
   void fail(ErrorCode code, const std::string& why, Nanos now);
-  void queue(const Op& op);
-  void queue_command(const std::vector<std::string>& words);
   void write_some(Nanos now);
   void read_some(Nanos now);
   void take_reply(const redisReply& reply, Nanos now);

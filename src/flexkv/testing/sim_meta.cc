@@ -28,6 +28,21 @@ void SimMeta::damage() {
   text[loop_.below(text.size())] ^= static_cast<char>(1U << loop_.below(8));
 }
 
+void SimMeta::drop_lapsed() {
+  std::erase_if(data_, [&](const auto& one) { return one.second.until && *one.second.until <= loop_.now(); });
+}
+
+std::uint64_t SimMeta::value_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const auto& [key, value] : data_) {
+    bytes += value.text.size();
+    for (const std::string& member : value.members) bytes += member.size();
+    for (const auto& [part, text] : value.parts) bytes += text.size();
+    for (const auto& [id, text] : value.stream.entries) bytes += text.size();
+  }
+  return bytes;
+}
+
 SimMeta::Value* SimMeta::find(const std::string& key) {
   const auto found = data_.find(key);
   if (found == data_.end()) return nullptr;
@@ -105,11 +120,11 @@ meta::Answer SimMeta::carry_out(const Op& op) {
       for (std::uint32_t s = 0; s < op.streams.size(); ++s) {
         const Value* value = find(op.streams[s].stream);
         if (value == nullptr) continue;
-        std::uint64_t count = 0;
-        for (const auto& [id, text] : value->stream.entries) {
-          if (id <= meta::entry_number(op.streams[s].after) || count == op.number) continue;
-          answer.entries.push_back({s, meta::entry_id(id), text});
-          ++count;
+        const auto& entries = value->stream.entries;
+        auto entry = std::ranges::upper_bound(entries, meta::entry_number(op.streams[s].after), {},
+                                              [](const auto& one) { return one.first; });
+        for (std::uint64_t count = 0; entry != entries.end() && count < op.number; ++entry, ++count) {
+          answer.entries.push_back({s, meta::entry_id(entry->first), entry->second});
         }
       }
       break;
@@ -117,14 +132,24 @@ meta::Answer SimMeta::carry_out(const Op& op) {
   return answer;
 }
 
-std::uint64_t SimMeta::wait(Op read, std::function<void(meta::Answer)> answer) {
+std::uint64_t SimMeta::wait(Shared read, std::function<void(meta::Answer)> answer) {
   waiters_.emplace(next_waiter_, Waiter{std::move(read), std::move(answer)});
   return next_waiter_++;
 }
 
-void SimMeta::wake_waiters() {
+void SimMeta::wake_waiters(const meta::Request& request) {
+  const auto waits_for = [&](const Op& read) {
+    return std::ranges::any_of(request, [&](const Op& op) {
+      return (op.kind == Op::Kind::kAppend || op.kind == Op::Kind::kRing) &&
+             std::ranges::find(read.streams, op.key, &meta::Position::stream) != read.streams.end();
+    });
+  };
   for (auto waiter = waiters_.begin(); waiter != waiters_.end();) {
-    meta::Answer answer = carry_out(waiter->second.op);
+    if (!waits_for(waiter->second.read->front())) {
+      ++waiter;
+      continue;
+    }
+    meta::Answer answer = carry_out(waiter->second.read->front());
     if (answer.entries.empty()) {
       ++waiter;
       continue;
@@ -142,37 +167,39 @@ Nanos SimMetaChannel::delay() {
   return loop_.delay(store_.faults.delay_max);
 }
 
-void SimMetaChannel::submit(const meta::Request& request, std::function<void(Result<meta::Answers>)> done) {
+void SimMetaChannel::submit(meta::Request asked, std::function<void(Result<meta::Answers>)> done) {
   FLEXKV_ASSERT(ready());
   busy_ = true;
+  const auto request = std::make_shared<const meta::Request>(std::move(asked));
   auto call = std::make_shared<Call>(Call{std::move(done)});
   const auto if_alive = [alive = alive_](auto action) {
     return [alive, action] {
       if (*alive) action();
     };
   };
-  loop_.after(kAnswerWithin + meta::waiting_time(request), if_alive([this, call] { fail(call, ErrorCode::kTimeout); }));
+  loop_.after(kAnswerWithin + meta::waiting_time(*request),
+              if_alive([this, call] { fail(call, ErrorCode::kTimeout); }));
   if (loop_.chance(store_.faults.lost_request_permille)) return;
   loop_.after(delay(), if_alive([this, request, call] { arrive(request, call); }));
   if (!loop_.chance(store_.faults.repeated_permille)) return;
   // It comes a second time, though nobody waits for an answer, nor need the node be there any more.
   loop_.after(loop_.delay(5 * kSecond), [&store = store_, request, is_cut = cut_] {
     if (!store.running_ || *is_cut) return;
-    for (const Op& op : request) (void)store.carry_out(op);
-    store.wake_waiters();
+    for (const Op& op : *request) (void)store.carry_out(op);
+    store.wake_waiters(*request);
   });
 }
 
-void SimMetaChannel::arrive(const meta::Request& request, const std::shared_ptr<Call>& call) {
+void SimMetaChannel::arrive(const SimMeta::Shared& request, const std::shared_ptr<Call>& call) {
   if (*cut_) return;  // nobody says no: the deadline does
   if (!store_.running_) return fail(call, ErrorCode::kPeer);
   meta::Answers answers;
-  for (const Op& op : request) {
+  for (const Op& op : *request) {
     answers.push_back(store_.carry_out(op));
     if (op.kind != Op::Kind::kRead || op.ttl == 0 || !answers.back().entries.empty()) continue;
     // A read that waits is the only one of its request.
     const std::uint64_t run = store_.run_;
-    const std::uint64_t waiter = store_.wait(op, [this, call, alive = alive_](meta::Answer answer) {
+    const std::uint64_t waiter = store_.wait(request, [this, call, alive = alive_](meta::Answer answer) {
       if (*alive) answer_with({std::move(answer)}, call);
     });
     loop_.after(op.ttl, [this, alive = alive_, run, waiter, call] {
@@ -181,7 +208,7 @@ void SimMetaChannel::arrive(const meta::Request& request, const std::shared_ptr<
     });
     return;
   }
-  store_.wake_waiters();
+  store_.wake_waiters(*request);
   answer_with(std::move(answers), call);
 }
 
@@ -198,7 +225,7 @@ void SimMetaChannel::end(const std::shared_ptr<Call>& call, Result<meta::Answers
   if (std::exchange(call->over, true)) return;
   busy_ = false;
   backoff_.succeeded();
-  call->done(std::move(result));
+  std::exchange(call->done, nullptr)(std::move(result));
 }
 
 void SimMetaChannel::fail(const std::shared_ptr<Call>& call, ErrorCode code) {
@@ -206,7 +233,7 @@ void SimMetaChannel::fail(const std::shared_ptr<Call>& call, ErrorCode code) {
   busy_ = false;
   ready_ = false;
   reconnect();
-  call->done(Error{code, "simulated"});
+  std::exchange(call->done, nullptr)(Error{code, "simulated"});
 }
 
 void SimMetaChannel::reconnect() {

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 
 #include "flexkv/meta/backoff.h"
 #include "flexkv/meta/request.h"
@@ -43,6 +44,10 @@ class SimMeta {
   // Flips a bit of something that it holds.
   void damage();
 
+  // Frees what has lapsed, which otherwise stays until somebody asks for it.
+  void drop_lapsed();
+  std::uint64_t value_bytes() const;  // of all that it holds, without names and without Redis's own structures
+
  private:
   friend class SimMetaChannel;
   struct Stream {
@@ -56,16 +61,18 @@ class SimMeta {
     Stream stream;
     std::optional<Nanos> until;
   };
-  using Data = std::map<std::string, Value>;
+  using Data = std::unordered_map<std::string, Value>;
+  using Shared = std::shared_ptr<const meta::Request>;  // with hundreds of streams in it
   struct Waiter {
-    meta::Op op;
+    Shared read;  // its only operation
     std::function<void(meta::Answer)> answer;
   };
 
   Value* find(const std::string& key);
   meta::Answer carry_out(const meta::Op& op);
-  std::uint64_t wait(meta::Op read, std::function<void(meta::Answer)> answer);
-  void wake_waiters();
+  std::uint64_t wait(Shared read, std::function<void(meta::Answer)> answer);
+  // Those whose reads the request has brought something for.
+  void wake_waiters(const meta::Request& request);
 
   SimLoop& loop_;
   bool running_ = true;
@@ -86,7 +93,7 @@ class SimMetaChannel {
       : loop_(loop), store_(store), backoff_(100 * kMillisecond, kRetryMax, seed), on_ready_(std::move(ready)) {}
 
   bool ready() const { return ready_ && !busy_; }
-  void submit(const meta::Request& request, std::function<void(Result<meta::Answers>)> done);
+  void submit(meta::Request request, std::function<void(Result<meta::Answers>)> done);
   // Nothing gets through from now on, or again.
   void cut(bool is_cut) { *cut_ = is_cut; }
 
@@ -95,7 +102,7 @@ class SimMetaChannel {
     std::function<void(Result<meta::Answers>)> done;
     bool over = false;
   };
-  void arrive(const meta::Request& request, const std::shared_ptr<Call>& call);
+  void arrive(const SimMeta::Shared& request, const std::shared_ptr<Call>& call);
   void answer_with(meta::Answers answers, const std::shared_ptr<Call>& call);
   void end(const std::shared_ptr<Call>& call, Result<meta::Answers> result);
   void fail(const std::shared_ptr<Call>& call, ErrorCode code);
