@@ -50,6 +50,7 @@ class Machine : public testing::RealMachine {
     return directory.at("joined") ? directory.at("epoch").get<std::uint64_t>() : 0;
   }
   bool has_recorded_resets() const { return std::filesystem::exists(dir_ + "/ssd/node.resets"); }
+  void add_drive() { options_.disk.directories.push_back(dir_ + "/ssd-new"); }  // from the next start on
   void wait_until_written() {
     ASSERT_TRUE(eventually([&] { return status().at("queues").at("disk_writes") == 0; }));
   }
@@ -296,6 +297,15 @@ TEST_F(ClusterTest, WhatDrivesHoldOfBeforeAResetIsForgottenByWhoWasDown) {
   a->start();
   ASSERT_TRUE(eventually([&] { return a->epoch() == 1; }));
   EXPECT_TRUE(a->loads_all(2));
+  // A new drive has not missed a reset.
+  a->stop();
+  a->add_drive();
+  for (int start = 0; start < 2; ++start) {
+    a->start();
+    ASSERT_TRUE(eventually([&] { return a->epoch() == 1; }));
+    EXPECT_TRUE(a->loads_all(2));
+    a->stop();
+  }
 }
 
 TEST_F(ClusterTest, ResetsAllNodes) {

@@ -284,6 +284,7 @@ TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
   Machine::Options in_cluster;
   in_cluster.redis = &redis;
   const auto a = machine("a", in_cluster);
+  a->wait_for_scans();  // who has listed no marks yet leaves others
   a->node().reset_all();
   const auto settled = [](const Machine& machine) {
     return machine.status().at("cluster").at("directory").at("epoch") == 1 && machine.remote().at("resets") == 2;

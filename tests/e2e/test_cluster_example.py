@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -29,10 +30,21 @@ def start(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), mark
 
 
+def output(process: subprocess.Popen[str], mark: str) -> str:
+    """All it says, to its end; whatever happens, nothing of it is left."""
+    try:
+        return process.communicate(timeout=600)[0]
+    finally:
+        if process.poll() is None:
+            for pid in (process.pid, *marked_processes(mark)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
 def test_the_second_engine_finds_what_the_first_computed(tmp_path: Path) -> None:
     pytest.importorskip("moto.server")
     process, mark = start(tmp_path)
-    out, _ = process.communicate(timeout=300)
+    out = output(process, mark)
     assert process.returncode == 0, out[-6000:]
     found = re.findall(r"^engine on node (\w): (\d+) of (\d+) prompt tokens", out, re.MULTILINE)
     (_, first, asked), (_, second, _) = found
@@ -51,7 +63,7 @@ def test_it_clears_up_when_it_is_interrupted(tmp_path: Path) -> None:
         if "it knows the secret" in line:
             break
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=300)
+    out = output(process, mark)
     assert process.returncode == 130, out[-6000:]
     assert marked_processes(mark) == []
     assert not list(tmp_path.glob("flexkv-cluster-*"))

@@ -98,7 +98,7 @@ def test_a_heartbeat_of_another_version(settings: Path, tmp_path: Path) -> None:
         cli = ["redis-cli", "-p", os.environ["FLEXKV_REDIS_PORT"], "-a", _PASSWORD, "--no-auth-warning"]
         cluster = "flexkv:default:0"
         subprocess.run([*cli, "SADD", f"{cluster}:nodes", "00000000000000aa"], check=True)
-        subprocess.run([*cli, "SET", f"{cluster}:node:00000000000000aa", "FDH2 and what else is in it"], check=True)
+        subprocess.run([*cli, "SET", f"{cluster}:node:00000000000000aa", "FDH9 and what else is in it"], check=True)
         checks = doctor(1)
     check = checks["signs of life in cluster default"]
     assert "another version" in check["found"] and "run one version of FlexKV" in check["advice"]

@@ -78,7 +78,7 @@ def test_tls_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_never_answers_and_what_is_no_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_SECONDS", 0.3)
+    monkeypatch.setattr(cluster, "_SECONDS", 1.0)
     with answering(b"") as port:
         assert redis_check(port, monkeypatch)["found"] == "no answer in time"
     for words in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"*99999999999\r\n"):

@@ -22,6 +22,7 @@ from cluster_machines import NODE_TTL_SECONDS, Cluster, Machine, wait_until  # n
 from small_network import CUT, Weather  # noqa: E402
 
 _FAR = Weather(delay_s=0.05)
+_TRIALS = 4
 
 
 @pytest.fixture
@@ -47,22 +48,36 @@ def loads_all(machine: Machine, *seeds: int) -> None:
         wait_until(lambda seed=seed: machine.engine.loads_all(seed))
 
 
+def interrupted(
+    a: Machine, b: Machine, seeds: range, signal_number: int, failures: tuple[str, ...], kept: int = 0
+) -> bool:
+    """`b` reads from `a`, to which the signal comes meanwhile. False: too late, `b` had all of it. `kept`: prompts that `a`
+    has already."""
+    for seed in seeds:
+        a.engine.compute(seed)
+    wait_until(lambda: b.knows(kept + len(seeds)))
+    loads = [b.engine.begin_load(seed) for seed in seeds]
+    wait_until(lambda: b.cluster["read"]["blocks"] > 0)
+    a.send(signal_number)
+    for load in loads:
+        b.engine.end_load(load)
+    return any(b.cluster["read"]["ended"].get(failure, 0) > 0 for failure in failures)
+
+
 def test_the_owner_is_killed_while_it_is_read_from(cluster: Callable[..., Cluster]) -> None:
     made = cluster("a", "b")
     a, b = made.start()
-    seeds = range(1, 7)
-    for seed in seeds:
-        a.engine.compute(seed)
-    wait_until(lambda: b.knows(len(seeds)))
     made.network.between("a", "b", _FAR)
-    loads = [b.engine.begin_load(seed) for seed in seeds]
-    wait_until(lambda: b.cluster["read"]["blocks"] > 0)
-    a.send(signal.SIGKILL)
-    for load in loads:
-        b.engine.end_load(load)
-    assert b.cluster["read"]["ended"].get("unreachable", 0) > 0, "it was killed too late to matter"
-    # The same machine comes back, with nothing.
-    a.start()
+    for trial in range(1, _TRIALS + 1):
+        seeds = range(10 * trial, 10 * trial + 6)
+        in_time = interrupted(a, b, seeds, signal.SIGKILL, ("unreachable",))
+        # The same machine comes back, with nothing.
+        a.start()
+        if in_time:
+            break
+        wait_until(lambda: b.knows(0))
+    else:
+        pytest.fail("it was always killed too late to matter")
     for seed in seeds:
         a.engine.compute(seed)
     loads_all(b, *seeds)
@@ -143,18 +158,14 @@ def test_two_nodes_with_one_name(cluster: Callable[..., Cluster]) -> None:
 def test_the_owner_stops_for_longer_than_loads_may_take(cluster: Callable[..., Cluster]) -> None:
     made = cluster("a", "b")
     a, b = made.start()
-    seeds = range(1, 5)
-    for seed in seeds:
-        a.engine.compute(seed)
-    wait_until(lambda: b.knows(len(seeds)))
     made.network.between("a", "b", _FAR)
-    loads = [b.engine.begin_load(seed) for seed in seeds]
-    wait_until(lambda: b.cluster["read"]["blocks"] > 0)
-    a.send(signal.SIGSTOP)
-    for load in loads:
-        b.engine.end_load(load)
-    ended = b.cluster["read"]["ended"]
-    assert ended.get("deadline", 0) + ended.get("canceled", 0) > 0, "it was stopped too late to matter"
+    for trial in range(_TRIALS):
+        seeds = range(10 * trial, 10 * trial + 4)
+        if interrupted(a, b, seeds, signal.SIGSTOP, ("deadline", "canceled"), kept=4 * trial):
+            break
+        a.send(signal.SIGCONT)
+    else:
+        pytest.fail("it was always stopped too late to matter")
     wait_until(lambda: b.peers() == [])
     a.send(signal.SIGCONT)
     loads_all(b, *seeds)

@@ -90,7 +90,7 @@ def _by_way_of_redis(settings: Settings, core: Any) -> Iterator[Finding]:
     try:
         yield from check_redis(settings, client)
         yield from check_nodes(settings, core, client)
-    except (RedisError, ValueError, TypeError) as error:  # what is no Redis answers anything
+    except (RedisError, ValueError, TypeError, AttributeError, RecursionError) as error:  # what is no Redis answers anything
         yield not_reached(settings, error)
     finally:
         client.close()

@@ -50,6 +50,7 @@ def check_redis(settings: Settings, client: RedisClient) -> Iterator[Finding]:
     yield version(settings, about, _round_trip(client))
     yield writes(settings, client, about)
     yield memory(about)
+    yield persistence(about)
     yield password(settings)
     yield clock(client)
 
@@ -79,7 +80,7 @@ def writes(settings: Settings, client: RedisClient, about: Mapping[str, str]) ->
     except RedisRefusal as error:
         advice = "see what it says"
         if "MISCONF" in str(error):
-            advice = 'it cannot save itself to its drive, and need not: CONFIG SET save "", or --save ""'
+            advice = 'it cannot save itself to its drive: mend that, or CONFIG SET save "" where its append-only file works'
         elif "NOPERM" in str(error):
             advice = "its user may not: an ACL for the nodes needs ~flexkv:* and +@all"
         elif "OOM" in str(error):
@@ -108,6 +109,21 @@ def memory(about: Mapping[str, str]) -> Finding:
             looked_at, f"{found}: nearly full", "a larger maxmemory: about 16 bytes for each block of each node"
         )
     return Finding(looked_at, found)
+
+
+def persistence(about: Mapping[str, str]) -> Finding:
+    """Blocks are told again; that a reset was, is not."""
+    looked_at = "persistence of Redis"
+    kept = about.get("aof_enabled")
+    if kept is None:
+        return Finding(looked_at, "it does not tell")
+    if kept == "0":
+        return better(
+            looked_at,
+            "no append-only file: when it starts anew, nodes that were down at a reset may bring old blocks back",
+            "CONFIG SET appendonly yes, on a drive that outlives it",
+        )
+    return Finding(looked_at, "an append-only file")
 
 
 def password(settings: Settings) -> Finding:

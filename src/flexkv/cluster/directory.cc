@@ -66,10 +66,8 @@ void Directory::know_resets(std::uint64_t resets, Nanos now) {
   want_round(now);
 }
 
-// Who knows of fewer resets may have older blocks. Numbers do not tell who knows of more.
-bool Directory::trusts(const Peer& peer) const {
-  return resets_known_ == 0 || peer.beat.resets == 0 || peer.beat.resets == resets_known_;
-}
+// Who knows of fewer resets may have older blocks, as may who hears of none. Numbers do not tell who knows of more.
+bool Directory::trusts(const Peer& peer) const { return peer.beat.resets == resets_known_; }
 
 // ---- epochs --------------------------------------------------------------------------------------------------------
 

@@ -90,6 +90,18 @@ TEST(TwoProcesses, SweepRemovesWhatAKilledOwnerLeft) {
   EXPECT_TRUE(std::filesystem::is_empty(temp.path()));
 }
 
+TEST(TwoProcesses, SweepRemovesWhatAnOwnerLeftThatWasKilledAsItStarted) {
+  const TempDir temp;
+  Child starter([&temp] {
+    const auto hidden = Listener::claim(temp.path(), "node").value();
+    ::pause();
+  });
+  while (!std::filesystem::exists(temp.path() + "/node.tmp")) std::this_thread::yield();
+  starter.kill();
+  EXPECT_EQ(sweep_stale(temp.path()).value(), 1U);
+  EXPECT_TRUE(std::filesystem::is_empty(temp.path()));
+}
+
 TEST(TwoProcesses, AKilledClientIsNoticed) {
   const TempDir temp;
   auto listener = Listener::listen(temp.path(), "node").value();

@@ -11,13 +11,14 @@
 #include <charconv>
 #include <cstdlib>
 #include <memory>
-#include <vector>
+#include <set>
 
 namespace flexkv::ipc {
 namespace {
 
 constexpr std::size_t kMaxNameLength = 64;
 constexpr std::string_view kSocketSuffix = ".sock";
+constexpr std::string_view kHiddenSuffix = ".tmp";
 
 std::string file_path(const std::string& dir, std::string_view name, std::string_view suffix) {
   return dir + "/" + std::string(name) + std::string(suffix);
@@ -130,7 +131,7 @@ std::optional<pid_t> owner_pid(const std::string& dir, std::string_view name) {
 
 void remove_owner_files(const DirLock&, const std::string& dir, std::string_view name) {
   // The lock goes last: a process killed in between leaves no socket that looks unowned.
-  for (const std::string_view suffix : {std::string_view(".tmp"), kSocketSuffix, std::string_view(".lock")}) {
+  for (const std::string_view suffix : {kHiddenSuffix, kSocketSuffix, std::string_view(".lock")}) {
     ::unlink(file_path(dir, name, suffix).c_str());
   }
 }
@@ -140,14 +141,16 @@ Result<std::size_t> sweep_stale(const std::string& dir) {
   if (!dir_lock) return dir_lock.error();
   const std::unique_ptr<DIR, int (*)(DIR*)> listing(::opendir(dir.c_str()), &::closedir);
   if (!listing) return errno_error("list " + dir, errno);
-  std::vector<std::string> names;
+  std::set<std::string> names;
   while (const dirent* entry = ::readdir(listing.get())) {
-    std::string_view name = entry->d_name;
-    if (!name.ends_with(kSocketSuffix)) continue;
-    name.remove_suffix(kSocketSuffix.size());
-    struct stat info {};
-    const bool is_socket = ::lstat(socket_path(dir, name).c_str(), &info) == 0 && S_ISSOCK(info.st_mode);
-    if (is_socket && valid_socket_name(name)) names.emplace_back(name);
+    for (const std::string_view suffix : {kSocketSuffix, kHiddenSuffix}) {
+      std::string_view name = entry->d_name;
+      if (!name.ends_with(suffix)) continue;
+      name.remove_suffix(suffix.size());
+      struct stat info {};
+      const bool is_socket = ::lstat(file_path(dir, name, suffix).c_str(), &info) == 0 && S_ISSOCK(info.st_mode);
+      if (is_socket && valid_socket_name(name)) names.emplace(name);
+    }
   }
   std::size_t removed = 0;
   for (const std::string& name : names) {

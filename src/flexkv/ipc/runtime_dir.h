@@ -1,7 +1,7 @@
 // The private directory in which the processes of one user on one machine find each other's sockets. An owner NAME has
 //   NAME.lock  held with flock for as long as the owner lives; holds the owner's pid as text
 //   NAME.sock  listens from the moment that it exists
-//   NAME.tmp   the socket while it is being set up
+//   NAME.tmp   the socket while its owner starts
 // The kernel drops the lock of a killed owner, so what can be locked is stale. All creating and removing of these files
 // happens under DirLock; whoever holds it and gets NAME.lock may therefore treat the lock file's name as stable.
 // Thread-safe: free functions over the file system.
@@ -28,7 +28,7 @@ Result<std::string> runtime_dir(std::string_view configured);
 // link, owned by this user, without rights for group or others.
 Status ensure_private_dir(const std::string& dir);
 
-// Removes the sockets of owners that are gone and returns how many. Files without a NAME.sock are left alone.
+// Removes the sockets of owners that are gone and returns how many. Files with neither NAME.sock nor NAME.tmp stay.
 Result<std::size_t> sweep_stale(const std::string& dir);
 
 // 1 to 64 characters of A-Z a-z 0-9 _ . -, not starting with a dot.

@@ -10,6 +10,7 @@
 
 #include "flexkv/base/log.h"
 #include "flexkv/base/thread.h"
+#include "flexkv/peer/messages.h"
 
 namespace flexkv::peer {
 
@@ -70,6 +71,10 @@ Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, 
   }
   auto metadata = reads->agent_->metadata();
   if (!metadata.ok()) return metadata.error();
+  if (metadata.value().size() > kMetadataBytesMax) {  // a reader would refuse all of the hello
+    return Error{ErrorCode::kUnsupported, "NIXL's metadata takes " + std::to_string(metadata.value().size()) +
+                                              " bytes, more than the " + std::to_string(kMetadataBytesMax) + " told"};
+  }
   if (const Status done = reads->agent_->register_memory(landing->memory); !done.ok()) return done.error();
   reads->window_.metadata = std::move(metadata).value();
   reads->window_.pool = reinterpret_cast<std::uintptr_t>(pool.data());

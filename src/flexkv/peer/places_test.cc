@@ -268,6 +268,20 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
   sink.check_untouched();
 }
 
+TEST_F(Places, AreReadAgainAlthoughOneNeverEnds) {
+  const auto hangs = read({0}, kSecond);
+  run(false);
+  now += kSecond;
+  run(false);
+  EXPECT_EQ(outcome(hangs), Outcome::kDeadline);
+  now += kOneSidedRest;
+  const auto never = std::exchange(reads.under_way, {});
+  const auto again = read({1, 2});
+  run();
+  EXPECT_EQ(outcome(again), Outcome::kDone);
+  EXPECT_EQ(reading->stats().one_sided_blocks, 2U);
+}
+
 TEST_F(Places, AreDoneWithoutWhereThereIsNoRoom) {
   reads.room = 0;
   const auto first = read({0, 1});

@@ -150,8 +150,9 @@ void Reading::end_if_all(RequestId id) {
   end(id, all ? Outcome::kDone : why);  // tells the owner, whose lease ends with that
 }
 
-// What is under way is dropped when it comes.
+// What is under way is dropped when it comes, which may be never.
 void Reading::rest_from_one_sided() {
+  fetches_.clear();
   one_sided_from_ = now_ + kOneSidedRest;
   one_sided_->forget(owner_);  // the next one begins with a connection of its own
   ++stats_.one_sided_failures;

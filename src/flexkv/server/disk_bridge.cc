@@ -99,6 +99,7 @@ Result<std::unique_ptr<DiskBridge>> DiskBridge::open(const DiskOptions& options,
   disk::TierSink& sink = *bridge;
   bridge->tier_ = std::make_unique<disk::DiskTier>(tier, volumes, sink);
   bridge->tier_->register_memory(pool);
+  bridge->tell_fresh_drives();
   return Result<std::unique_ptr<DiskBridge>>(std::move(bridge));
 }
 
@@ -152,6 +153,12 @@ void DiskBridge::read_resets() {
       return;
     }
   }
+}
+
+// Nothing old is on them. Without a record they would be taken for drives that know of no reset at the next start.
+void DiskBridge::tell_fresh_drives() {
+  const bool fresh = std::ranges::any_of(home_.places, [](const auto& place) { return place.fresh; });
+  if (fresh && resets_seen_ && *resets_seen_ != ResetsSeen()) note_resets(*resets_seen_);
 }
 
 bool DiskBridge::close(Nanos patience) {

@@ -92,6 +92,7 @@ class DiskBridge final : public node::DiskPort, private disk::TierSink {
   DiskBridge(disk::Home home, std::span<std::byte> pool, Apply apply);
   void open_budgets(const DiskOptions& options);
   void read_resets();
+  void tell_fresh_drives();
   void write_resets();
 
   void on_completions(std::span<const disk::Completion> completions) override;

@@ -167,12 +167,12 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   server->wake_ = std::move(wake).value();
   server->epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
   if (!server->epoll_.valid()) return errno_error("epoll_create1", errno);
-  if (Status shown = server->listener_.show(); !shown) return shown.error();
   server->watch(server->listener_.fd(), token(kListener, 0));
   server->watch(server->wake_.get(), token(kWake, 0));
   const std::optional<ResetsSeen> held = server->disk_ == nullptr ? std::nullopt : server->disk_->resets_seen();
   if (server->remote_ != nullptr) server->remote_->start(held ? std::optional(held->marks) : std::nullopt);
   server->join_cluster(held.value_or(ResetsSeen()));
+  if (Status shown = server->listener_.show(); !shown) return shown.error();
   NodeServer* self = server.get();
   server->lane_ = start_thread([self] { self->lane(); });
   server->toucher_ = start_thread([self] {

@@ -181,8 +181,9 @@ void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
     const std::size_t before = marks_.size();
     marks_.insert(marks.begin(), marks.end());
     const bool more = marks_.size() > before;
-    // Also with the first ones, if they came late, or drives do not know of them: then what was kept may be older.
-    if (first ? (more && unlisted_) || (held_marks_ && *held_marks_ != hash_of_marks(marks)) : more) {
+    // Of the first ones, drives may know already; without drives, what was kept before they came late may be older.
+    const bool news = held_marks_ ? *held_marks_ != hash_of_marks(marks) : more && unlisted_;
+    if (first ? news : more) {
       log_info("remote tier: another node has reset it; this one forgets its blocks, too");
       node.reset_here(monotonic_now());
       drop_early();
