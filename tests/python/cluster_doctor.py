@@ -29,7 +29,8 @@ def redis_server(directory: Path, *options: str, port: int | None = None) -> Ite
     """Its port. `port`: the one that the options give it, where it has no plain one."""
     listens_at = port or free_port()
     plain = [] if port else ["--port", str(listens_at)]
-    argv = ["redis-server", *plain, "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options]
+    kept = ["--save", "", "--appendonly", "yes", "--dir", str(directory)]
+    argv = ["redis-server", *plain, "--bind", "127.0.0.1", *kept, *options]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     try:
         while process.poll() is None:

@@ -17,7 +17,7 @@ pytest.importorskip("flexkv._core")
 from cluster_doctor import doctor, free_port, make_secret, redis_server  # noqa: E402
 from flexkv.config import load  # noqa: E402
 from flexkv.doctor import cluster  # noqa: E402
-from flexkv.doctor.redis_server import clock, memory, password, version  # noqa: E402
+from flexkv.doctor.redis_server import clock, memory, password, persistence, version  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("clean_environment"),
@@ -116,6 +116,8 @@ def test_what_a_server_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     nearly = {"used_memory": "95", "maxmemory": "100", "maxmemory_policy": "noeviction"}
     assert memory(nearly).found.endswith("nearly full")
     assert memory({}).advice == ""
+    assert persistence({"aof_enabled": "0"}).advice.startswith("CONFIG SET appendonly yes")
+    assert persistence({"aof_enabled": "1"}).advice == persistence({}).advice == ""
     monkeypatch.setenv("FLEXKV_REDIS_HOST", "10.0.0.1")
     assert "reset the cluster" in password(load()).found
 
