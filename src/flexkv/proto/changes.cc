@@ -107,7 +107,9 @@ std::optional<ChangesReply> read_changes_reply(ipc::Reader& reader) {
     change.space = reader.pod<events::SpaceNumber>();
     change.key = reader.pod<key::BlockKey>();
     change.parent = reader.pod<key::BlockKey>();
-    if (reader.pod<std::uint8_t>() != 0) {
+    const auto described = reader.pod<std::uint8_t>();
+    if (described > 1) return std::nullopt;
+    if (described == 1) {
       events::Description description;
       description.hash = reader.string(kHashBytesMax);
       description.parent_hash = reader.string(kHashBytesMax);

@@ -128,6 +128,19 @@ TEST(Messages, ARankThatNamesNoShardHoldsThatOfItsRank) {
   EXPECT_FALSE(decode_agent_hello(bytes).ok());
 }
 
+TEST(Messages, AChangeIsDescribedOrNot) {
+  ChangesReply reply{{events::Change{}}};
+  const auto without = encode(ToClient{reply});
+  reply.changes[0].description = std::make_shared<const events::Description>(
+      events::Description{"hash", "", {1, 2}, std::make_shared<const std::string>("detail")});
+  auto described = encode(ToClient{reply});
+  std::byte& flag = described[without.size() - 1];
+  ASSERT_EQ(flag, std::byte{1});
+  EXPECT_TRUE(decode_to_client(described).ok());
+  flag = std::byte{2};
+  EXPECT_FALSE(decode_to_client(described).ok());
+}
+
 TEST(Messages, EveryTruncationAndExtensionIsRefused) {
   const FromClient messages[] = {LookupRequest{1, 2, 0, {{1, 2}}},
                                  TransferRequest{true, true, 1, 2, 0, {{1, 2}}, 0, {3}}, CloseSequence{1},
