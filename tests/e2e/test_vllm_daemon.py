@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from conftest import RunBoth
 from engine import EngineConfig, Results, open_descriptors, run_engine
 from scenarios import LONG, SHARED, emptied, generate, prompt, whole_blocks
 
-_NAME = "shared"
+# Of this run only: tests that run beside it must not end each other's daemons by their names.
+NAME = f"shared-{os.getpid()}"
 _ASYNC_LOADS = ("FLEXKV_SYNC_LOAD_MAX_MB", "0")
 
 
@@ -29,12 +31,12 @@ class Daemon:
 
     @property
     def environment(self) -> tuple[tuple[str, str], ...]:
-        return (("FLEXKV_RUNTIME_DIR", str(self.runtime)), ("FLEXKV_NODE", _NAME))
+        return (("FLEXKV_RUNTIME_DIR", str(self.runtime)), ("FLEXKV_NODE", NAME))
 
     def status(self) -> dict[str, Any]:
         from flexkv import _core
 
-        return json.loads(_core.query_status(str(self.runtime / f"{_NAME}.sock")))
+        return json.loads(_core.query_status(str(self.runtime / f"{NAME}.sock")))
 
     def start_argv(self) -> list[str]:
         return serve_argv(self.runtime)
@@ -55,7 +57,7 @@ def serve_argv(runtime: Path) -> list[str]:
         "flexkv.cli",
         "serve",
         "--name",
-        _NAME,
+        NAME,
     ]
 
 
@@ -72,7 +74,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        subprocess.run(["pkill", "-KILL", "-f", str(runtime)], check=False)
+        subprocess.run(["pkill", "-KILL", "-f", f"flexkv.cli serve --name {NAME}"], check=False)
         process.wait()
 
 
@@ -124,7 +126,7 @@ def test_daemon_killed_while_serving(
 ) -> None:
     long = prompt("daemon", LONG)
     many = [prompt(f"beside {i}", SHARED) for i in range(6)]
-    kill = {"op": "run", "argv": ["pkill", "-KILL", "-f", f"flexkv.cli serve --name {_NAME}"]}
+    kill = {"op": "run", "argv": ["pkill", "-KILL", "-f", f"flexkv.cli serve --name {NAME}"]}
     # The kill comes while the engine serves: in the background, a moment after the next step began.
     kill_soon = {"op": "run", "argv": ["sh", "-c", f"sleep 0.15; {' '.join(kill['argv'][:3])} '{kill['argv'][3]}'"]}
 
@@ -137,7 +139,7 @@ def test_daemon_killed_while_serving(
             *emptied(),
             generate("without", [long]),
             {"op": "run", "argv": daemon.start_argv(), "background": True},
-            {"op": "run", "argv": ["sh", "-c", f"until [ -S {daemon.runtime}/{_NAME}.sock ]; do sleep 0.1; done"]},
+            {"op": "run", "argv": ["sh", "-c", f"until [ -S {daemon.runtime}/{NAME}.sock ]; do sleep 0.1; done"]},
             {"op": "settle", "seconds": 2},
             *emptied(),
             generate("back", [long]),

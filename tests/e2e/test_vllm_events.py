@@ -17,7 +17,7 @@ import pytest
 from dynamo import free_port
 from engine import BLOCK, EngineConfig, run_engine, run_program
 from scenarios import LONG, adapters, emptied, generate, paced, prompt
-from test_vllm_daemon import serve_argv
+from test_vllm_daemon import NAME, serve_argv
 from test_vllm_ssd import prompts, ssd
 
 _HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def daemon(directory: Path, *arguments: str) -> Iterator[tuple[tuple[str, str], 
     try:
         assert process.stdout is not None
         assert (b"KV events at ipc://" if arguments else b"listens") in process.stdout.readline()
-        yield ("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", "shared")
+        yield ("FLEXKV_RUNTIME_DIR", str(runtime)), ("FLEXKV_NODE", NAME)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
@@ -167,7 +167,7 @@ _BLOCKS = (LONG + 12 - 1) // BLOCK
 
 
 def test_data_parallel_ranks_at_a_daemon_tell_what_each_of_them_saved(tiny_model: Path, tmp_path: Path) -> None:
-    arguments, steps = of_two_ranks(tmp_path, ["shared", "shared"])
+    arguments, steps = of_two_ranks(tmp_path, [NAME, NAME])
     with daemon(tmp_path) as environment:
         config = EngineConfig(flexkv=True, full=True, in_process=False, environment=environment, more=arguments)
         said = run_program("data_parallel_child.py", config, tiny_model, steps, tmp_path / "engine")
