@@ -25,20 +25,6 @@ cluster::Incarnation random_incarnation() {
   return number;
 }
 
-peer::Outcome to_peer(node::Loan::Limit limit) {
-  switch (limit) {
-    case node::Loan::Limit::kNone:
-      return peer::Outcome::kDone;
-    case node::Loan::Limit::kMissing:
-      return peer::Outcome::kMissing;
-    case node::Loan::Limit::kBusy:
-      return peer::Outcome::kBusy;
-    case node::Loan::Limit::kDeadline:
-      break;
-  }
-  return peer::Outcome::kExpired;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,

@@ -41,6 +41,20 @@ node::RemoteOutcome to_node(peer::Outcome outcome) {
 
 }  // namespace
 
+peer::Outcome to_peer(node::Loan::Limit limit) {
+  switch (limit) {
+    case node::Loan::Limit::kNone:
+      return peer::Outcome::kDone;
+    case node::Loan::Limit::kMissing:
+      return peer::Outcome::kMissing;
+    case node::Loan::Limit::kBusy:
+      return peer::Outcome::kBusy;
+    case node::Loan::Limit::kDeadline:
+      break;
+  }
+  return peer::Outcome::kExpired;
+}
+
 // Who has the longest beginning of `keys`; of several, who has the least to send us. Who that is, if all have nothing
 // to send, differs from node to node.
 const cluster::Replica::Holding* RemoteReads::choose(const Space& space, std::span<const key::BlockKey> keys,

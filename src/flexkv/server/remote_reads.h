@@ -24,6 +24,9 @@ namespace flexkv::server {
 constexpr Nanos kPeerRestMin = 1 * kSecond;
 constexpr Nanos kPeerRestMax = 30 * kSecond;
 
+// What a reader is told of a loan that ended for this reason.
+peer::Outcome to_peer(node::Loan::Limit limit);
+
 class RemoteReads {
  public:
   // What the lane of peers does; returns at once.

@@ -21,20 +21,6 @@ constexpr std::uint64_t kTokenBytes = 128 << 10;
 constexpr std::uint32_t kTraceBlockTokens = 512;
 constexpr std::size_t kRoutedBlocks = 2;
 
-peer::Outcome outcome_of(node::Loan::Limit limit) {
-  switch (limit) {
-    case node::Loan::Limit::kNone:
-      return peer::Outcome::kDone;
-    case node::Loan::Limit::kMissing:
-      return peer::Outcome::kMissing;
-    case node::Loan::Limit::kBusy:
-      return peer::Outcome::kBusy;
-    case node::Loan::Limit::kDeadline:
-      break;
-  }
-  return peer::Outcome::kExpired;
-}
-
 // Of a set of blocks, whatever their order.
 struct Fingerprint {
   std::uint64_t count = 0;
@@ -168,7 +154,7 @@ void ClusterSim::transfer(ClusterNode& reader, const peer::ReadRequest& request)
     reader.receives_until = std::max(reader.receives_until, end);
     loop_.at(end, [owner, id] { owner->end_loan(id); });
     end_at(late ? request.deadline : end + kLatency, static_cast<std::uint32_t>(blocks),
-           late ? peer::Outcome::kDeadline : outcome_of(loan.limit));
+           late ? peer::Outcome::kDeadline : server::to_peer(loan.limit));
   });
 }
 
