@@ -103,9 +103,16 @@ FEATURES: list[tuple[str, str, list[str]]] = [
         ["test_states.py::test_refused"],
     ),
     (
-        "windows over latents (DeepSeek-V4), windows behind the prompt (R-SWA), several precisions",
+        "compressed latents and windows over latents (DeepSeek-V4)",
+        "served by the full connector from 0.32 on, without drafts; **not run**: none for CPUs. Tested over vLLM's own groups, "
+        "block pool and memory of it, without the model",
+        ["test_latent_windows.py"],
+    ),
+    (
+        "windows that are computed again (DeepSeek-V4.1), windows behind the prompt (R-SWA), several precisions elsewhere",
         "runs without FlexKV, which says so",
         [
+            "test_latent_windows.py::test_refused",
             "test_groups.py::test_refused",
             "test_groups.py::test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_them",
         ],

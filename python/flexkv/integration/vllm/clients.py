@@ -24,8 +24,8 @@ def open_clients(config: VllmConfig, settings: Settings, groups: list[Group]) ->
     digest = identity.fingerprint(config, settings.namespace)
     engine_id, model = identity.engine_id(config), identity.model_name(config)
     ranks = identity.rank_count(config)
-    # What computing a block anew would cost: for one state it is all that precedes it.
-    tokens = {g.index: 0 if g.holds_states else g.block_tokens for g in groups}
+    # What computing a block anew would cost: for a state, and for a tail, it is all that precedes it.
+    tokens = {g.index: 0 if g.at_boundaries else g.block_tokens for g in groups}
     who = [(g.engine_id(engine_id), ranks, g.model_name(model), g.fingerprint(digest), tokens[g.index]) for g in groups]
     opened = open_node(settings, identity.embedded_node_name(config), who, logger)
     wait_until_served(opened.socket, {client[0] for client in who})
