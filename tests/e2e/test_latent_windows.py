@@ -1,10 +1,11 @@
-"""DeepSeek-V4's KV cache: compressed latents, and windows over latents and over what they are made of. No kernel for CPUs runs
-that model; here are vLLM's own descriptions, groups, block pool and memory of it, our two sides, a node, agents, and in
-place of the model a forward that writes into each block what only the tokens up to its end determine."""
+"""DeepSeek-V4's KV cache: compressed latents, and windows over latents and over what they are made of. No kernel for
+CPUs runs that model; here are vLLM's own descriptions, groups, block pool and memory of it, our two sides, a node,
+agents, and in place of the model a forward that writes into each block what only the tokens up to its end determine."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def engine_config(blocks: int = BLOCKS) -> Any:
             **{"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1},
         ),
         cache_config=SimpleNamespace(
-            **{"block_size": PREFIX, "sliding_window": None, "num_gpu_blocks": blocks, "num_gpu_blocks_override": blocks},
+            **{"block_size": PREFIX, "sliding_window": None},
+            **{"num_gpu_blocks": blocks, "num_gpu_blocks_override": blocks},
             **{"enable_prefix_caching": True, "prefix_match_unit": None, "prefix_cache_retention_interval": None},
             get_resolved_kv_cache_layout=lambda: layout,
         ),
@@ -123,8 +125,8 @@ class Engine:
         self._unsaved: list[Any] = []
 
     def run(self, name: str, prompt: list[int], forget: bool = True, patient: bool = True) -> int:
-        """The tokens that were loaded. `forget`: vLLM's own cache. `patient`: saves end before the next step; else they begin
-        only when that has written."""
+        """The tokens that were loaded. `forget`: vLLM's own cache. `patient`: saves end before the next step; else they
+        begin only when that has written."""
         self._late = not patient
         request = Request(name, prompt, SamplingParams(max_tokens=1), None, block_hasher=self._hasher)
         request.kv_transfer_params = None
@@ -133,10 +135,9 @@ class Engine:
         more: dict[str, Any] = {"num_new_computed_tokens": local, "new_computed_blocks": found}
         if loaded:
             assert beside  # vLLM zeroes blocks of loads within a step
+            more |= {"num_external_computed_tokens": loaded, "delay_cache_blocks": True}
             every = tuple(range(len(self.groups)))
-            blocks = self.manager.allocate_slots(
-                *(request, 0), num_external_computed_tokens=loaded, delay_cache_blocks=True, skip_zeroing_group_ids=every, **more
-            )
+            blocks = self.manager.allocate_slots(request, 0, skip_zeroing_group_ids=every, **more)
             assert blocks is not None
             self.scheduler.update_state_after_alloc(request, self.manager.get_blocks(name), loaded)
             self._step([], [], {})
@@ -152,11 +153,12 @@ class Engine:
             assert new is not None
             if computed == local + loaded:
                 self.scheduler.update_state_after_alloc(request, self.manager.get_blocks(name), 0)
-                first = SimpleNamespace(req_id=name, num_computed_tokens=computed, block_ids=self.manager.get_block_ids(name))
-                self._step([first], [], {name: count}, lambda: self._forward(request, computed, count))
+                tables = self.manager.get_block_ids(name)
+                first = SimpleNamespace(req_id=name, num_computed_tokens=computed, block_ids=tables)
+                self._step([first], [], {name: count}, functools.partial(self._forward, request, computed, count))
             else:
                 later = (name, computed, new.get_block_ids(allow_none=True))
-                self._step([], [later], {name: count}, lambda: self._forward(request, computed, count))
+                self._step([], [later], {name: count}, functools.partial(self._forward, request, computed, count))
             more = {}
             computed += count
             if patient:
@@ -272,7 +274,7 @@ def test_a_prefix_whose_window_is_not_kept_is_served_up_to_the_one_before(
 ) -> None:
     shared = prompt(1500)
     orders = engine.scheduler._saves
-    # Of one group the tail before the fifth boundary is not saved; of another one only a part of that before the fourth.
+    # Of one group the tail before the fifth boundary is not saved; of another one only a part of the one before that.
     keep = orders._save_apart
 
     def some(group: Any, hashes: list[bytes], blocks: list[int], meta: Any) -> None:

@@ -1,5 +1,6 @@
-"""Why the layer-wise loads of SGLang's --enable-flexkv are refused (docs/decisions/0015): what its own prefix cache, layer
-counter and KV pool do around a load that runs. FlexKV's part is a manager that finds everything and whose loads never end."""
+"""Why the layer-wise loads of SGLang's --enable-flexkv are refused (docs/decisions/0015): what its own prefix cache,
+layer counter and KV pool do around a load that runs. FlexKV's part is a manager that finds everything and whose loads
+never end."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ class Engine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.manager, self.counter = Manager(), FlexKVLayerDoneCounter(LAYERS)
         connector = FlexKVConnector.__new__(FlexKVConnector)
-        lonely = dict.fromkeys(("needs_sync", "is_pp_receiver", "is_pp_sender", "should_send_slot_mapping_to_remote"), False)
-        connector.__dict__ |= {"_sync_ctx": SimpleNamespace(is_sync_leader=True, **lonely), "page_size": PAGE}
+        others = ("needs_sync", "is_pp_receiver", "is_pp_sender", "should_send_slot_mapping_to_remote")
+        alone = SimpleNamespace(is_sync_leader=True, **dict.fromkeys(others, False))
+        connector.__dict__ |= {"_sync_ctx": alone, "page_size": PAGE}
         connector.__dict__ |= {"_pending_lookups": {}, "_launched_load_tids": [], "_inflight_stores": {}}
         connector.__dict__ |= {"_ongoing_prefetches": {}, "_inflight_loads": {}, "_completed_layerwise": []}
         connector.__dict__ |= {"kv_manager": self.manager, "enable_layerwise": True, "layer_done_counter": self.counter}

@@ -52,8 +52,8 @@ class Group:
     # A block holds no KV of its tokens, but the state after the last of them (docs/decisions/0026): it needs none of the
     # blocks before it, of which most do not exist.
     holds_states: bool = False
-    # Of a window over latents only what a prefix needs that ends at one of its boundaries is kept: the last so many blocks
-    # before it, by themselves (docs/decisions/0031). 0: this group is kept otherwise. A boundary comes every so many blocks.
+    # Of a window over latents only what a prefix needs that ends at a boundary is kept: the last so many blocks before
+    # it, by themselves (docs/decisions/0031); 0: this group is kept otherwise. A boundary comes every so many blocks.
     tail_blocks: int = 0
     boundary_blocks: int = 0
 
@@ -95,7 +95,7 @@ class Group:
         return self.runs(block_ids[end - 1 : end], 0) if self.holds_states else self.runs(block_ids[first:end], first)
 
     def tail_hashes(self, block_hashes: list[bytes], end: int) -> list[bytes]:
-        """Of the blocks before a boundary. The last one comes first: it is what the tail is found by, and evicted last."""
+        """Of the blocks before a boundary, the last one first: the tail is found by it, and it is evicted last."""
         step = self.hashes_per_block
         return [block_hashes[number * step - 1] for number in range(end, end - self.tail_blocks, -1)]
 

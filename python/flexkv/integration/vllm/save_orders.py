@@ -159,7 +159,7 @@ class SaveOrders:
     def _save_tails(
         self, group: Group, chain: Chain, tracked: Tracked, computed: int, after_step: int, meta: FlexKVMetadata
     ) -> None:
-        """What a prefix needs that ends where this step, or the one before it, has passed. Offered once: it is gone soon."""
+        """What prefixes need that end where this step, or the one before, has passed. Offered once: it is gone soon."""
         block_hashes = tracked.block_hashes()
         step = group.boundary_blocks
         hashed = len(block_hashes) // group.hashes_per_block

@@ -126,7 +126,8 @@ class SchedulerSide:
             tracked.chains[number].offers.restart(0)
         if self._at_boundaries and served > num_computed_tokens:
             parts = [(self._groups[i], self._clients[i], tracked.chains[i]) for i in self._at_boundaries]
-            kept, states_on_drives = longest_with_states(parts, block_hashes, num_computed_tokens, served, self._alignment)
+            begin = num_computed_tokens
+            kept, states_on_drives = longest_with_states(parts, block_hashes, begin, served, self._alignment)
             if self._trace and kept < served:
                 logger.debug(
                     "FlexKV: request %s: attention has %d tokens, states or windows there are after %d",

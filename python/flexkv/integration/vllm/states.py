@@ -1,6 +1,6 @@
-"""What is kept only at some ends of prefixes: states, which layers keep of all tokens so far instead of KV of each (Mamba, linear
-attention, short convolutions; docs/decisions/0026), and tails of windows over latents (docs/decisions/0031). Which prefixes
-are kept with them."""
+"""What is kept only at some ends of prefixes: states, which layers keep of all tokens so far instead of KV of each
+(Mamba, linear attention, short convolutions; docs/decisions/0026), and tails of windows over latents (0031). Which
+prefixes are kept with them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def longest_with_states(
     parts: list[tuple[Group, Any, Chain]], block_hashes: list[bytes], begin: int, end: int, alignment: int
 ) -> tuple[int, bool]:
-    """The longest prefix of more than `begin` and at most `end` tokens after which all groups of states and tails (`parts`:
-    each with its client and chain) have one, and whether one of them is on drives only; or `begin`. Multiples of `alignment`,
-    which is one block of states. The sequence of each chain is that state then, a chain of one block, or that tail."""
+    """The longest prefix of more than `begin` and at most `end` tokens after which all groups of states and tails
+    (`parts`: each with its client and chain) have one, and whether one of them is on drives only; or `begin`. Multiples
+    of `alignment`, which is one block of states. The sequence of each chain is that state then, a chain of one block, or
+    that tail."""
     while end > begin:
         reached = end
         on_drives = False
