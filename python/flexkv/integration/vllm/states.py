@@ -43,6 +43,16 @@ def _longest_with_tail(
 ) -> tuple[int, bool]:
     """The same of one group of tails."""
     step = group.boundary_blocks
+
+    def kept(number: int) -> tuple[bool, int]:
+        found, _, disk_blocks = client.lookup(chain.sequence, group.tail_hashes(block_hashes, number), 0)
+        return found == group.tail_blocks, disk_blocks
+
+    if chain.tail_asked == (begin, end):  # asked again while the request waits, which must cost little
+        whole, disk_blocks = kept(chain.tail_end)
+        if whole:
+            return chain.tail_end * group.block_tokens, disk_blocks > 0
+        chain.tail_asked = (0, 0)
     # A tail that reached into what the engine has itself would be loaded over blocks that others use.
     first = (begin // group.block_tokens + group.tail_blocks + step - 1) // step * step
     boundaries = range(first, end // group.block_tokens + 1, step)
@@ -52,11 +62,11 @@ def _longest_with_tail(
         if found == 0:
             break
         number = boundaries[found - 1]
-        if number != chain.tail_end:  # what is asked for again stays the same sequence: the answer may be known
-            client.close_sequence(chain.sequence)
-            chain.sequence, chain.tail_end = client.open_sequence(), number
-        kept, _, disk_blocks = client.lookup(chain.sequence, group.tail_hashes(block_hashes, number), 0)
-        if kept == group.tail_blocks:
+        client.close_sequence(chain.sequence)
+        chain.sequence, chain.tail_end = client.open_sequence(), number
+        whole, disk_blocks = kept(number)
+        if whole:
+            chain.tail_asked = (begin, end)
             return number * group.block_tokens, disk_blocks > 0
         boundaries = boundaries[: found - 1]
     return begin, False
