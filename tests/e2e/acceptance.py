@@ -94,7 +94,8 @@ ROWS = [
     Row(
         "SGLang: outputs equal with loads, one rank and two; `--enable-flexkv` and the linker",
         with_sglang=(_SGLANG, "python/test_sglang_linker.py", "python/test_sglang_hicache.py"),
-        not_run="MLA in a running SGLang; a GPU",
+        by_hand="all doors on an H200, `gpu/sglang_equality.py` ([`gpu.md`](../gpu.md))",
+        not_run="MLA in a running SGLang",
     ),
     Row(
         "killed engines and daemons leave nothing behind that a next start does not remove",
