@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,13 +93,17 @@ def cache_config(config: Any, specs: dict[str, KVCacheSpec]) -> KVCacheConfig:
 class Engine:
     """Schedules one request at a time, as vLLM's scheduler does with our connector."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Path, blocks: int, pool: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Path, blocks: int, pool: int, drives: bool) -> None:
         monkeypatch.setattr(identity, "worker_rank", lambda config: 0)  # vLLM's process groups are not there to ask
         self.config = engine_config(blocks)
         self.cache = cache_config(self.config, layers())
         self.groups = groups_of(self.config, self.cache)
         settings = load(extra={"runtime_dir": str(runtime), "log_level": "error"}, extra_origin="test")
-        self.node = _core.Node({"pool_bytes": pool, "mode": "embedded", "log_level": "error"})
+        options: dict[str, Any] = {"pool_bytes": pool, "mode": "embedded", "log_level": "error"}
+        if drives:
+            (runtime / "ssd").mkdir(mode=0o700)
+            options |= {"ssd_bytes": 256 << 20, "ssd_directories": [str(runtime / "ssd")], "ssd_admission": False}
+        self.node = _core.Node(options)
         self.node.listen(str(runtime), identity.embedded_node_name(self.config))
         self.clients = [
             _core.Client.embedded(self.node, g.engine_id("engine"), 1, g.model_name("v4"), g.fingerprint(bytes(32)), 0)
@@ -241,7 +246,7 @@ def _until(condition: Any) -> Any:
 @pytest.fixture
 def engine(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engine]:
     tmp_path.chmod(0o700)
-    made = Engine(monkeypatch, tmp_path, *getattr(request, "param", (BLOCKS, 512 << 20)))
+    made = Engine(monkeypatch, tmp_path, *getattr(request, "param", (BLOCKS, 512 << 20, False)))
     yield made
     made.close()
 
@@ -295,7 +300,7 @@ def test_a_prefix_whose_window_is_not_kept_is_served_up_to_the_one_before(
     assert engine.run("once more", shared) == 5 * PREFIX  # what was computed again was saved
 
 
-@pytest.mark.parametrize("engine", [(330, 512 << 20)], indirect=True, ids=["a small engine"])
+@pytest.mark.parametrize("engine", [(330, 512 << 20, False)], indirect=True, ids=["a small engine"])
 def test_saves_that_steps_overwrite_leave_nothing_wrong(engine: Engine) -> None:
     """Nearly every step takes blocks that saves of the step before it are to read; `run` checks what is loaded."""
     loaded = 0
@@ -307,7 +312,7 @@ def test_saves_that_steps_overwrite_leave_nothing_wrong(engine: Engine) -> None:
     assert loaded > 0
 
 
-@pytest.mark.parametrize("engine", [(BLOCKS, 8 << 20)], indirect=True, ids=["a small node"])
+@pytest.mark.parametrize("engine", [(BLOCKS, 8 << 20, False)], indirect=True, ids=["a small node"])
 def test_of_what_was_evicted_nothing_wrong_is_left(engine: Engine) -> None:
     """Tails and latents go each for themselves, and tails by and by."""
     loaded = []
@@ -317,6 +322,15 @@ def test_of_what_was_evicted_nothing_wrong_is_left(engine: Engine) -> None:
         if number >= 2:
             loaded.append(engine.run(f"older than {number}", prompt(1500, number - 2)))
     assert 0 < sum(loaded) < len(loaded) * 5 * PREFIX, loaded  # some of it was evicted
+
+
+@pytest.mark.parametrize("engine", [(BLOCKS, 12 << 20, True)], indirect=True, ids=["a small node with drives"])
+def test_what_was_evicted_to_drives_is_loaded_from_there(engine: Engine) -> None:
+    for number in range(6):
+        engine.run(f"{number}", prompt(1500, number))
+    _until(lambda: json.loads(engine.node.status())["queues"]["disk_writes"] == 0)
+    assert [engine.run(f"{number} again", prompt(1500, number)) for number in range(3)] == [5 * PREFIX] * 3
+    assert json.loads(engine.node.status())["lookups"]["disk_blocks_hit"] > 0
 
 
 @pytest.mark.parametrize(
