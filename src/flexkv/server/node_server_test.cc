@@ -72,7 +72,7 @@ class NodeServerTest : public ::testing::Test {
     request.job = job;
     request.keys = {{1, 1}, {2, 2}};
     request.device_blocks = {0, 1};
-    ASSERT_EQ(node_->transfer(engine_, request), proto::Reason::kNone);
+    ASSERT_EQ(node_->post(engine_, request), proto::Reason::kNone);
     ASSERT_EQ(reserved(), 2U);
   }
 
