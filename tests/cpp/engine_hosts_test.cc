@@ -12,7 +12,6 @@
 
 #include "flexkv/base/prng.h"
 #include "flexkv/client/client.h"
-#include "flexkv/client/node_link.h"
 #include "flexkv/device/host_device.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/proto/host_frames.h"
@@ -74,7 +73,7 @@ class EngineHosts : public ::testing::Test {
   void connect(const std::string& secret) {
     client_.reset();
     std::vector<std::unique_ptr<client::HostPort>> hosts;
-    hosts.push_back(client::open_dialed_port(client::unix_dialer(machines_[0]->directory(), "node", hello(0))).value());
+    hosts.push_back(client::open_unix_port(machines_[0]->directory(), "node", hello(0)).value());
     auto tls =
         net::TlsContext::create(net::Secret::from_text(secret).value(), std::string(proto::kHostPurpose) + "default");
     hosts.push_back(client::open_tls_port(std::move(tls).value(), wire_->address(), hello(1)).value());

@@ -46,10 +46,6 @@ class Dialer {
   virtual std::string node() const = 0;  // for messages
 };
 
-std::unique_ptr<Dialer> unix_dialer(const std::string& runtime_dir, const std::string& node_name,
-                                    const proto::ClientHello& hello);
-std::unique_ptr<Dialer> tls_dialer(net::TlsContext tls, const std::string& address, const proto::ClientHello& hello);
-
 // A port to one node. Connects in the background as soon as, and whenever again, the dialer can.
 Result<std::unique_ptr<HostPort>> open_dialed_port(std::unique_ptr<Dialer> dialer);
 

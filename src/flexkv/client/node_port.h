@@ -56,6 +56,9 @@ Result<std::unique_ptr<NodePort>> open_embedded_port(server::NodeServer& node, c
 Result<std::unique_ptr<NodePort>> open_remote_port(const std::string& runtime_dir, const std::string& node_name,
                                                    const proto::ClientHello& hello);
 
+Result<std::unique_ptr<HostPort>> open_unix_port(const std::string& runtime_dir, const std::string& node_name,
+                                                 const proto::ClientHello& hello);
+
 // As above, to the node of another machine that listens for schedulers at HOST:PORT. What it saves it keeps only when
 // this port has heard that it is done and nobody has cancelled it by then. Tells of no changes.
 Result<std::unique_ptr<HostPort>> open_tls_port(net::TlsContext tls, const std::string& address,

@@ -268,7 +268,7 @@ Result<std::unique_ptr<HostPort>> open_dialed_port(std::unique_ptr<Dialer> diale
 
 Result<std::unique_ptr<NodePort>> open_remote_port(const std::string& runtime_dir, const std::string& node_name,
                                                    const proto::ClientHello& hello) {
-  auto port = open_dialed_port(unix_dialer(runtime_dir, node_name, hello));
+  auto port = open_unix_port(runtime_dir, node_name, hello);
   if (!port) return port.error();
   return std::unique_ptr<NodePort>(std::move(port).value());
 }

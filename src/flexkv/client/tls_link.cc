@@ -21,7 +21,7 @@ using proto::HostFrame;
 
 constexpr std::size_t kBudget = 1U << 20;         // received before anything is sent
 constexpr std::size_t kUnsentMax = 8U << 20;      // bytes that the caller may be ahead of the connection
-constexpr std::size_t kUnreadMax = 4U << 20;      // messages of the node
+constexpr std::size_t kUnreadMax = 1U << 17;      // messages of the node
 constexpr std::size_t kHelloBytesMax = 4U << 10;  // of the node's answer
 
 // What the caller and the thread that carries the connection share.
@@ -253,13 +253,9 @@ class TlsDialer final : public Dialer {
 
 }  // namespace
 
-std::unique_ptr<Dialer> tls_dialer(net::TlsContext tls, const std::string& address, const proto::ClientHello& hello) {
-  return std::make_unique<TlsDialer>(std::move(tls), address, hello);
-}
-
 Result<std::unique_ptr<HostPort>> open_tls_port(net::TlsContext tls, const std::string& address,
                                                 const proto::ClientHello& hello) {
-  return open_dialed_port(tls_dialer(std::move(tls), address, hello));
+  return open_dialed_port(std::make_unique<TlsDialer>(std::move(tls), address, hello));
 }
 
 }  // namespace flexkv::client

@@ -101,9 +101,9 @@ class UnixDialer final : public Dialer {
 
 }  // namespace
 
-std::unique_ptr<Dialer> unix_dialer(const std::string& runtime_dir, const std::string& node_name,
-                                    const proto::ClientHello& hello) {
-  return std::make_unique<UnixDialer>(runtime_dir, node_name, hello);
+Result<std::unique_ptr<HostPort>> open_unix_port(const std::string& runtime_dir, const std::string& node_name,
+                                                 const proto::ClientHello& hello) {
+  return open_dialed_port(std::make_unique<UnixDialer>(runtime_dir, node_name, hello));
 }
 
 }  // namespace flexkv::client
