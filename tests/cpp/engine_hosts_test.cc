@@ -13,7 +13,9 @@
 #include "flexkv/base/prng.h"
 #include "flexkv/client/client.h"
 #include "flexkv/device/host_device.h"
+#include "flexkv/net/frame_stream.h"
 #include "flexkv/net/secret.h"
+#include "flexkv/net/tcp.h"
 #include "flexkv/proto/host_frames.h"
 #include "real_machine.h"
 #include "seeds.h"
@@ -269,6 +271,78 @@ TEST_F(EngineHosts, WhoDoesNotKnowTheSecretIsNotServed) {
   EXPECT_FALSE(eventually([&] { return client_->ready() || !machines_[0]->has_scheduler(); }) && client_->ready());
   connect(kSecret);
   EXPECT_TRUE(eventually([&] { return load(1) == kBlocks; }));
+}
+
+// A scheduler by hand: what it is answered, or the end of the connection.
+class RawVisitor final : public net::FrameSink {
+ public:
+  explicit RawVisitor(const std::string& address) {
+    auto tls =
+        net::TlsContext::create(net::Secret::from_text(kSecret).value(), std::string(proto::kHostPurpose) + "default");
+    auto socket = net::connect_tcp(address);
+    stream_.emplace(
+        net::TlsStream::create(tls.value(), std::move(socket).value(), net::TlsStream::Role::kClient, "node").value());
+  }
+  void say(proto::HostFrame kind, std::uint64_t id, const std::vector<std::byte>& body) {
+    ASSERT_TRUE(stream_->send(static_cast<std::uint32_t>(kind), id, {body}));
+  }
+  // The kind of the next frame; 0: the node has ended the connection.
+  std::uint32_t next() {
+    kind_ = 0;
+    (void)eventually([&] {
+      const auto state = stream_->pump(*this, 1U << 20);
+      return kind_ != 0 || state == net::FrameStream::State::kClosed || state == net::FrameStream::State::kFailed;
+    });
+    return kind_;
+  }
+  std::string text() const { return {reinterpret_cast<const char*>(body_.data()), body_.size()}; }
+
+  Result<std::span<std::byte>> on_head(const net::FrameHead& head) override {
+    body_.resize(head.bytes);
+    return std::span(body_);
+  }
+  Status on_frame(const net::FrameHead& head) override {
+    kind_ = head.kind;
+    return {};
+  }
+
+ private:
+  std::optional<net::FrameStream> stream_;
+  std::vector<std::byte> body_;
+  std::uint32_t kind_ = 0;
+};
+
+TEST_F(EngineHosts, WhoBreaksTheProtocolLosesThatConnectionOnly) {
+  using proto::HostFrame;
+  start();
+  ASSERT_TRUE(keeps(1));
+  const std::string door = machines_[1]->node().door_address();
+  auto other = hello(1);
+  other.engine_id = "other";
+  const auto kRefused = static_cast<std::uint32_t>(HostFrame::kRefused);
+  const auto kWelcome = static_cast<std::uint32_t>(HostFrame::kWelcome);
+  RawVisitor old(door);
+  old.say(HostFrame::kHello, proto::kHostVersion + 1, proto::encode(other));
+  EXPECT_EQ(old.next(), kRefused);
+  EXPECT_NE(old.text().find("install the same FlexKV"), std::string::npos) << old.text();
+  RawVisitor second(door);
+  second.say(HostFrame::kHello, proto::kHostVersion, proto::encode(hello(1)));
+  EXPECT_EQ(second.next(), kRefused);
+  EXPECT_NE(second.text().find("has a scheduler attached already"), std::string::npos) << second.text();
+  const std::vector<std::byte> garbage(64, std::byte{0xAB});
+  RawVisitor rude(door);
+  rude.say(HostFrame::kMessage, 0, proto::encode(proto::FromClient{proto::ResetRequest{}}));
+  EXPECT_EQ(rude.next(), 0U);
+  RawVisitor broken(door);
+  broken.say(HostFrame::kHello, proto::kHostVersion, garbage);
+  EXPECT_EQ(broken.next(), 0U);
+  RawVisitor turning(door);
+  turning.say(HostFrame::kHello, proto::kHostVersion, proto::encode(other));
+  EXPECT_EQ(turning.next(), kWelcome);
+  turning.say(HostFrame::kMessage, 0, garbage);
+  EXPECT_EQ(turning.next(), 0U);
+  EXPECT_TRUE(eventually([&] { return machines_[1]->status().at("engines").size() == 1; })) << "and is detached";
+  EXPECT_EQ(load(1), kBlocks);
 }
 
 TEST_F(EngineHosts, ServesOnlyWhatIsRightThroughRandomFaults) {

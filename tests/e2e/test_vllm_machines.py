@@ -93,8 +93,10 @@ class Pair:
         port = _free_port()
         spread = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": port, "distributed_executor_backend": "mp"}
         common = (("FLEXKV_CLUSTER_SECRET_FILE", str(self.root / "secret")),)
+        # Ended by SIGKILL: in the end vLLM's first machine may wait for the others.
         here = dataclasses.replace(
             config,
+            killed=True,
             more=(*spread.items(), ("node_rank", 0)),
             environment=(
                 ("FLEXKV_RUNTIME_DIR", str(self.first.runtime)),
@@ -104,7 +106,7 @@ class Pair:
             ),
         )
         with self._elsewhere(dataclasses.replace(config, more=(*spread.items(), ("node_rank", 1))), model, directory):
-            return run_engine(here, model, steps, directory / "first")
+            return run_engine(here, model, [*steps, {"op": "die"}], directory / "first")
 
     @contextlib.contextmanager
     def _elsewhere(self, config: EngineConfig, model: Path, directory: Path) -> Iterator[None]:
@@ -192,35 +194,30 @@ def test_hits_come_from_both_machines(
     got = pair.run(config, tiny_model, tmp_path / "engine", steps)
     assert {name: one.outputs for name, one in got.items()} == {name: one.outputs for name, one in expected.items()}
     assert [got[name].flexkv_hits for name in ("cold", "warm")] == [0, whole_blocks(LONG)]
-    saved = pair.first.saved_blocks()
-    assert saved == pair.second.saved_blocks() > 0
+    assert pair.first.saved_blocks() == pair.second.saved_blocks() > 0
     for machine in (pair.first, pair.second):
         assert machine.status()["transfers"]["to_device"]["blocks"] > 0
-    # Another engine, divided in the same way, finds it.
-    again = pair.run(config, tiny_model, tmp_path / "again", [generate("warm", [long])])
-    assert again["warm"].outputs == expected["warm"].outputs
-    assert again["warm"].flexkv_hits == whole_blocks(LONG)
-    assert saved == pair.first.saved_blocks() == pair.second.saved_blocks()
 
 
 @pytest.mark.parametrize("killed", ["first", "second"])
-def test_the_engine_goes_on_when_a_daemon_is_killed(
-    killed: str, pair: Pair, tiny_model: Path, tmp_path: Path, run_both: RunBoth
-) -> None:
+def test_the_engine_goes_on_when_a_daemon_is_killed(killed: str, pair: Pair, tiny_model: Path, tmp_path: Path) -> None:
     machine = getattr(pair, killed)
-    kill = {"op": "run", "argv": ["sh", "-c", f"kill -KILL {machine.process.pid}"]}
+    # A moment after the next step began: it comes while that loads, or a little before or after.
+    kill = {"op": "run", "argv": ["sh", "-c", f"sleep 0.05; kill -KILL {machine.process.pid}"], "background": True}
     restart = {"op": "run", "argv": machine.argv, "background": True}
     prompts = [prompt(f"machines {i}", LONG) for i in range(3)]
-    warm = [step for i, one in enumerate(prompts) for step in (*emptied(), generate(f"warm {i}", [one]))]
-    rest = [{**step, "name": step["name"] + " again"} if "name" in step else step for step in warm]
-    without = [{**step, "name": step["name"] + " without"} if "name" in step else step for step in warm]
-    cold = [generate(f"cold {i}", [one]) for i, one in enumerate(prompts)]
-    plain = [*cold, *warm, *without, *rest]
-    steps = [*cold, *warm, kill, *without, restart, _once_served(pair), *rest, *rest]
-    expected = run_both(_TENSOR, plain).baseline
+
+    def each(name: str) -> list[Step]:
+        return [step for i, one in enumerate(prompts) for step in (generate(f"{name} {i}", [one]), *emptied())]
+
+    steps = [
+        *(*each("cold"), *each("warm")),
+        *(kill, *each("killed"), *each("without")),
+        *(restart, _once_served(pair), *each("saved anew"), *each("again")),
+    ]
     got = pair.run(_TENSOR, tiny_model, tmp_path / "engine", steps)
+    hits = {name: [got[f"{name} {i}"].flexkv_hits for i in range(3)] for name in ("cold", "warm", "without", "again")}
+    all_of_it = [whole_blocks(LONG)] * 3
+    assert hits == {"cold": [0] * 3, "warm": all_of_it, "without": [0] * 3, "again": all_of_it}
     for name, one in got.items():
-        assert one.outputs == expected[name].outputs, name
-    assert {got[f"warm {i}"].flexkv_hits for i in range(3)} == {whole_blocks(LONG)}
-    assert {got[f"warm {i} without"].flexkv_hits for i in range(3)} == {0}
-    assert {got[f"warm {i} again"].flexkv_hits for i in range(3)} == {whole_blocks(LONG)}, "what was lost is saved anew"
+        assert one.outputs == got[f"cold {name[-1]}"].outputs, name
