@@ -154,7 +154,7 @@ TEST_F(NodeServerTest, ResetsAreCounted) {
   const auto resets = [&] { return nlohmann::json::parse(node_->status_json()).at("node").at("resets"); };
   EXPECT_EQ(resets(), 0);
   node_->reset_all();
-  node_->reset(engine_);
+  (void)node_->post(engine_, proto::ResetRequest{});
   EXPECT_EQ(resets(), 2);
 }
 
