@@ -181,12 +181,13 @@ TEST_F(NodeTest, KeepsASaveThatIsToBeCommittedOnlyThen) {
   EXPECT_FALSE(result(2)) << "its beginning may still be canceled";
   report(agents[1], 1);
   EXPECT_TRUE(done(1));
-  now += 3600 * kSecond;  // an engine with nothing to do
-  node->on_time(now);
   EXPECT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 0U);
   node->commit(e, 1, now);
   EXPECT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 2U);
   EXPECT_TRUE(done(2));
+  now += 3600 * kSecond;  // an engine with nothing to do
+  node->on_time(now);
+  EXPECT_EQ(node->blocks_in_use(), 4U);
   node->cancel(e, 2);
   EXPECT_EQ(node->blocks_in_use(), 2U);
   node->commit(e, 2, now);
