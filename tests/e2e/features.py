@@ -80,6 +80,11 @@ FEATURES: list[tuple[str, str, list[str]]] = [
     ),
     ("tensor parallelism", "served", [_STOCK, "test_vllm_shards.py"]),
     (
+        "ranks on several machines (`--nnodes`)",
+        "served, with a daemon on each ([several_machines.md](../operations/several_machines.md))",
+        ["test_vllm_machines.py"],
+    ),
+    (
         "decode and prefill context parallelism",
         "one KV group: served, what a rank holds is part of the key; several: without FlexKV. **Not run**: none for CPUs",
         ["test_shards.py", "test_identity.py::test_what_makes_other_kv_of_the_same_tokens"],
