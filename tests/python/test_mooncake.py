@@ -89,6 +89,12 @@ class _Process:
         )
 
 
+@pytest.fixture(autouse=True)
+def same_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the processes; this one may have found its packages otherwise."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
 @pytest.fixture
 def make() -> Iterator[Any]:
     made: list[_Process] = []
@@ -196,7 +202,7 @@ def test_it_is_killed_with_the_thread_that_started_it(make: Any) -> None:
 def test_without_mooncake_it_says_what_to_install(make: Any, tmp_path: Any) -> None:
     (tmp_path / "mooncake").mkdir()
     (tmp_path / "mooncake" / "__init__.py").write_text("")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(tmp_path), *sys.path])
     kind, _, _, said = make(environment={"PYTHONPATH": path}).hear()
     assert kind == _TROUBLE
     assert "pip install mooncake-transfer-engine-non-cuda" in said
