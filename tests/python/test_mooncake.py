@@ -79,7 +79,9 @@ class _Process:
 
     def hear(self) -> tuple[int, int, int, str]:
         while True:
-            kind, first, second, text = _ANSWER.unpack(self.socket.recv(1000))
+            frame = self.socket.recv(1000)
+            assert frame, "the process has ended"
+            kind, first, second, text = _ANSWER.unpack(frame)
             if kind != _ALIVE:
                 return kind, first, second, text.rstrip(b"\0").decode()
 
