@@ -99,6 +99,7 @@ server::NodeServerOptions server_options(const nb::dict& options) {
     cluster.share_host = option<bool>(options, "cluster_share_host", true);
     cluster.share_drives = option<bool>(options, "cluster_share_drives", false);
     cluster.nixl_library = option<std::string>(options, "cluster_nixl_library", "");
+    cluster.mooncake_helper = option<std::vector<std::string>>(options, "cluster_mooncake_helper", {});
     cluster.redis.host = option<std::string>(options, "redis_host", cluster.redis.host);
     cluster.redis.port = option<int>(options, "redis_port", cluster.redis.port);
     cluster.redis.password = option<std::string>(options, "redis_password", "");

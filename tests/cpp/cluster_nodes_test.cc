@@ -34,6 +34,7 @@ class Machine : public testing::RealMachine {
     std::uint64_t disk_bytes = 0;
     std::shared_ptr<device::Device> device = device::open_host_device().value();
     std::string nixl_library{};
+    std::vector<std::string> mooncake_helper{};
   };
 
   Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, const Options& options)
@@ -41,6 +42,7 @@ class Machine : public testing::RealMachine {
     auto& cluster = join(name, testing::write_secret(dir_ + "/secret", options.secret), redis);
     cluster.share_drives = true;
     cluster.nixl_library = options.nixl_library;
+    cluster.mooncake_helper = options.mooncake_helper;
     start();
     attach_engine(options.device);
   }
@@ -85,15 +87,29 @@ TEST_F(ClusterTest, ANodeReadsWhatAnotherHasComputed) {
   EXPECT_TRUE(c->loads_all(2));
 }
 
-TEST_F(ClusterTest, ANodeReadsAnothersMemoryByItself) {
-  const char* const library = std::getenv("FLEXKV_TEST_NIXL");
-  if (library == nullptr) GTEST_SKIP() << "FLEXKV_TEST_NIXL does not say where libnixl_capi.so is";
-  Machine::Options with_nixl;
-  with_nixl.nixl_library = library;
-  const auto a = machine("a", with_nixl);
+class DirectReadsTest : public ClusterTest, public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string transport = GetParam();
+    const char* const given = std::getenv(transport == "nixl" ? "FLEXKV_TEST_NIXL" : "FLEXKV_TEST_MOONCAKE");
+    if (given == nullptr) GTEST_SKIP() << "nothing says where " << transport << " is";
+    if (transport == "nixl") with_.nixl_library = given;
+    if (transport == "mooncake") with_.mooncake_helper = {given, "-P", "-m", "flexkv.mooncake.reader"};
+    ClusterTest::SetUp();
+  }
+  Machine::Options with_;
+};
+
+TEST_P(DirectReadsTest, BringWhatAnotherHasComputed) {
+  const auto works = [](const Machine& one) {
+    return eventually([&] { return one.status().at("cluster").at("transport") == GetParam(); });
+  };
+  const auto a = machine("a", with_);
+  ASSERT_TRUE(works(*a));
   a->compute(1);
   {
-    const auto b = machine("b", with_nixl);
+    const auto b = machine("b", with_);
+    ASSERT_TRUE(works(*b));
     EXPECT_TRUE(b->loads_all(1));
     // What is counted is told a moment after it has happened.
     const auto count = [](const Machine& one, const char* flow, const char* what) {
@@ -111,17 +127,27 @@ TEST_F(ClusterTest, ANodeReadsAnothersMemoryByItself) {
   EXPECT_EQ(c->status().at("cluster").at("read").at("one_sided_blocks"), 0);
 }
 
+INSTANTIATE_TEST_SUITE_P(, DirectReadsTest, ::testing::Values("nixl", "mooncake"),
+                         [](const auto& transport) { return std::string(transport.param); });
+
+void expect_says_so_and_reads_over_tcp(Machine& a, Machine& b, const std::string& what) {
+  a.compute(1);
+  EXPECT_TRUE(b.loads_all(1));
+  EXPECT_EQ(b.status().at("cluster").at("transport"), "tcp");
+  EXPECT_TRUE(eventually([&] { return b.status().at("health").dump().find(what) != std::string::npos; }))
+      << b.status().at("health");
+}
+
 TEST_F(ClusterTest, ANodeWithoutNixlSaysSoAndReadsOverTcp) {
   Machine::Options without;
   without.nixl_library = "/nowhere/libnixl_capi.so";
-  const auto a = machine("a", without);
-  const auto b = machine("b", without);
-  a->compute(1);
-  EXPECT_TRUE(b->loads_all(1));
-  const auto status = b->status();
-  EXPECT_EQ(status.at("cluster").at("transport"), "tcp");
-  const auto text = status.at("health").dump();
-  EXPECT_NE(text.find("/nowhere/libnixl_capi.so"), std::string::npos) << text;
+  expect_says_so_and_reads_over_tcp(*machine("a", without), *machine("b", without), "/nowhere/libnixl_capi.so");
+}
+
+TEST_F(ClusterTest, ANodeWithoutMooncakeSaysSoAndReadsOverTcp) {
+  Machine::Options without;
+  without.mooncake_helper = {"/nowhere/python"};
+  expect_says_so_and_reads_over_tcp(*machine("a", without), *machine("b", without), "/nowhere/python");
 }
 
 TEST_F(ClusterTest, WhatIsOnDrivesOfAnotherIsReadFromThere) {

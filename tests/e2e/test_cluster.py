@@ -163,15 +163,19 @@ def test_hits_what_another_node_has_in_host_memory(
     assert {result.flexkv_hits for result in again.values()} == {whole_blocks(LONG)}
 
 
-@pytest.mark.skipif(find_spec("nixl_cu13") is None, reason="scripts/setup --tests installs nixl-cu13")
-def test_reads_another_nodes_memory_directly(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("transport", "package"), [("nixl", "nixl_cu13"), ("mooncake", "mooncake")])
+def test_reads_another_nodes_memory_directly(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, transport: str, package: str
+) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"scripts/setup --tests installs {package}")
     steps = one_by_one()
-    a, b = (cluster.machine(name, FLEXKV_PEER_TRANSPORT="nixl") for name in "ab")
+    a, b = (cluster.machine(name, FLEXKV_PEER_TRANSPORT=transport) for name in "ab")
+    wait_until(lambda: {a.cluster["transport"], b.cluster["transport"]} == {transport})
     computed = a.run(tiny_model, tmp_path / "on a", steps)
     hit = b.run(tiny_model, tmp_path / "on b", [*once_it_knows(b, _BLOCKS), *steps])
     assert outputs(hit) == outputs(computed) | {"before": hit["before"].outputs}
     assert [hit[name].flexkv_hits for name in computed] == [whole_blocks(LONG)] * _PROMPTS
-    assert b.cluster["transport"] == "nixl"
     assert b.cluster["read"]["one_sided_blocks"] == a.cluster["lent"]["one_sided_blocks"] == _BLOCKS
 
 

@@ -48,6 +48,7 @@ def test_what_the_node_gets() -> None:
         "cluster_share_host": False,
         "cluster_share_drives": True,
         "cluster_nixl_library": "",
+        "cluster_mooncake_helper": [],
         "redis_host": "redis.example",
         "redis_port": 6380,
         "redis_password": "p",
@@ -73,6 +74,12 @@ def test_nixl_is_found_where_it_is_installed(tmp_path: Path, monkeypatch: pytest
     assert library() == str(tmp_path / ".nixl_cu13.mesonpy.libs" / "libnixl_capi.so")
     with pytest.raises(ConfigError, match="peer_transport"):
         options(peer_transport="rdma")
+
+
+def test_mooncake_runs_in_a_process_with_the_same_python() -> None:
+    given = options(enable_p2p_cpu=True, cluster_secret_file=SECRET, peer_transport="mooncake")
+    assert given["cluster_mooncake_helper"] == [sys.executable, "-P", "-m", "flexkv.mooncake.reader"]
+    assert given["cluster_nixl_library"] == ""
 
 
 def test_a_cluster_needs_a_secret_and_an_address_of_its_own() -> None:

@@ -5,12 +5,14 @@ sees to both), and prompts are found again after the fault, within CONVERGENCE_S
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,50 @@ def test_the_owner_is_killed_while_it_is_read_from(cluster: Callable[..., Cluste
     for seed in seeds:
         a.engine.compute(seed)
     loads_all(b, *seeds)
+
+
+def helper_of(machine: Machine) -> int:
+    """The process in which it runs Mooncake."""
+    assert machine.process is not None
+    tasks = Path(f"/proc/{machine.process.pid}/task").iterdir()
+    (pid,) = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return pid
+
+
+@pytest.mark.skipif(find_spec("mooncake") is None, reason="scripts/setup --tests installs Mooncake")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("whose", ["owner", "reader"])
+def test_mooncakes_process_fails_while_reads_are_under_way(
+    cluster: Callable[..., Cluster], whose: str, signal_number: int
+) -> None:
+    made = cluster("a", "b")
+    a, b = made.start(**{name: {"FLEXKV_PEER_TRANSPORT": "mooncake"} for name in "ab"})
+    wait_until(lambda: a.cluster["transport"] == b.cluster["transport"] == "mooncake")
+    made.network.between("a", "b", _FAR)
+    seeds = range(1, 7)
+    for seed in seeds:
+        a.engine.compute(seed)
+    wait_until(lambda: b.knows(len(seeds)))
+    loads = [b.engine.begin_load(seed) for seed in seeds]
+    wait_until(lambda: b.cluster["read"]["one_sided_blocks"] > 0)
+    victim = {"owner": a, "reader": b}[whose]
+    before = helper_of(victim)
+    os.kill(before, signal_number)
+    for load in loads:
+        b.engine.end_load(load)
+    loads_all(b, *seeds)
+    # One that is stopped and has nothing to read is not missed.
+    if signal_number == signal.SIGKILL:
+        wait_until(lambda: victim.cluster["transport"] == "mooncake" and helper_of(victim) != before)
+    victim.send(signal.SIGKILL)
+    wait_until(lambda: not is_running(before))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_packets_are_lost_delayed_and_mixed_up(cluster: Callable[..., Cluster]) -> None:

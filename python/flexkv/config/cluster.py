@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ _TOPIC = "Cluster"
 _NAME = text("letters, digits, `.`, `_`, `-`, at most 64", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _NODE_NAME_MAX = 64  # bytes, in the directory
 _NIXL = "libnixl_capi.so"
+_MOONCAKE = "flexkv.mooncake.reader"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,13 @@ class ClusterSettings:
         topic=_TOPIC,
     )
     peer_transport: str = setting(
-        choice("tcp", "nixl"),
+        choice("tcp", "nixl", "mooncake"),
         "tcp",
-        "How blocks travel between nodes: `tcp`, in TLS; or `nixl`, where both sides have it and as long as it works: each node "
-        "reads the others' memory by itself, over RDMA where UCX finds it. Only in a network in which you trust everybody: it is "
-        "not encrypted, and who reaches UCX's ports can read and write this process's memory (docs/operations/cluster.md). "
-        "Needs `pip install nixl-cu13`.",
+        "How blocks travel between nodes: `tcp`, in TLS; or, where both sides have the same and as long as it works, each node reads "
+        "the others' memory by itself, unencrypted (docs/operations/cluster.md). `nixl`: over RDMA where UCX finds it; only in a "
+        "network in which you trust everybody, as who reaches UCX's ports can read and write this process's memory; needs "
+        "`pip install nixl-cu13`. `mooncake`: over TCP, out of a process of its own; who reaches Mooncake's ports can read this "
+        "node's blocks, and write nowhere; needs `pip install mooncake-transfer-engine-non-cuda`.",
         topic=_TOPIC,
     )
     redis_host: str = setting(
@@ -122,6 +125,9 @@ def cluster_options(settings: Settings) -> dict[str, bool | int | float | str | 
         "cluster_share_host": settings.enable_p2p_cpu,
         "cluster_share_drives": settings.enable_p2p_ssd,
         "cluster_nixl_library": nixl_library() if settings.peer_transport == "nixl" else "",
+        "cluster_mooncake_helper": (
+            [sys.executable, "-P", "-m", _MOONCAKE] if settings.peer_transport == "mooncake" else []
+        ),
         "redis_host": settings.redis_host,
         "redis_port": settings.redis_port,
         "redis_password": settings.redis_password,

@@ -315,7 +315,7 @@ TEST_F(LyingOwner, IsLeftWhenItSendsWhatHasNoPlace) {
       [&](RequestId id) { say(Kind::kEnd, id, bytes); },
       [&](RequestId id) { say(Kind::kRead, id, bytes); },
       [&](RequestId id) { say(static_cast<Kind>(99), id, bytes); },
-      [&](RequestId) { greet("o"); },
+      [&](RequestId) { greet("other"); },
   };
   for (std::size_t i = 0; i < lies.size(); ++i) {
     Exchange::SetUp();

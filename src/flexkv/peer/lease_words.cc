@@ -5,11 +5,23 @@
 
 namespace flexkv::peer {
 
-LeaseWords::LeaseWords(std::uint32_t count) : count_(count), words_(std::make_unique<Word[]>(count)) {
-  for (std::uint32_t word = count; word-- > 0;) {
+const char* transport_name(Transport transport) {
+  switch (transport) {
+    case Transport::kNone:
+      return "tcp";
+    case Transport::kNixl:
+      return "nixl";
+    case Transport::kMooncake:
+      return "mooncake";
+  }
+  return "?";
+}
+
+LeaseWords::LeaseWords(std::span<std::uint64_t> memory) : words_(memory) {
+  for (auto word = static_cast<std::uint32_t>(words_.size()); word-- > 0;) {
     std::uint64_t begin = 0;
     FLEXKV_ASSERT(::getrandom(&begin, sizeof(begin), 0) == sizeof(begin));
-    words_[word].store(begin, std::memory_order_relaxed);
+    Word(words_[word]).store(begin, std::memory_order_relaxed);
     free_.push_back(word);
   }
 }
@@ -22,7 +34,7 @@ std::optional<std::uint32_t> LeaseWords::take() {
 }
 
 void LeaseWords::end(std::uint32_t word) {
-  words_[word].fetch_add(1, std::memory_order_seq_cst);  // before anything that follows, for whoever looks
+  Word(words_[word]).fetch_add(1, std::memory_order_seq_cst);  // before anything that follows, for whoever looks
   free_.push_back(word);
 }
 

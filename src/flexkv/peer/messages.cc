@@ -42,6 +42,7 @@ std::vector<std::byte> encode(const Hello& message) {
   ipc::Writer writer;
   writer.pod(message.version);
   writer.string(message.node);
+  writer.pod(static_cast<std::uint8_t>(message.window.transport));
   writer.array(std::span(message.window.metadata));
   writer.pod(message.window.pool);
   writer.pod(message.window.pool_bytes);
@@ -108,12 +109,15 @@ Result<Hello> decode_hello(std::span<const std::byte> body) {
   }
   message.node = reader.string(kNodeNameMax);
   Window& window = message.window;
+  const auto transport = reader.pod<std::uint8_t>();
   window.metadata = reader.array<std::byte>(kMetadataBytesMax);
   window.pool = reader.pod<std::uint64_t>();
   window.pool_bytes = reader.pod<std::uint64_t>();
   window.words = reader.pod<std::uint64_t>();
   window.word_count = reader.pod<std::uint32_t>();
   if (!reader.done() || message.node.empty()) return broken("a hello", "wrong length, or no name");
+  if (transport >= kTransportCount) return broken("a hello", "no such transport");
+  window.transport = static_cast<Transport>(transport);
   if (window.pool + window.pool_bytes < window.pool || window.words + window.words_bytes() < window.words) {
     return broken("a hello", "no memory can lie there");
   }

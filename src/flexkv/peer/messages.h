@@ -1,7 +1,8 @@
 // What travels between two nodes, in frames (net/frame_stream.h). A frame's id is the request's; 0 for kHello.
 //
 //   reader -> owner   kHello, then kRead and kCancel
-//   owner -> reader   kHello, then for each kRead: kData ... kBlock for each block that is wanted, in order, kEnd
+//   owner -> reader   kHello, then for each kRead: kData ... kBlock for each block that is wanted, in order, kEnd;
+//                     kHello once more, before its next answers, when its window is another one
 //
 // kData bodies are a block's bytes, one after another, so the reader knows from the order where they belong.
 // A reader that can read the owner's memory by itself (one_sided.h) may get places instead of bytes:
@@ -28,7 +29,7 @@ struct XXH3_state_s;
 
 namespace flexkv::peer {
 
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kVersion = 4;
 constexpr std::size_t kNodeNameMax = 256;
 constexpr std::size_t kKeysMax = 32768;  // of one request's chain
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;

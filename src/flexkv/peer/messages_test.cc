@@ -36,8 +36,9 @@ TEST(Messages, ComeBackAsTheyWere) {
     EXPECT_EQ(back.keys, message.keys);
   }
   EXPECT_EQ(decode_block(encode(Block{42})).value().checksum, 42U);
-  hello.window = {{std::byte{5}, std::byte{6}}, 1000, 2000, 3000, 4};
+  hello.window = {Transport::kMooncake, {std::byte{5}, std::byte{6}}, 1000, 2000, 3000, 4};
   const Window window = decode_hello(encode(hello)).value().window;
+  EXPECT_EQ(window.transport, Transport::kMooncake);
   EXPECT_EQ(window.metadata, hello.window.metadata);
   EXPECT_EQ(window.pool, 1000U);
   EXPECT_EQ(window.pool_bytes, 2000U);
@@ -82,7 +83,9 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
   hello.window.pool = ~0ULL;
   hello.window.pool_bytes = 2;
   EXPECT_FALSE(decode_hello(encode(hello)).ok());
-  hello.window = {{}, 0, 0, ~0ULL - 100, 100};
+  hello.window = {Transport::kNixl, {}, 0, 0, ~0ULL - 100, 100};
+  EXPECT_FALSE(decode_hello(encode(hello)).ok());
+  hello.window = {static_cast<Transport>(kTransportCount)};
   EXPECT_FALSE(decode_hello(encode(hello)).ok());
   Hello newer;
   newer.version = kVersion + 1;

@@ -1,11 +1,7 @@
 #include "flexkv/peer/nixl_reads.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "flexkv/base/log.h"
@@ -13,33 +9,6 @@
 #include "flexkv/peer/messages.h"
 
 namespace flexkv::peer {
-
-struct NixlReads::Landing {
-  static constexpr std::size_t kStride = kPieceBytesMax + 4096;  // a piece, and its lease's word behind it
-
-  ~Landing() {
-    if (memory.data() != nullptr) ::munmap(memory.data(), memory.size());
-  }
-  std::optional<std::size_t> take() {
-    const std::lock_guard lock(mutex);
-    if (free.empty()) return std::nullopt;
-    const std::size_t piece = free.back();
-    free.pop_back();
-    return piece;
-  }
-  void give_back(std::size_t piece) {
-    const std::lock_guard lock(mutex);
-    free.push_back(piece);
-  }
-  std::span<std::byte> bytes(std::size_t piece) const { return memory.subspan(piece * kStride, kPieceBytesMax); }
-  std::span<std::byte> word(std::size_t piece) const {
-    return memory.subspan(piece * kStride + kPieceBytesMax, sizeof(std::uint64_t));
-  }
-
-  std::span<std::byte> memory;
-  std::mutex mutex;
-  std::vector<std::size_t> free;
-};
 
 struct NixlReads::Order {
   std::string owner;
@@ -57,16 +26,13 @@ Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, 
   if (!loaded.ok()) return loaded.error();
   auto agent = net::NixlAgent::create(loaded.value(), node);
   if (!agent.ok()) return agent.error();
-  const auto landing = std::make_shared<Landing>();
-  constexpr std::size_t kBytes = kPiecesMax * Landing::kStride;
-  void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return errno_error("memory for one-sided reads", errno);
-  landing->memory = {static_cast<std::byte*>(memory), kBytes};
-  for (std::size_t piece = kPiecesMax; piece-- > 0;) landing->free.push_back(piece);
+  auto made = Landing::create();
+  if (!made.ok()) return made.error();
+  const std::shared_ptr<Landing> landing = std::move(made).value();
 
-  std::unique_ptr<NixlReads> reads(new NixlReads(std::move(agent).value(), landing));
+  std::unique_ptr<NixlReads> reads(new NixlReads(std::move(agent).value(), landing, pool));
   // What is there to be read comes first: others are told of all that is registered by then, and of nothing else.
-  for (const auto part : {pool, reads->words_.memory()}) {
+  for (const auto part : {pool, std::as_writable_bytes(std::span(reads->words_memory_))}) {
     if (const Status done = reads->agent_->register_memory(part); !done.ok()) return done.error();
   }
   auto metadata = reads->agent_->metadata();
@@ -75,18 +41,24 @@ Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, 
     return Error{ErrorCode::kUnsupported, "NIXL's metadata takes " + std::to_string(metadata.value().size()) +
                                               " bytes, more than the " + std::to_string(kMetadataBytesMax) + " told"};
   }
-  if (const Status done = reads->agent_->register_memory(landing->memory); !done.ok()) return done.error();
-  reads->window_.metadata = std::move(metadata).value();
-  reads->window_.pool = reinterpret_cast<std::uintptr_t>(pool.data());
-  reads->window_.pool_bytes = pool.size();
-  reads->window_.words = reinterpret_cast<std::uintptr_t>(reads->words_.memory().data());
-  reads->window_.word_count = kLeasesByThemselves;
+  if (const Status done = reads->agent_->register_memory({landing->memory().data(), landing->memory().bytes()});
+      !done.ok())
+    return done.error();
+  Window window;
+  window.transport = Transport::kNixl;
+  window.metadata = std::move(metadata).value();
+  window.pool = reinterpret_cast<std::uintptr_t>(pool.data());
+  window.pool_bytes = pool.size();
+  window.words = reinterpret_cast<std::uintptr_t>(reads->words_memory_.data());
+  window.word_count = kLeasesByThemselves;
+  reads->window_ = std::make_shared<const Window>(std::move(window));
   reads->thread_ = start_thread([raw = reads.get()] { raw->run(); });
   return reads;
 }
 
-NixlReads::NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing)
-    : landing_(std::move(landing)), agent_(std::move(agent)) {}
+NixlReads::NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing,
+                     std::span<const std::byte> pool)
+    : pool_(pool), landing_(std::move(landing)), agent_(std::move(agent)) {}
 
 NixlReads::~NixlReads() {
   if (thread_.joinable()) {
@@ -191,13 +163,7 @@ bool NixlReads::look(Order& order) {
 
 void NixlReads::finish(Order& order, bool ok) {
   order.transfer.reset();
-  Fetched fetched;
-  fetched.ok = ok;
-  fetched.bytes = landing_->bytes(order.landing).first(order.piece.bytes);
-  std::memcpy(&fetched.word, landing_->word(order.landing).data(), sizeof(fetched.word));
-  fetched.room =
-      std::shared_ptr<void>(nullptr, [landing = landing_, piece = order.landing](void*) { landing->give_back(piece); });
-  std::exchange(order.done, nullptr)(std::move(fetched));
+  std::exchange(order.done, nullptr)(Landing::fetched(landing_, order.landing, order.piece.bytes, ok));
   --owners_.at(order.owner).under_way;
   drop_if_gone(order.owner);
 }

@@ -1,9 +1,6 @@
 // One-sided reads through NIXL, on a thread of their own, because NIXL may take its time and a read can be asked how
 // far it is, but does not tell. That thread looks every kLookMin to kLookMax while reads are under way, and sleeps
 // otherwise.
-//
-// Reads go into memory of this object's, never where the caller wants the bytes: NIXL cannot recall a read, so one that
-// its reader has given up may write long afterwards. Its piece of that memory is not used again before it has ended.
 #pragma once
 
 #include <condition_variable>
@@ -13,12 +10,11 @@
 
 #include "flexkv/base/time.h"
 #include "flexkv/net/nixl_agent.h"
+#include "flexkv/peer/landing.h"
 #include "flexkv/peer/one_sided.h"
 
 namespace flexkv::peer {
 
-constexpr std::size_t kPiecesMax = 32;  // under way or with those who ordered them: 64 MiB
-constexpr std::uint32_t kLeasesByThemselves = 16384;
 constexpr Nanos kLookMin = 50 * kMicrosecond;
 constexpr Nanos kLookMax = 10 * kMillisecond;
 
@@ -31,14 +27,15 @@ class NixlReads final : public OneSided {
   // Reads that are under way are given up; `done` of these is not called any more.
   ~NixlReads() override;
 
-  const Window& window() const override { return window_; }
+  Transport transport() const override { return Transport::kNixl; }
+  std::shared_ptr<const Window> window() const override { return window_; }
+  std::span<const std::byte> pool() const override { return pool_; }
   LeaseWords& words() override { return words_; }
   bool fetch(const std::string& owner, const Window& window, const Piece& piece,
              std::function<void(Fetched)> done) override;
   void forget(const std::string& owner) override;
 
  private:
-  struct Landing;  // memory that reads go to, and which of its pieces are free
   struct Order;
   struct Owner {
     bool known = false;  // to NIXL
@@ -47,7 +44,7 @@ class NixlReads final : public OneSided {
   };
   using Transfer = net::NixlAgent::Transfer;
 
-  NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing);
+  NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing, std::span<const std::byte> pool);
 
   void run();
   void begin(std::unique_ptr<Order> order);
@@ -55,8 +52,10 @@ class NixlReads final : public OneSided {
   void finish(Order& order, bool ok);
   void drop_if_gone(const std::string& name);
 
-  LeaseWords words_{kLeasesByThemselves};
-  Window window_;
+  const std::span<const std::byte> pool_;
+  std::vector<std::uint64_t> words_memory_ = std::vector<std::uint64_t>(kLeasesByThemselves);
+  LeaseWords words_{words_memory_};
+  std::shared_ptr<const Window> window_;
   const std::shared_ptr<Landing> landing_;
   std::unique_ptr<net::NixlAgent> agent_;
 

@@ -16,9 +16,14 @@
 
 namespace flexkv::peer {
 
+enum class Transport : std::uint8_t { kNone, kNixl, kMooncake };
+constexpr std::uint8_t kTransportCount = 3;
+const char* transport_name(Transport transport);
+
 // Where a node's memory is to be read. Addresses mean something to that node only.
 struct Window {
-  std::vector<std::byte> metadata;  // for the transport of whoever reads; empty: nothing is to be read
+  Transport transport = Transport::kNone;  // kNone: nothing is to be read
+  std::vector<std::byte> metadata{};       // for the transport of whoever reads
   std::uint64_t pool = 0;
   std::uint64_t pool_bytes = 0;
   std::uint64_t words = 0;  // of leases, 8 bytes each
@@ -35,21 +40,19 @@ struct Window {
 // time.
 class LeaseWords {
  public:
-  explicit LeaseWords(std::uint32_t count);
+  // `memory`: a word each; it outlives this object.
+  explicit LeaseWords(std::span<std::uint64_t> memory);
 
   std::optional<std::uint32_t> take();  // none: all are taken
-  std::uint64_t generation(std::uint32_t word) const { return words_[word].load(std::memory_order_relaxed); }
+  std::uint64_t generation(std::uint32_t word) const { return Word(words_[word]).load(std::memory_order_relaxed); }
   // The lease is over. REQUIRES: what it pinned is pinned still
   void end(std::uint32_t word);
 
-  std::span<std::byte> memory() { return std::as_writable_bytes(std::span(words_.get(), count_)); }
-
  private:
-  using Word = std::atomic<std::uint64_t>;
-  static_assert(Word::is_always_lock_free && sizeof(Word) == sizeof(std::uint64_t));
+  using Word = std::atomic_ref<std::uint64_t>;
+  static_assert(Word::is_always_lock_free);
 
-  const std::uint32_t count_;
-  const std::unique_ptr<Word[]> words_;
+  const std::span<std::uint64_t> words_;
   std::vector<std::uint32_t> free_;
 };
 
@@ -59,6 +62,7 @@ struct Piece {
   std::uint64_t word_address = 0;
 };
 constexpr std::uint32_t kPieceBytesMax = 2U << 20;
+constexpr std::uint32_t kLeasesByThemselves = 16384;
 
 struct Fetched {
   bool ok = false;
@@ -70,14 +74,19 @@ struct Fetched {
 class OneSided {
  public:
   virtual ~OneSided() = default;
-  // Of this node, for others.
-  virtual const Window& window() const = 0;
+  virtual Transport transport() const = 0;
+  // Of this node, for others, as it is now; null: nothing can be read, here or there. Thread-safe.
+  virtual std::shared_ptr<const Window> window() const = 0;
+  // What the window shows, where it lies for this process.
+  virtual std::span<const std::byte> pool() const = 0;
   // Its words; the caller's to use, from one thread.
   virtual LeaseWords& words() = 0;
   // Reads from `owner`, whose window this is. False: there is no room now. `done` is called once, on any thread, not
   // from inside; never when the read hangs. Nothing of the caller's is ever written to. Thread-safe; does not block.
   virtual bool fetch(const std::string& owner, const Window& window, const Piece& piece,
                      std::function<void(Fetched)> done) = 0;
+  // Why nothing can be read now, though it should; empty: it can, or will in a moment. Thread-safe.
+  virtual std::string trouble() const { return {}; }
   // This owner is gone. Thread-safe; does not block.
   virtual void forget(const std::string& owner) = 0;
 };

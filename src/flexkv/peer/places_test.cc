@@ -20,18 +20,25 @@ constexpr std::uint64_t kSlots = 6;
 // Reads in two steps: the bytes, and then the lease's word.
 class SimReads final : public OneSided {
  public:
-  explicit SimReads(std::span<std::byte> pool) {
-    window_.metadata = {std::byte{1}};
-    window_.pool = reinterpret_cast<std::uintptr_t>(pool.data());
-    window_.pool_bytes = pool.size();
-    window_.words = reinterpret_cast<std::uintptr_t>(words_.memory().data());
-    window_.word_count = kWords;
+  explicit SimReads(std::span<std::byte> pool) : pool_(pool) { show(); }
+  // As another process would, that serves the same memory.
+  void show() {
+    Window window;
+    window.transport = Transport::kNixl;
+    window.pool = reinterpret_cast<std::uintptr_t>(pool_.data());
+    window.pool_bytes = pool_.size();
+    window.words = reinterpret_cast<std::uintptr_t>(memory_.data());
+    window.word_count = kWords;
+    window_ = std::make_shared<Window>(window);
   }
-  const Window& window() const override { return window_; }
+  void hide() { window_ = nullptr; }
+  Transport transport() const override { return Transport::kNixl; }
+  std::shared_ptr<const Window> window() const override { return window_; }
+  std::span<const std::byte> pool() const override { return pool_; }
   LeaseWords& words() override { return words_; }
   bool fetch(const std::string& owner, const Window&, const Piece& piece, std::function<void(Fetched)> done) override {
     EXPECT_EQ(owner, "o");
-    if (under_way.size() >= room) return false;
+    if (under_way.size() >= room || window_ == nullptr) return false;
     under_way.push_back({piece, std::move(done), {}});
     return true;
   }
@@ -71,8 +78,10 @@ class SimReads final : public OneSided {
  private:
   static constexpr std::uint32_t kWords = 2;
 
-  LeaseWords words_{kWords};
-  Window window_;
+  const std::span<const std::byte> pool_;
+  std::array<std::uint64_t, kWords> memory_{};
+  LeaseWords words_{memory_};
+  std::shared_ptr<const Window> window_;
 };
 
 // Slots of a pool, each with a block until it is recycled, which happens at the worst moment: as soon as it is
@@ -306,7 +315,23 @@ TEST_F(Places, AreOfAsManyLeasesAsThereAreWords) {
   EXPECT_EQ(serving->stats().blocks, 2U);
 }
 
-// Slots are recycled as soon as they may be, leases end early, reads fail, hang and come in any order.
+TEST_F(Places, AreToldAsLongAsTheOwnerHasAWindow) {
+  reads.hide();
+  connect();
+  EXPECT_EQ((read({0}), run(), serving->stats().placed_blocks), 0U);
+  reads.show();
+  EXPECT_EQ((read({1}), run(), serving->stats().placed_blocks), 0U) << "it was asked for bytes, and told of the window";
+  EXPECT_EQ((read({2}), run(), serving->stats().placed_blocks), 1U);
+  reads.show();  // another one
+  EXPECT_EQ((read({3}), run(), serving->stats().placed_blocks), 2U);
+  reads.hide();
+  EXPECT_EQ((read({4}), run(), serving->stats().placed_blocks), 2U);
+  for (RequestId id = 1; id <= last; ++id) EXPECT_EQ(outcome(id), Outcome::kDone);
+  EXPECT_EQ(reading->stats().one_sided_failures, 0U);
+}
+
+// Slots are recycled as soon as they may be, leases end early, windows come and go, reads fail, hang and come in any
+// order.
 TEST_F(Places, NeverBringWhatASlotHeldLater) {
   source.recycles = true;
   source.use(4096);
@@ -315,6 +340,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
   for (std::uint64_t seed = 1; seed <= 200; ++seed) {
     Prng random(seed);
     source.on_recycled = [] {};
+    reads.show();
     connect();
     source.on_recycled = [&] {  // the moment at which a late change of the word would show
       while (!reads.under_way.empty() && random.next() % 2 == 0) reads.step(reads.under_way.begin());
@@ -332,6 +358,8 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
         reads.step(
             std::next(reads.under_way.begin(), static_cast<std::ptrdiff_t>(random.next() % reads.under_way.size())));
       }
+      if (random.next() % 40 == 0) reads.hide();
+      if (random.next() % 20 == 0) reads.show();
       if (random.next() % 8 == 0) serving->on_time(now + kLeaseTimeMax);
       if (random.next() % 200 == 0 && !reads.under_way.empty()) reads.end(reads.under_way.begin(), false);
       now += static_cast<Nanos>(random.next() % 3) * kMillisecond;

@@ -36,7 +36,7 @@ Reading::Reading(net::FrameStream& stream, ReadSink& sink, const std::string& ow
 
 Result<std::span<std::byte>> Reading::on_head(const FrameHead& head) {
   const auto kind = static_cast<Kind>(head.kind);
-  if (greeted_ == (kind == Kind::kHello)) return unexpected(head);
+  if (!greeted_ && kind != Kind::kHello) return unexpected(head);
   if (kind == Kind::kData) return room_for_data(head);
   const bool known = kind == Kind::kHello || kind == Kind::kBlock || kind == Kind::kEnd || kind == Kind::kPlace ||
                      kind == Kind::kPlaced;

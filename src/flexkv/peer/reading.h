@@ -89,7 +89,7 @@ class Reading final : public net::FrameSink {
   void take_fetched();
   void take_piece(RequestId id, const Fetch& fetch);
   void end_if_all(RequestId id);
-  bool reads_by_itself() const { return one_sided_ != nullptr && !window_.metadata.empty() && now_ >= one_sided_from_; }
+  bool reads_by_itself() const;
   void rest_from_one_sided();
   void go_on_with_bytes(RequestId id, Request& request);
 

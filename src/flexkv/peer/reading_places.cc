@@ -12,6 +12,12 @@ constexpr std::size_t kFetchesMax = 8;  // of one connection
 
 }  // namespace
 
+// An owner may have another transport, and this node's may not work now.
+bool Reading::reads_by_itself() const {
+  return one_sided_ != nullptr && window_.transport == one_sided_->transport() && one_sided_->window() != nullptr &&
+         now_ >= one_sided_from_;
+}
+
 Status Reading::take_place(RequestId id) {
   const auto message = decode_place(body_);
   if (!message.ok()) return message.error();

@@ -56,10 +56,8 @@ Status Serving::on_frame(const FrameHead& head) {
       auto hello = decode_hello(body_);
       if (!hello.ok()) return hello.error();
       peer_name_ = std::move(hello.value().node);
-      Hello answer;
-      answer.node = own_name_;
-      if (one_sided_ != nullptr) answer.window = one_sided_->window();
-      const auto body = encode(answer);
+      if (one_sided_ != nullptr) told_window_ = one_sided_->window();
+      const auto body = encode(this->hello());
       FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kHello), 0, {body}));
       return {};
     }
@@ -81,6 +79,24 @@ Status Serving::on_frame(const FrameHead& head) {
   }
 }
 
+Hello Serving::hello() const {
+  Hello message;
+  message.node = own_name_;
+  if (told_window_ != nullptr) message.window = *told_window_;
+  return message;
+}
+
+// Where there is no room for it, the next request has another chance. That there is none now is not told: places that
+// were may still be on their way.
+void Serving::tell_new_window() {
+  if (one_sided_ == nullptr || !stream_.has_room()) return;
+  auto window = one_sided_->window();
+  if (window == nullptr || window == told_window_) return;
+  told_window_ = std::move(window);
+  const auto body = encode(hello());
+  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kHello), 0, {body}));
+}
+
 Status Serving::answer_probe(RequestId id) {
   static const std::vector<std::byte> zeros(kDataBytesMax);
   const auto probe = decode_probe(body_);
@@ -94,6 +110,7 @@ Status Serving::begin(RequestId id, Read message) {
   // What belongs to an earlier lease of the same number (its turn, the source's answer) would meet this one.
   if (id <= last_id_) return Error{ErrorCode::kPeer, "a request whose number is not above those before it"};
   last_id_ = id;
+  tell_new_window();
   if (endings_.size() >= kEndingsMax) return Error{ErrorCode::kPeer, kTakesNoAnswers};
   ++stats_.requests;
   const std::uint64_t room = (pinned_bytes_max_ - promised_bytes_) / message.slot_bytes;
@@ -150,11 +167,13 @@ void Serving::answered(RequestId id, Pinned pinned) {
 }
 
 bool Serving::lies_in_window(const Pinned& pinned) const {
-  if (one_sided_ == nullptr || one_sided_->window().metadata.empty()) return false;
-  const Window& window = one_sided_->window();
-  return std::ranges::all_of(pinned.blocks, [&](const auto block) {
-    return window.holds(reinterpret_cast<std::uintptr_t>(block.data()) - window.pool, block.size());
-  });
+  if (told_window_ == nullptr || one_sided_->window() != told_window_) return false;
+  return std::ranges::all_of(
+      pinned.blocks, [&](const auto block) { return told_window_->holds(offset_in_pool(block), block.size()); });
+}
+
+std::uint64_t Serving::offset_in_pool(std::span<const std::byte> block) const {
+  return reinterpret_cast<std::uintptr_t>(block.data()) - reinterpret_cast<std::uintptr_t>(one_sided_->pool().data());
 }
 
 Status Serving::send_plain(RequestId id, const Plain& message) {
@@ -229,9 +248,8 @@ bool Serving::send_next(RequestId id, Lease& lease) {
 void Serving::send_block_end(RequestId id, Lease& lease) {
   const std::uint64_t checksum = lease.checksum->value();
   if (lease.word) {
-    const auto address = reinterpret_cast<std::uintptr_t>(lease.pinned.blocks[lease.block].data());
-    const auto body = encode(
-        Place{address - one_sided_->window().pool, checksum, one_sided_->words().generation(*lease.word), *lease.word});
+    const auto body = encode(Place{offset_in_pool(lease.pinned.blocks[lease.block]), checksum,
+                                   one_sided_->words().generation(*lease.word), *lease.word});
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kPlace), id, {body}));
     ++stats_.placed_blocks;
   } else {

@@ -82,7 +82,10 @@ class Serving final : public net::FrameSink {
   Status answer_probe(RequestId id);
   void answered(RequestId id, Pinned pinned);
   Status send_plain(RequestId id, const Plain& message);
+  Hello hello() const;
+  void tell_new_window();
   bool lies_in_window(const Pinned& pinned) const;
+  std::uint64_t offset_in_pool(std::span<const std::byte> block) const;
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
   void send_block_end(RequestId id, Lease& lease);
   void give_back(Lease& lease);
@@ -98,6 +101,7 @@ class Serving final : public net::FrameSink {
   std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();
   Nanos now_ = 0;
   std::string peer_name_;  // empty: it has not said hello
+  std::shared_ptr<const Window> told_window_;
   std::vector<std::byte> body_;
   std::unordered_map<RequestId, Lease> leases_;
   std::deque<RequestId> turns_;  // those with something to send

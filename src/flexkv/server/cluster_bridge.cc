@@ -10,6 +10,8 @@
 #include "flexkv/base/log.h"
 #include "flexkv/cluster/names.h"
 #include "flexkv/peer/messages.h"
+#include "flexkv/peer/mooncake_reads.h"
+#include "flexkv/peer/nixl_reads.h"
 #include "flexkv/server/damage_log.h"
 
 namespace flexkv::server {
@@ -27,8 +29,9 @@ cluster::Incarnation random_incarnation() {
 
 }  // namespace
 
-Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options, std::span<std::byte> pool,
-                                                             SourceSink& reads, Apply apply,
+Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options,
+                                                             const memory::HostRegion& pool, SourceSink& reads,
+                                                             Apply apply,
                                                              std::function<void(cluster::NewEpoch epoch)> reset) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
@@ -40,13 +43,14 @@ Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOption
 }
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
-                             std::span<std::byte> pool, SourceSink& reads, Apply apply,
+                             const memory::HostRegion& pool, SourceSink& reads, Apply apply,
                              std::function<void(cluster::NewEpoch epoch)> reset)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
       incarnation_(random_incarnation()),
-      pool_(pool),
+      region_(pool),
+      pool_(pool.data(), pool.bytes()),
       sink_(reads),
       apply_(std::move(apply)),
       reset_(std::move(reset)) {}
@@ -84,14 +88,26 @@ Result<> ClusterBridge::start(std::uint64_t held_epoch) {
 }
 
 void ClusterBridge::start_one_sided(const std::string& node) {
-  if (options_.nixl_library.empty()) return;
-  auto reads = peer::NixlReads::start(options_.nixl_library, node, pool_);
+  if (options_.nixl_library.empty() && options_.mooncake_helper.empty()) return;
+  auto reads = open_one_sided(node);
   if (reads.ok()) {
     one_sided_ = std::move(reads).value();
     return;
   }
   one_sided_trouble_ = reads.error().message;
   log_warning("cluster: blocks travel over TCP: " + one_sided_trouble_);
+}
+
+Result<std::unique_ptr<peer::OneSided>> ClusterBridge::open_one_sided(const std::string& node) const {
+  const auto as_one_sided = [](auto reads) -> Result<std::unique_ptr<peer::OneSided>> {
+    if (!reads.ok()) return reads.error();
+    return std::unique_ptr<peer::OneSided>(std::move(reads).value());
+  };
+  if (options_.mooncake_helper.empty()) {
+    return as_one_sided(peer::NixlReads::start(options_.nixl_library, node, pool_));
+  }
+  const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
+  return as_one_sided(peer::MooncakeReads::start(options_.mooncake_helper, host, region_));
 }
 
 void ClusterBridge::leave(Nanos patience) {
@@ -114,8 +130,8 @@ ClusterBridge::Status ClusterBridge::status() const {
   status.node = options_.node;
   if (!reads_ || closing_) return status;
   status.address = peers_->address();
-  status.one_sided = one_sided_ != nullptr;
-  status.one_sided_trouble = one_sided_trouble_;
+  if (one_sided_ != nullptr && one_sided_->window() != nullptr) status.one_sided = one_sided_->transport();
+  status.one_sided_trouble = one_sided_ != nullptr ? one_sided_->trouble() : one_sided_trouble_;
   status.directory = directory_->status();
   const Nanos now = monotonic_now();
   for (const auto& info : status.directory.peers) {

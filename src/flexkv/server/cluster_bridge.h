@@ -17,10 +17,10 @@
 #include "flexkv/base/result.h"
 #include "flexkv/cluster/directory_lane.h"
 #include "flexkv/key/namespace.h"
+#include "flexkv/memory/host_region.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/net/tls.h"
 #include "flexkv/node/node.h"
-#include "flexkv/peer/nixl_reads.h"
 #include "flexkv/peer/peer_lane.h"
 #include "flexkv/server/beyond.h"
 #include "flexkv/server/remote_reads.h"
@@ -36,9 +36,9 @@ struct ClusterOptions {
   Nanos time_to_live = 30 * kSecond;
   bool share_host = true;     // tells the others of blocks in host memory
   bool share_drives = false;  // and of those on drives
-  // Path of libnixl_capi.so, through which nodes read each other's memory by themselves; they may write there as well
-  // (docs/decisions/0024). Empty: blocks travel over the TLS connections.
-  std::string nixl_library;
+  // One of both, for nodes to read each other's memory by themselves; empty: blocks travel over the TLS connections.
+  std::string nixl_library;  // path of libnixl_capi.so; others may write to the pool as well (docs/decisions/0024)
+  std::vector<std::string> mooncake_helper;  // the command of the process that runs Mooncake (docs/decisions/0031)
 };
 
 class ClusterBridge final : public node::RemotePort,
@@ -49,9 +49,9 @@ class ClusterBridge final : public node::RemotePort,
   // Runs a call on the node under its lock.
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
 
-  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close(). `reads` is told
+  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays until close(). `reads` is told
   // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
-  static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, std::span<std::byte> pool,
+  static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, const memory::HostRegion& pool,
                                                        SourceSink& reads, Apply apply,
                                                        std::function<void(cluster::NewEpoch epoch)> reset);
   ~ClusterBridge() override;
@@ -82,8 +82,9 @@ class ClusterBridge final : public node::RemotePort,
   struct Status {
     std::string cluster;
     std::string node;
-    std::string address;            // where it listens; empty: this node could not join
-    bool one_sided = false;         // it can read others' memory by itself, and they its own
+    std::string address;  // where it listens; empty: this node could not join
+    // By which it can read others' memory by itself, and they its own.
+    peer::Transport one_sided = peer::Transport::kNone;
     std::string one_sided_trouble;  // why not, though it was to
     cluster::DirectoryLaneStatus directory;
     std::vector<PeerStatus> nodes;  // the others
@@ -114,10 +115,11 @@ class ClusterBridge final : public node::RemotePort,
   };
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
-                std::span<std::byte> pool, SourceSink& reads, Apply apply,
+                const memory::HostRegion& pool, SourceSink& reads, Apply apply,
                 std::function<void(cluster::NewEpoch epoch)> reset);
 
   void start_one_sided(const std::string& node);
+  Result<std::unique_ptr<peer::OneSided>> open_one_sided(const std::string& node) const;
   void enter_epoch(cluster::NewEpoch epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
@@ -132,7 +134,8 @@ class ClusterBridge final : public node::RemotePort,
   const net::TlsContext tls_;
   const net::Secret::Key key_secret_;
   const cluster::Incarnation incarnation_;
-  const std::span<std::byte> pool_;
+  const memory::HostRegion& region_;
+  const std::span<std::byte> pool_;  // its bytes
   SourceSink& sink_;
   const Apply apply_;
   const std::function<void(cluster::NewEpoch)> reset_;
@@ -150,8 +153,8 @@ class ClusterBridge final : public node::RemotePort,
   events::Subscription subscription_;
   std::vector<events::Change> changes_;  // scratch
 
-  std::string one_sided_trouble_;
-  std::unique_ptr<peer::NixlReads> one_sided_;
+  std::string one_sided_trouble_;  // why there is none
+  std::unique_ptr<peer::OneSided> one_sided_;
   std::unique_ptr<peer::PeerLane> peers_;
   std::unique_ptr<cluster::DirectoryLane> directory_;
 };

@@ -82,7 +82,7 @@ void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
 std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
   auto opened = ClusterBridge::create(
-      *options_.cluster, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
+      *options_.cluster, pool_, beyond_, [this](const auto& call) { call_node(call); },
       [this](cluster::NewEpoch epoch) {
         if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
         note_resets([&](ResetsSeen& seen) {

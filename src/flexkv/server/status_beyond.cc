@@ -44,7 +44,7 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
   return {{"name", status.cluster},
           {"node", status.node},
           {"address", status.address},
-          {"transport", status.one_sided ? "nixl" : "tcp"},
+          {"transport", peer::transport_name(status.one_sided)},
           {"peers", peers},
           {"directory",
            {{"joined", directory.joined},
