@@ -1,7 +1,7 @@
 // One-sided reads through Mooncake's Transfer Engine, which has a Python interface only: a process of its own
 // (flexkv.mooncake.reader) runs it, both for this node's reads and for those of others. It maps the pool and the
 // leases' words so that they cannot be written to, and registers nothing else: who reaches Mooncake's ports may read
-// them, and write nowhere (docs/decisions/0031).
+// them, and write nowhere (docs/decisions/0035).
 //
 // That process may hang or die at any time. Then what it was to read has failed, it is killed, and another one is
 // started after a rest. Each has memory of its own where reads land, so nothing comes from one that is gone.

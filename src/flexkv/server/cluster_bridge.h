@@ -38,7 +38,7 @@ struct ClusterOptions {
   bool share_drives = false;  // and of those on drives
   // One of both, for nodes to read each other's memory by themselves; empty: blocks travel over the TLS connections.
   std::string nixl_library;  // path of libnixl_capi.so; others may write to the pool as well (docs/decisions/0024)
-  std::vector<std::string> mooncake_helper;  // the command of the process that runs Mooncake (docs/decisions/0031)
+  std::vector<std::string> mooncake_helper;  // the command of the process that runs Mooncake (docs/decisions/0035)
 };
 
 class ClusterBridge final : public node::RemotePort,
