@@ -291,11 +291,12 @@ void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   peer.seen_alive = known != peers_.end();
   peer.beat = std::move(beat).value();
   peer.heard = now;
-  replica_.refresh(node, peer.beat.address, now + options_.time_to_live);
   follow_spaces(node, peer, now);
 }
 
 void Directory::follow_spaces(Incarnation node, Peer& peer, Nanos now) {
+  // Who is not trusted is not to be asked either, for what was found there before.
+  replica_.refresh(node, trusts(peer) ? peer.beat.address : std::string(), peer.heard + options_.time_to_live);
   for (SpaceIndex s = 0; s < spaces_.size(); ++s) {
     const SpaceId& id = spaces_[s].id;
     const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),
@@ -323,6 +324,7 @@ DirectoryStats Directory::stats() const {
   DirectoryStats stats;
   stats.epoch = epoch_;
   stats.joined = joined_;
+  stats.left = left_;
   stats.peers = peers_.size();
   for (const auto& [node, peer] : peers_) {
     if (peer.seen_alive && peer.beat.name == options_.name) ++stats.same_name;

@@ -36,6 +36,7 @@ struct DirectoryOptions {
 struct DirectoryStats {
   std::uint64_t epoch = 0;
   bool joined = false;             // the store has heard of this node
+  bool left = false;               // it was told that this node goes, or could not be; nothing more is asked of it
   std::uint64_t peers = 0;         // nodes whose heartbeat was heard lately
   std::uint64_t stuck = 0;         // spaces of theirs that cannot be followed for the moment
   std::uint64_t loading = 0;       // and that are being loaded from a snapshot

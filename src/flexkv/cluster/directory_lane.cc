@@ -209,13 +209,17 @@ DirectoryLaneStatus DirectoryLane::status() const {
   return status;
 }
 
+void DirectoryLane::leave() {
+  order([this](Nanos now) { directory_.leave(now); });
+}
+
 void DirectoryLane::stop(Nanos patience) {
   if (!thread_.joinable()) return;
   {
     MutexLock lock(mutex_);
     stop_by_ = monotonic_now() + patience;
   }
-  order([this](Nanos now) { directory_.leave(now); });
+  leave();
   thread_.join();
 }
 

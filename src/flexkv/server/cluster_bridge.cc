@@ -94,6 +94,13 @@ void ClusterBridge::start_one_sided(const std::string& node) {
   log_warning("cluster: blocks travel over TCP: " + one_sided_trouble_);
 }
 
+bool ClusterBridge::begin_leaving() {
+  if (directory_ == nullptr || closing_) return false;
+  const cluster::DirectoryStats told = directory_->status().directory;
+  directory_->leave();
+  return told.peers > 0 && told.blocks_told > 0;
+}
+
 void ClusterBridge::leave(Nanos patience) {
   if (directory_ != nullptr) directory_->stop(patience);
 }
