@@ -474,7 +474,8 @@ NB_MODULE(_core, m) {
       .def("socket_path", [](const PyNode& node) { return node.running()->socket_path(); })
       .def("reset", [](const PyNode& node) { node.running()->reset_all(); })
       .def("drain", &PyNode::drain, "timeout_s"_a,
-           "Ends its work without a loss and waits for that, without the GIL, so long at most; False: something is left.")
+           "Ends its work without a loss and waits for that, without the GIL, so long at most; False: something is "
+           "left.")
       .def(
           "follow", [](const PyNode& node) { return follow_node(node.running()); },
           "Changes, from now on. Not more than once for a node.")

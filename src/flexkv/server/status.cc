@@ -62,7 +62,7 @@ json render(const DrainStatus& drain, json& messages) {
                             : drain.state == State::kDraining ? "draining"
                                                               : "late";
   messages.push_back(drain.state == State::kDrained
-                         ? "this node is drained: engines find and save nothing here until it was started anew"
+                         ? "this node is drained: engines find and save nothing here until it is started anew"
                          : "this node drains: engines find and save nothing here any more");
   return {{"state", state},
           {"lasts_s", static_cast<double>(drain.lasts) / kSecond},
