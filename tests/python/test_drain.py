@@ -83,7 +83,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             made.append(Cluster(tmp_path, monkeypatch, *names))
         except OSError as error:
             pytest.skip(f"needs network namespaces and TUN devices (root): {error}")
-        drives = {"FLEXKV_SSD_CACHE_GB": "256MB", "FLEXKV_ENABLE_P2P_SSD": "1", "FLEXKV_SSD_ADMISSION": "all"}
+        drives = {"FLEXKV_SSD_CACHE_GB": "256MB", "FLEXKV_ENABLE_P2P_SSD": "1", "FLEXKV_SSD_ADMISSION": "0"}
         return made[-1].start(
             **{name: drives | {"FLEXKV_SSD_CACHE_DIR": str(tmp_path / f"ssd of {name}")} for name in names}
         )
