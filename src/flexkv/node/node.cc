@@ -741,9 +741,9 @@ void Node::reset(EngineHandle handle, Nanos now) {
   // What is beyond the machine stays: the engine has other keys from now on (docs/decisions/0013).
 }
 
-void Node::reset_all(Nanos now) {
+void Node::reset_all(ResetId reset, Nanos now) {
   reset_here(now);
-  if (remote_ != nullptr) remote_->port.reset();
+  if (remote_ != nullptr) remote_->port.reset(reset);
 }
 
 void Node::reset_here(Nanos now) {

@@ -245,7 +245,7 @@ class Node {
   // sequences that are open nothing is saved any more: their beginnings may have been computed before.
   void reset(EngineHandle engine, Nanos now);
   // Of all models, here and at all who share what is beyond the machine.
-  void reset_all(Nanos now);
+  void reset_all(ResetId reset, Nanos now);
   // Here, because one of those has said so.
   void reset_here(Nanos now);
 

@@ -83,11 +83,11 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
   auto opened = ClusterBridge::create(
       *options_.cluster, {pool_.data(), pool_.bytes()}, beyond_, [this](const auto& call) { call_node(call); },
-      [this](cluster::NewEpoch epoch) {
-        if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
+      [this](cluster::Epoch epoch) {
+        if (remote_ != nullptr) remote_->enter_epoch(epoch);
         note_resets([&](ResetsSeen& seen) {
           seen.cluster = hash_of_cluster(options_.cluster->cluster);
-          seen.epoch = epoch.number;
+          seen.epoch = epoch;
         });
       });
   if (opened) {
@@ -274,8 +274,10 @@ void NodeServer::reset(node::EngineHandle engine) {
 }
 
 void NodeServer::reset_all() {
+  node::ResetId reset = 0;
+  while (reset == 0) fill_random(&reset, sizeof reset);
   MutexLock lock(mutex_);
-  node_.reset_all(monotonic_now());
+  node_.reset_all(reset, monotonic_now());
 }
 
 void NodeServer::describe(node::EngineHandle engine, const proto::DescribeRequest& request) {
