@@ -151,6 +151,13 @@ class PyNode {
     (void)::poll(&stop, 1, -1);
   }
 
+  bool drain(double timeout_s) const {
+    const auto server = running();
+    nb::gil_scoped_release release;
+    server->drain(nanos(timeout_s));
+    return server->wait_drained();
+  }
+
   void stop() {
     auto ended = std::move(server_);  // a client that still holds it keeps it alive
     nb::gil_scoped_release release;
@@ -375,6 +382,11 @@ class PyAgent {
   std::vector<std::uint32_t> parts_;
 };
 
+proto::DrainRequest drain_request(double timeout_s) {
+  // More than a month is no limit that anybody waits for.
+  return {static_cast<std::uint32_t>(std::clamp(timeout_s, 0.0, 4e6) * 1000)};
+}
+
 // Asks the node that listens at `socket_path` one question; the answer is its status.
 std::string ask(const std::string& socket_path, proto::Role role, std::vector<std::byte> question = {}) {
   nb::gil_scoped_release release;
@@ -411,6 +423,14 @@ NB_MODULE(_core, m) {
       "reset", [](const std::string& path) { return ask(path, proto::Role::kReset); }, "socket_path"_a,
       "Makes the node that listens at this path, and its cluster, forget all blocks. Returns its status, as JSON.");
 
+  m.def(
+      "drain",
+      [](const std::string& path, double timeout_s) {
+        return ask(path, proto::Role::kDrain, proto::encode(drain_request(timeout_s)));
+      },
+      "socket_path"_a, "timeout_s"_a,
+      "Has the node that listens at this path drain, within that time, and returns at once: its status, as JSON, which "
+      "says how far it is.");
   m.def(
       "scrub",
       [](const std::string& path, std::uint64_t bytes_per_second) {
@@ -462,6 +482,9 @@ NB_MODULE(_core, m) {
       .def("describe", [](const PyNode& node) { return node.running()->describe(); })
       .def("socket_path", [](const PyNode& node) { return node.running()->socket_path(); })
       .def("reset", [](const PyNode& node) { node.running()->reset_all(); })
+      .def("drain", &PyNode::drain, "timeout_s"_a,
+           "Ends its work without a loss and waits for that, without the GIL, so long at most; False: something is "
+           "left.")
       .def(
           "follow", [](const PyNode& node) { return follow_node(node.running()); },
           "Changes, from now on. Not more than once for a node.")

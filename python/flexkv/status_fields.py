@@ -37,6 +37,22 @@ def messages(status: Mapping[str, Any], beginning: str) -> list[str]:
     return [text.removeprefix(beginning) for text in texts if text.startswith(beginning)]
 
 
+_UNDONE = {
+    "jobs": "transfers of engines",
+    "loans": "reads by other nodes",
+    "disk_writes": "blocks for drives",
+    "remote_writes": "blocks for the remote tier",
+}
+
+
+def undone(drain: Mapping[str, Any]) -> str:
+    """What a node that drains still has to do, for people."""
+    left = [f"{value:,.0f} {what}" for key, what in _UNDONE.items() if (value := number(drain, key))]
+    if not left and drain.get("lends"):
+        left = ["other nodes may have found blocks here a moment ago"]
+    return ", ".join(left) or "nothing is left"
+
+
 def buckets(histogram: Mapping[str, Any]) -> list[tuple[float, float]] | None:
     """(upper bound in microseconds, cumulative count), the last bound infinite; None where there is no histogram."""
     bounds, counts = histogram.get("bounds_us"), histogram.get("counts")

@@ -11,68 +11,20 @@
 #include <string>
 #include <thread>
 
+#include "cluster_machine.h"
 #include "flexkv/device/host_device.h"
 #include "flexkv/server/node_server.h"
 #include "flexkv/testing/faulty_device.h"
-#include "real_machine.h"
-#include "redis_server.h"
 
 namespace flexkv {
 namespace {
 
+using testing::ClusterTest;
 using testing::eventually;
 using testing::kBlockBytes;
 using testing::kBlocks;
 using testing::kSecret;
-using testing::RedisServer;
-
-class Machine : public testing::RealMachine {
- public:
-  struct Options {
-    std::string secret = kSecret;
-    std::uint64_t pool_bytes = 1U << 20;
-    std::uint64_t disk_bytes = 0;
-    std::shared_ptr<device::Device> device = device::open_host_device().value();
-    std::string nixl_library{};
-    std::vector<std::string> mooncake_helper{};
-  };
-
-  Machine(const std::string& root, const std::string& name, const meta::RedisOptions& redis, const Options& options)
-      : RealMachine(root, name, options.pool_bytes, options.disk_bytes) {
-    auto& cluster = join(name, testing::write_secret(dir_ + "/secret", options.secret), redis);
-    cluster.share_drives = true;
-    cluster.nixl_library = options.nixl_library;
-    cluster.mooncake_helper = options.mooncake_helper;
-    start();
-    attach_engine(options.device);
-  }
-
-  std::uint64_t epoch() const {
-    const auto directory = status().at("cluster").at("directory");
-    return directory.at("joined") ? directory.at("epoch").get<std::uint64_t>() : 0;
-  }
-  bool has_recorded_resets() const { return std::filesystem::exists(dir_ + "/ssd/node.resets"); }
-  void add_drive() { options_.disk.directories.push_back(dir_ + "/ssd-new"); }  // from the next start on
-  void wait_until_written() {
-    ASSERT_TRUE(eventually([&] { return status().at("queues").at("disk_writes") == 0; }));
-  }
-};
-
-class ClusterTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    std::string name = (std::filesystem::temp_directory_path() / "flexkv-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    dir_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-  std::unique_ptr<Machine> machine(const std::string& name, const Machine::Options& options = {}) {
-    return std::make_unique<Machine>(dir_, name, redis_.over_tcp(), options);
-  }
-
-  RedisServer redis_;
-  std::string dir_;
-};
+using Machine = testing::ClusterMachine;
 
 TEST_F(ClusterTest, ANodeReadsWhatAnotherHasComputed) {
   const auto a = machine("a");

@@ -78,7 +78,7 @@ class TestNode {
     options.directory.incarnation = incarnation = std::random_device()() + 1ULL;
     options.directory.time_to_live = time_to_live;
     options.directory.limits.publish_after = 10 * kMillisecond;
-    auto started = DirectoryLane::start(options, index, [this](NewEpoch) {
+    auto started = DirectoryLane::start(options, index, [this](Epoch) {
       ++resets;
       index.clear();
     });
@@ -261,7 +261,7 @@ TEST(DirectoryRedis, AResetOfTheClusterReachesEveryNode) {
   TestNode b(redis.over_socket(), "b");
   a.index.add(kHost, keys_of(0, 10));
   wait_until([&] { return b.found_at(a, keys_of(0, 10)) == 10; });
-  b.lane->reset_cluster();
+  b.lane->reset_cluster(1);
   wait_until([&] { return a.resets == 1 && b.resets == 1; });
   a.index.add(kHost, keys_of(100, 5));
   wait_until([&] { return b.found_at(a, keys_of(100, 5)) == 5; });
@@ -279,7 +279,7 @@ TEST(DirectoryRedis, DeploymentsShareOneRedis) {
   options.redis = redis.over_socket();
   options.directory.cluster = "other";
   options.directory.incarnation = 5;
-  auto other = DirectoryLane::start(options, index, [](NewEpoch) {});
+  auto other = DirectoryLane::start(options, index, [](Epoch) {});
   ASSERT_TRUE(other.ok());
   index.attach(other.value().get());
   ASSERT_EQ(other.value()->add_space(kSpace), 0U);

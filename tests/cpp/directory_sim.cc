@@ -42,7 +42,10 @@ struct DirectorySim::Node {
   SimMetaChannel reads;
   std::vector<std::size_t> spaces;  // by SpaceIndex
   std::array<Content, kSimSpaces> content;
-  Nanos offset = 0;  // of its clock
+  cluster::Epoch epoch;   // as it was entered,
+  Nanos holds_since = 0;  // so that what the node holds, drives included, is not older,
+  Nanos knows = 0;        // nor than the latest reset that it knows of
+  Nanos offset = 0;       // of its clock
   Nanos wakeup = INT64_MAX;
   bool paused = false;
   std::shared_ptr<bool> alive = std::make_shared<bool>(true);
@@ -71,9 +74,18 @@ void DirectorySim::add_node() {
   options.name = "node" + std::to_string(loop_.below(4));  // some have the same
   options.time_to_live = kTimeToLive;
   options.limits = limits_;
+  Drive drive{{}, loop_.now(), 0};
+  if (!drives_.empty() && loop_.chance(600)) {
+    drive = drives_.back();
+    drives_.pop_back();
+  }
+  options.epoch = drive.epoch;
   auto alive = std::make_shared<Node*>(nullptr);
   auto node = std::make_unique<Node>(loop_, store_, options, [this, alive] { pump(**alive); });
   *alive = node.get();
+  node->epoch = drive.epoch;
+  node->holds_since = drive.holds_since;
+  node->knows = drive.knows;
   node->offset = loop_.delay(1'000'000 * kSecond);
   const Nanos now = loop_.now() + node->offset;
   const std::size_t first = loop_.below(kSimSpaces);
@@ -103,6 +115,7 @@ void DirectorySim::remove_node(std::size_t at) {
   loop_.note("node ends", nodes_[at]->incarnation);
   *nodes_[at]->alive = false;
   gone_.push_back(nodes_[at]->incarnation);
+  if (loop_.chance(700)) drives_.push_back({nodes_[at]->epoch, nodes_[at]->holds_since, nodes_[at]->knows});
   nodes_.erase(nodes_.begin() + static_cast<std::ptrdiff_t>(at));
 }
 
@@ -112,7 +125,12 @@ void DirectorySim::pump(Node& node) {
   node.directory.expire(now());
   if (node.directory.epoch_to_enter()) {
     for (SpaceIndex s = 0; s < node.spaces.size(); ++s) change(node, {Change::Kind::kCleared, 0, s, {}});
+    node.epoch = *node.directory.epoch_to_enter();
     node.directory.enter_epoch(now());
+    node.holds_since = loop_.now();
+    if (const auto asked = asked_resets_.find(node.epoch.reset); asked != asked_resets_.end()) {
+      node.knows = std::max(node.knows, asked->second);
+    }
     loop_.note("node enters epoch", node.incarnation, node.directory.stats().epoch);
     ++totals_.resets;
   }
@@ -227,7 +245,8 @@ void DirectorySim::cause_fault() {
     case 8:
       if (!loop_.chance(300)) return;
       loop_.note("cluster reset", node.incarnation);
-      node.directory.reset_cluster(loop_.now() + node.offset);
+      asked_resets_[++last_reset_] = loop_.now();
+      node.directory.reset_cluster(last_reset_, loop_.now() + node.offset);
       return pump(node);
     case 9:
       loop_.note("damage");
@@ -305,6 +324,10 @@ std::uint64_t DirectorySim::run(DirectorySimTotals& totals) {
     }
   }
   SIM_CHECK(agree());
+  // Nobody holds what somebody else knows that it was to be forgotten, whatever Redis has forgotten meanwhile.
+  for (const auto& knower : nodes_) {
+    for (const auto& other : nodes_) SIM_CHECK(other->holds_since >= knower->knows);
+  }
   totals_.slowest = agreed - 1;
   for (const auto& node : nodes_) {
     count(*node);

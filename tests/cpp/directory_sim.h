@@ -60,6 +60,14 @@ class DirectorySim {
   std::vector<cluster::Incarnation> gone_;
   cluster::PublisherLimits limits_;
   cluster::Incarnation next_incarnation_ = 1;
+  struct Drive {  // of a node that has ended; the next one begins with it
+    cluster::Epoch epoch;
+    Nanos holds_since = 0;
+    Nanos knows = 0;
+  };
+  std::vector<Drive> drives_;
+  std::map<cluster::ResetId, Nanos> asked_resets_;
+  cluster::ResetId last_reset_ = 0;
   bool quiet_ = false;
   DirectorySimTotals totals_;
 };

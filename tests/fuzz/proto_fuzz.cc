@@ -22,7 +22,7 @@ void check(const flexkv::Result<T>& decoded, std::span<const std::byte> bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   const auto bytes = std::as_bytes(std::span(data, size)).subspan(1);
-  switch (data[0] % 8) {
+  switch (data[0] % 9) {
     case 0:
       check(flexkv::proto::decode_agent_hello(bytes), bytes);
       break;
@@ -42,6 +42,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       check(flexkv::proto::decode_scrub_request(bytes), bytes);
       break;
     case 6:
+      check(flexkv::proto::decode_drain_request(bytes), bytes);
+      break;
+    case 7:
       check(flexkv::proto::decode_from_client(bytes), bytes);
       break;
     default:

@@ -134,16 +134,16 @@ class Machine:
     def __init__(self, name: str, host: Host, directory: Path, environment: dict[str, str]) -> None:
         self.name = name
         self._host = host
-        self._runtime = directory / "run"
-        self._runtime.mkdir(parents=True, mode=0o700)
+        self.runtime = directory / "run"
+        self.runtime.mkdir(parents=True, mode=0o700)
         self._log = directory / "log"
-        self._environment = environment | {"FLEXKV_RUNTIME_DIR": str(self._runtime), "FLEXKV_LOCAL_IP": host.address}
+        self._environment = environment | {"FLEXKV_RUNTIME_DIR": str(self.runtime), "FLEXKV_LOCAL_IP": host.address}
         self.process: subprocess.Popen[bytes] | None = None
         self._engine: Engine | None = None
 
     def start(self) -> None:
         argv = [sys.executable, "-P", "-m", "flexkv.cli", "serve", "--name", self.name]
-        self.process = self._host.start(argv, self._log, env=self._environment, cwd=self._runtime.parent)
+        self.process = self._host.start(argv, self._log, env=self._environment, cwd=self.runtime.parent)
 
     def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The engine, once the daemon is there."""
@@ -164,16 +164,21 @@ class Machine:
 
     @property
     def _socket(self) -> Path:
-        return self._runtime / f"{self.name}.sock"
+        return self.runtime / f"{self.name}.sock"
 
     @property
     def log(self) -> str:
         return self._log.read_text()
 
     @property
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself."""
+        return dict(json.loads(_core.query_status(str(self._socket))))
+
+    @property
     def cluster(self) -> dict[str, Any]:
-        """What the daemon says of the cluster."""
-        return dict(json.loads(_core.query_status(str(self._socket)))["cluster"])
+        """And of the cluster."""
+        return dict(self.status["cluster"])
 
     def peers(self) -> list[str]:
         return sorted(peer["name"] for peer in self.cluster["peers"])

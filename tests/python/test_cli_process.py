@@ -57,7 +57,7 @@ def test_serve_until_a_signal(daemon: subprocess.Popen[str], number: signal.Sign
     socket = f"{os.environ['FLEXKV_RUNTIME_DIR']}/prod.sock"
     assert line == f"flexkv: node prod listens on {socket}, pool 8 GiB in 4 KiB pages, pid {daemon.pid}\n"
     daemon.send_signal(number)
-    assert finish(daemon) == (0, f"flexkv: node prod stops ({number.name})\nstopped\n", "")
+    assert finish(daemon) == (0, f"flexkv: node prod stops ({number.name})\ndrains for 20 s\nstopped\n", "")
     assert not Path(socket).exists()
 
 

@@ -139,6 +139,14 @@ def test_commands_exist() -> None:
         assert CliRunner().invoke(app, arguments).exit_code == 3  # no such node here
 
 
+def test_a_node_has_the_time_to_drain(node_settings: Settings) -> None:
+    name, *arguments = container(_NODES)["lifecycle"]["preStop"]["exec"]["command"]
+    assert name == "flexkv" and arguments[0] == "drain"
+    assert CliRunner().invoke(app, arguments).exit_code == 3  # no such node here
+    patience = float(arguments[arguments.index("--timeout") + 1]) + node_settings.drain_timeout_seconds
+    assert pod(_NODES)["terminationGracePeriodSeconds"] >= patience + 5  # for what hangs at the end
+
+
 def test_the_engine_is_given_our_connector() -> None:
     command = container(_ENGINE)["command"]
     connector = json.loads(command[command.index("--kv-transfer-config") + 1])

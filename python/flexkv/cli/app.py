@@ -17,6 +17,7 @@ from flexkv.cli import (
     cluster_nodes,
     config_show,
     disk_files,
+    drain_node,
     reset_nodes,
     run_bench,
     serve_node,
@@ -161,6 +162,28 @@ def reset(
 ) -> None:
     """Make the nodes of this machine, and their clusters, forget all blocks: after a model's weights changed."""
     reset_nodes.run(name, config)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "flexkv drain --name prod                [dim]# before this node is stopped, or its machine is[/dim]\n\n"
+    "flexkv drain --name prod --timeout 600  [dim]# when much waits to be written[/dim]"
+)
+def drain(
+    name: Annotated[str | None, typer.Option(help="Only the node of this name.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, max=86400, help="Wait so long. (default: drain_timeout_seconds)"),
+    ] = None,
+    as_json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Have the nodes of this machine end their work without a loss, and wait for that.
+
+    A node leaves its cluster, takes nothing more from engines, which go on as without a cache, and writes what waits for
+    drives and the remote tier. Then it stays until it is stopped: it serves again only once it was started anew. Exit
+    code 1 if something is left when the time is over."""
+    drain_node.run(name, timeout, as_json, config)
 
 
 @app.command(

@@ -33,6 +33,8 @@ def not_told(path: Path, before: Mapping[str, Any]) -> str | None:
             return None
         if not cluster.get("address"):
             return "its cluster is off at this node (see flexkv status): the other nodes were not told"
+        if directory.get("left"):
+            return "it has left its cluster (flexkv drain), so the other nodes were not told: reset one of them"
         if time.monotonic() > deadline:
             why = directory.get("trouble") or "Redis has not answered yet"
             return f"its cluster does not know of the reset yet ({why}): keep this node running, it tells when it can"

@@ -21,7 +21,7 @@ from flexkv.config.sizes import format_size
 from flexkv.logs import formatter
 from flexkv.metrics import MetricsServer, start_metrics
 from flexkv.node_start import start_node
-from flexkv.status_fields import CLUSTER_OFF, SSD_OFF, entries, is_number, mapping, messages
+from flexkv.status_fields import CLUSTER_OFF, SSD_OFF, entries, is_number, mapping, messages, undone
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -109,6 +109,11 @@ def _serve(core: Any, settings: Settings, stop: int) -> None:
         )
         node.wait(stop)
         print(f"flexkv: node {target.name} stops ({_signal_name(stop)})", flush=True)
+        if not node.drain(settings.drain_timeout_seconds):
+            left = undone(mapping(mapping(json.loads(node.status()), "node"), "drain"))
+            logging.getLogger("flexkv.node").warning(
+                "drain_timeout_seconds (%s) are over, and something is left: %s", settings.drain_timeout_seconds, left
+            )
     finally:
         if publisher is not None:
             publisher.close()

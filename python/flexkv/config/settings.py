@@ -279,6 +279,14 @@ class Settings(ClusterSettings, RemoteSettings, HostsSettings):
         integer(0, 4095), 0, "Which of the instance_num replicas this process belongs to.", topic="Node"
     )
 
+    drain_timeout_seconds: int = setting(
+        integer(0, 86_400),
+        20,
+        "So long, at most, a daemon that is told to end (SIGTERM, SIGINT) finishes what it has begun and writes what waits "
+        "for drives and the remote tier; a second signal ends it at once. Also how long `flexkv drain` waits.",
+        topic="Node",
+    )
+
     # ---- transfers
     load_timeout_ms: int = setting(
         integer(1, _HOUR_MS),

@@ -116,7 +116,8 @@ def _signs(settings: Settings, core: Any, client: RedisClient) -> tuple[list[Sig
     """What can be read, why something cannot, and how many are listed that give no sign any more."""
     cluster = f"flexkv:{settings.cluster_name}:"
     epoch = client.call("GET", f"{cluster}epoch") or b"0"
-    prefix = f"{cluster}{int(epoch)}:"
+    reset = client.call("GET", f"{cluster}reset") or b""
+    prefix = f"{cluster}{int(epoch)}{'-' if reset else ''}{reset.decode('ascii', 'replace')}:"
     members = client.call("SMEMBERS", f"{prefix}nodes") or []
     signs, refused, silent = [], [], 0
     for member in sorted(members)[:_NODES_MAX]:

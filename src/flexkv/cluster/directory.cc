@@ -6,6 +6,7 @@
 #include <set>
 
 #include "flexkv/base/assert.h"
+#include "flexkv/base/prng.h"
 #include "flexkv/cluster/wire.h"
 
 namespace flexkv::cluster {
@@ -18,8 +19,15 @@ constexpr Nanos kRoundGap = 200 * kMillisecond;
 // A node that has left says so for as long as it takes others to hear it.
 constexpr Nanos kFarewell = 10 * kSecond;
 
-// Answers of a look: the epoch, the members, the bell's newest entry, then what is asked of each space.
-constexpr std::size_t kFirstAsk = 3;
+// So long the store remembers a reset that nobody alive is of. Who comes back after that has everybody forget once
+// more.
+constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
+
+// Answers of a look: the epoch, its reset, whether this node's is known, the members, the bell's newest entry, then
+// what is asked of each space.
+constexpr std::size_t kMembers = 3;
+constexpr std::size_t kBell = 4;
+constexpr std::size_t kFirstAsk = 5;
 
 std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
   std::uint64_t number = 0;
@@ -73,7 +81,7 @@ bool Directory::trusts(const Peer& peer) const { return peer.beat.resets == rese
 
 void Directory::enter_epoch(Nanos now) {
   FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
-  epoch_ = std::exchange(epoch_to_enter_, std::nullopt)->number;
+  epoch_ = *std::exchange(epoch_to_enter_, std::nullopt);
   resets_done_ = resets_sent_;  // also of a request whose answer did not come
   names_.set_epoch(epoch_);
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
@@ -84,21 +92,47 @@ void Directory::enter_epoch(Nanos now) {
   round_due_ = now;
 }
 
-void Directory::reset_cluster(Nanos now) {
+void Directory::reset_cluster(ResetId reset, Nanos now) {
   ++resets_asked_;
+  reset_asked_ = reset;
   want_round(now);
 }
 
-void Directory::note_epoch(const meta::Answer& answer) {
-  store_epoch_ = parse_number(answer);
-  const bool late = !met_;
-  if (!store_epoch_) return;
-  met_ = true;
-  // At first also a lower one: Redis has begun to count anew while this node was away, and may have been reset since.
-  if (late ? *store_epoch_ == epoch_ : *store_epoch_ <= epoch_) return;
-  epoch_to_enter_ = {*store_epoch_, late};
+// docs/decisions/0033 has the table of cases.
+void Directory::note_epoch(const meta::Answers& answers) {
+  store_epoch_ = {parse_number(answers[0]).value_or(0), 0};
+  ResetId reset = 0;
+  if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
+  // It has begun anew, and there was no reset since: what this node knows holds.
+  if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
+  // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
+  const bool lower = store_epoch_.reset != 0 && store_epoch_.number < epoch_.number;
+  if (store_epoch_.reset == epoch_.reset && (lower || store_epoch_.number == epoch_.number)) return;
+  // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
+  // meanwhile, others may hold what that one was to make them forget.
+  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) {
+    ++resets_asked_;
+    reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
+  }
+  epoch_to_enter_ = store_epoch_;
   replica_.remove_all();
   peers_.clear();
+}
+
+// What the store has lost of this node's epoch, and a reset that is wanted.
+void Directory::add_epoch(meta::Request& request) const {
+  const std::string number = std::to_string(epoch_.number);
+  const bool anew = store_epoch_ == Epoch{};
+  if (anew) request.push_back(meta::put_if_absent(names_.epoch(), number, 0));
+  if (store_epoch_.number < epoch_.number) request.push_back(meta::put(names_.epoch(), number, 0));
+  if (epoch_.reset != 0) {
+    if (anew) request.push_back(meta::put_if_absent(names_.reset(), hex(epoch_.reset), 0));
+    request.push_back(meta::put(names_.heard(epoch_.reset), "1", kResetHeard));
+  }
+  if (!reset_wanted()) return;
+  request.push_back(meta::put(names_.heard(reset_asked_), "1", kResetHeard));
+  request.push_back(meta::increment(names_.epoch()));
+  request.push_back(meta::put(names_.reset(), hex(reset_asked_), 0));
 }
 
 // ---- orders --------------------------------------------------------------------------------------------------------
@@ -190,13 +224,14 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
 // ---- rounds --------------------------------------------------------------------------------------------------------
 
 meta::Request Directory::look_request() const {
-  meta::Request request{meta::get(names_.epoch()), meta::members(names_.nodes()), meta::newest(names_.bell())};
+  meta::Request request{meta::get(names_.epoch()), meta::get(names_.reset()), meta::get(names_.heard(epoch_.reset)),
+                        meta::members(names_.nodes()), meta::newest(names_.bell())};
   for (const Space& space : spaces_) request.push_back(meta::get(names_.ask(space.id, options_.incarnation)));
   return request;
 }
 
 void Directory::look_done(const meta::Answers& answers, Nanos now) {
-  note_epoch(answers[0]);
+  note_epoch(answers);
   if (epoch_to_enter_) return;
   // Spaces may have been added since it was asked.
   for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
@@ -205,11 +240,11 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
     if (const auto generation = parse_number(ask)) spaces_[s].publisher.ask(*generation, now);
   }
   // Who rang before is heard in this round, whoever rings from now on in the next one.
-  bell_after_ = answers[2].value;
+  bell_after_ = answers[kBell].value;
   members_.clear();
   std::set<Incarnation> nodes;
   for (const auto& [node, peer] : peers_) nodes.insert(node);
-  for (const std::string& member : answers[1].members) {
+  for (const std::string& member : answers[kMembers].members) {
     Incarnation node = 0;
     if (!parse_hex(member, node) || node == options_.incarnation) continue;
     members_.push_back(node);
@@ -233,10 +268,7 @@ std::string Directory::own_beat(bool leaving) {
 meta::Request Directory::beat_request(Nanos now) {
   meta::Request request;
   for (const Incarnation node : listening_) request.push_back(meta::get(names_.beat(node)));
-  const std::string epoch = std::to_string(epoch_);
-  if (!store_epoch_) request.push_back(meta::put_if_absent(names_.epoch(), epoch, 0));
-  if (store_epoch_ && *store_epoch_ < epoch_) request.push_back(meta::put(names_.epoch(), epoch, 0));
-  if (reset_wanted()) request.push_back(meta::increment(names_.epoch()));
+  add_epoch(request);
   const Incarnation self = options_.incarnation;
   request.push_back(meta::put(names_.beat(self), own_beat(false), options_.time_to_live));
   request.push_back(meta::add(names_.nodes(), hex(self)));
@@ -291,11 +323,12 @@ void Directory::hear(Incarnation node, const meta::Answer& answer, Nanos now) {
   peer.seen_alive = known != peers_.end();
   peer.beat = std::move(beat).value();
   peer.heard = now;
-  replica_.refresh(node, peer.beat.address, now + options_.time_to_live);
   follow_spaces(node, peer, now);
 }
 
 void Directory::follow_spaces(Incarnation node, Peer& peer, Nanos now) {
+  // Who is not trusted is not to be asked either, for what was found there before.
+  replica_.refresh(node, trusts(peer) ? peer.beat.address : std::string(), peer.heard + options_.time_to_live);
   for (SpaceIndex s = 0; s < spaces_.size(); ++s) {
     const SpaceId& id = spaces_[s].id;
     const auto told = std::find_if(peer.beat.spaces.begin(), peer.beat.spaces.end(),
@@ -321,8 +354,9 @@ void Directory::expire(Nanos now) {
 
 DirectoryStats Directory::stats() const {
   DirectoryStats stats;
-  stats.epoch = epoch_;
+  stats.epoch = epoch_.number;
   stats.joined = joined_;
+  stats.left = left_;
   stats.peers = peers_.size();
   for (const auto& [node, peer] : peers_) {
     if (peer.seen_alive && peer.beat.name == options_.name) ++stats.same_name;

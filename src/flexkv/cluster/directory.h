@@ -28,7 +28,7 @@ struct DirectoryOptions {
   std::string name;                   // of the node, for people; at most kNameMax bytes
   std::string address;                // where others reach it; at most kAddressMax bytes
   Incarnation incarnation = 0;        // random, never 0
-  std::uint64_t epoch = 0;            // of the cluster, as what the node holds from earlier runs belongs to
+  Epoch epoch;                        // of the cluster, as what the node holds from earlier runs belongs to
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
   PublisherLimits limits;
 };
@@ -36,6 +36,7 @@ struct DirectoryOptions {
 struct DirectoryStats {
   std::uint64_t epoch = 0;
   bool joined = false;             // the store has heard of this node
+  bool left = false;               // it was told that this node goes, or could not be; nothing more is asked of it
   std::uint64_t peers = 0;         // nodes whose heartbeat was heard lately
   std::uint64_t stuck = 0;         // spaces of theirs that cannot be followed for the moment
   std::uint64_t loading = 0;       // and that are being loaded from a snapshot
@@ -45,12 +46,6 @@ struct DirectoryStats {
   std::uint64_t stream_bytes = 0;  // sent, since the start
   std::uint64_t snapshot_bytes = 0;
   FollowerStats followed;
-};
-
-// An epoch that a node has to enter.
-struct NewEpoch {
-  std::uint64_t number = 0;
-  bool late = false;  // it began before this node met the cluster
 };
 
 // Another node whose heartbeat was heard lately.
@@ -89,10 +84,10 @@ class Directory {
 
   // The cluster has been reset: nothing of this node's cache may be found any more. Until enter_epoch(), to be called
   // once that is so and apply() knows it, nothing is asked of the store.
-  std::optional<NewEpoch> epoch_to_enter() const { return epoch_to_enter_; }
+  std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
   // Resets the cluster, this node included.
-  void reset_cluster(Nanos now);
+  void reset_cluster(ResetId reset, Nanos now);
 
   // Tells the others that this node goes; once left() nothing more is asked of the store.
   void leave(Nanos now);
@@ -129,7 +124,8 @@ class Directory {
 
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
-  void note_epoch(const meta::Answer& answer);
+  void note_epoch(const meta::Answers& answers);
+  void add_epoch(meta::Request& request) const;
   meta::Request beat_request(Nanos now);
   void beat_done(const meta::Answers& answers, Nanos now);
   std::string own_beat(bool leaving);
@@ -148,9 +144,8 @@ class Directory {
   std::map<Incarnation, std::uint64_t> forgotten_;
   FollowerStats followed_;
 
-  std::uint64_t epoch_;
-  std::optional<NewEpoch> epoch_to_enter_;
-  bool met_ = false;  // the store's epoch was seen
+  Epoch epoch_;
+  std::optional<Epoch> epoch_to_enter_;
   bool joined_ = false;
   std::uint64_t resets_known_ = 0;
   bool leaving_ = false;
@@ -159,6 +154,7 @@ class Directory {
   std::uint64_t resets_asked_ = 0;
   std::uint64_t resets_sent_ = 0;
   std::uint64_t resets_done_ = 0;
+  ResetId reset_asked_ = 0;  // the latest one
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;
@@ -168,15 +164,15 @@ class Directory {
   Nanos round_due_ = 0;
   Nanos round_begun_;
   std::uint64_t beat_number_ = 0;
-  std::optional<std::uint64_t> store_epoch_;  // as the round saw it
-  std::vector<Incarnation> listening_;        // whose heartbeats the round asks for
-  std::vector<Incarnation> members_;          // as the round saw them
-  std::vector<Incarnation> departed_;         // members without a heartbeat
+  Epoch store_epoch_;                   // as the round saw it
+  std::vector<Incarnation> listening_;  // whose heartbeats the round asks for
+  std::vector<Incarnation> members_;    // as the round saw them
+  std::vector<Incarnation> departed_;   // members without a heartbeat
 
   // Reads
   bool reading_ = false;
   bool read_loads_ = false;  // the read under way is of a snapshot
-  std::uint64_t read_epoch_ = 0;
+  Epoch read_epoch_;
   std::uint64_t read_count_ = 0;
   Nanos read_after_ = 0;  // not before
   std::vector<Target> read_targets_;

@@ -22,7 +22,7 @@ constexpr Nanos kQuiet = 60 * kSecond;  // between two lines about trouble
 }  // namespace
 
 Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                            std::function<void(NewEpoch epoch)> reset) {
+                                                            std::function<void(Epoch epoch)> reset) {
   auto wakeup = ipc::make_eventfd();
   if (!wakeup.ok()) return wakeup.error();
   std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup).value()));
@@ -35,7 +35,7 @@ Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneO
 }
 
 DirectoryLane::DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                             std::function<void(NewEpoch epoch)> reset, Fd wakeup)
+                             std::function<void(Epoch epoch)> reset, Fd wakeup)
     : source_(source),
       reset_(std::move(reset)),
       wakeup_(std::move(wakeup)),
@@ -86,7 +86,7 @@ void DirectoryLane::grant_wishes() {
 }
 
 void DirectoryLane::enter_new_epoch() {
-  const std::optional<NewEpoch> epoch = directory_.epoch_to_enter();
+  const std::optional<Epoch> epoch = directory_.epoch_to_enter();
   if (!epoch) return;
   reset_(*epoch);
   while (read_source()) {
@@ -195,8 +195,8 @@ bool DirectoryLane::knows_resets() const {
 
 void DirectoryLane::wake() { ipc::ring_eventfd(wakeup_.get()); }
 
-void DirectoryLane::reset_cluster() {
-  order([this](Nanos now) { directory_.reset_cluster(now); });
+void DirectoryLane::reset_cluster(ResetId reset) {
+  order([this, reset](Nanos now) { directory_.reset_cluster(reset, now); });
 }
 
 DirectoryLaneStatus DirectoryLane::status() const {
@@ -209,13 +209,17 @@ DirectoryLaneStatus DirectoryLane::status() const {
   return status;
 }
 
+void DirectoryLane::leave() {
+  order([this](Nanos now) { directory_.leave(now); });
+}
+
 void DirectoryLane::stop(Nanos patience) {
   if (!thread_.joinable()) return;
   {
     MutexLock lock(mutex_);
     stop_by_ = monotonic_now() + patience;
   }
-  order([this](Nanos now) { directory_.leave(now); });
+  leave();
   thread_.join();
 }
 

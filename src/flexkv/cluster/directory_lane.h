@@ -45,7 +45,7 @@ class DirectoryLane {
   // nothing of before. It may take its time. Fails when there are no threads or descriptors left.
   // REQUIRES: `source` outlives the lane
   static Result<std::unique_ptr<DirectoryLane>> start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                      std::function<void(NewEpoch epoch)> reset);
+                                                      std::function<void(Epoch epoch)> reset);
   // Without a farewell, if stop() was not called.
   ~DirectoryLane();
   DirectoryLane(const DirectoryLane&) = delete;
@@ -60,13 +60,15 @@ class DirectoryLane {
   bool knows_resets() const;
   void wake();
   const Replica& replica() const { return replica_; }
-  void reset_cluster();
+  void reset_cluster(ResetId reset);
   DirectoryLaneStatus status() const;  // as it was when the lane last went to sleep
-  // Tells the others that this node goes, as far as that is possible within `patience`, and ends the thread.
+  // Tells the others that this node goes, and from then on nothing. DirectoryStats::left says when that is done.
+  void leave();
+  // leave(), as far as that is possible within `patience`, and ends the thread.
   void stop(Nanos patience);
 
  private:
-  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source, std::function<void(NewEpoch epoch)> reset,
+  DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source, std::function<void(Epoch epoch)> reset,
                 Fd wakeup);
   void run();
   bool read_source();
@@ -79,7 +81,7 @@ class DirectoryLane {
   void grant_wishes();
 
   ChangeSource& source_;
-  const std::function<void(NewEpoch)> reset_;
+  const std::function<void(Epoch)> reset_;
   const Fd wakeup_;  // an eventfd
   Replica replica_;
   // The lane's

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <string>
 
 #include "flexkv/cluster/wire.h"
@@ -11,7 +12,23 @@
 namespace flexkv::cluster {
 namespace {
 
-DirectoryOptions options_of_node(std::uint64_t epoch = 0) {
+// The epoch that so many resets have led to.
+Epoch after(std::uint64_t resets) { return {resets, resets == 0 ? 0 : resets + 100}; }
+
+// Of a look at a store with this epoch, which has heard of the node's or not.
+void answer_look(meta::Answers& answers, const Epoch& epoch, bool heard = true) {
+  answers[0].found = true;
+  answers[0].value = std::to_string(epoch.number);
+  answers[1].found = epoch.reset != 0;
+  answers[1].value = hex(epoch.reset);
+  answers[2].found = heard;
+}
+
+bool resets(const meta::Request& request) {
+  return std::ranges::any_of(request, [](const meta::Op& op) { return op.kind == meta::Op::Kind::kIncrement; });
+}
+
+DirectoryOptions options_of_node(const Epoch& epoch = {}) {
   DirectoryOptions options;
   options.incarnation = 7;
   options.epoch = epoch;
@@ -27,24 +44,21 @@ class DirectoryTest : public ::testing::Test {
       now += 20 * kSecond;  // a round is due
       const auto request = directory.next_order(now);
       if (!request) continue;
-      const bool resets =
-          std::ranges::any_of(*request, [](const meta::Op& op) { return op.kind == meta::Op::Kind::kIncrement; });
       meta::Answers answers(request->size());
-      answers[0].found = true;
-      answers[0].value = std::to_string(epoch);
-      if (resets && lost) {
+      answer_look(answers, after(epoch));
+      if (resets(*request) && lost) {
         directory.order_done(Error{ErrorCode::kPeer, "lost"}, now);
       } else {
         directory.order_done(answers, now);
       }
-      if (resets) return true;
+      if (resets(*request)) return true;
     }
     return false;
   }
   void enter(std::uint64_t epoch) {
     EXPECT_FALSE(asks_for_reset(epoch));
     ASSERT_TRUE(directory.epoch_to_enter());
-    EXPECT_EQ(directory.epoch_to_enter()->number, epoch);
+    EXPECT_EQ(*directory.epoch_to_enter(), after(epoch));
     directory.enter_epoch(now);
   }
 
@@ -56,7 +70,7 @@ class DirectoryTest : public ::testing::Test {
       ASSERT_TRUE(request);
       meta::Answers answers(request->size());
       const Names names(options_of_node().cluster);
-      if (request->front().key == names.epoch()) answers[1].members = {hex(8)};
+      if (request->front().key == names.epoch()) answers[3].members = {hex(8)};
       if (request->front().key == names.beat(8)) {
         answers[0].found = true;
         answers[0].value = beat;
@@ -74,38 +88,81 @@ class DirectoryTest : public ::testing::Test {
   Directory directory{options_of_node(), replica};
 };
 
-// What a node that holds blocks of one epoch has to enter when it meets the cluster in another.
-std::optional<NewEpoch> meets(std::uint64_t held, std::uint64_t met) {
+// What a node that holds blocks of one epoch does when it meets the store in another: docs/decisions/0033.
+struct Met {
+  std::optional<Epoch> enters;
+  bool resets = false;  // all nodes
+  std::map<std::string, std::string> written;
+};
+Met meets(const Epoch& held, const std::optional<Epoch>& met, bool heard) {
   Replica replica{1000};
   Directory directory{options_of_node(held), replica};
-  const auto look = directory.next_order(0);
-  meta::Answers answers(look->size());
-  answers[0].found = true;
-  answers[0].value = std::to_string(met);
+  meta::Answers answers(directory.next_order(0)->size());
+  if (met) answer_look(answers, *met, heard);
   directory.order_done(answers, 0);
-  return directory.epoch_to_enter();
+  Met done;
+  done.enters = directory.epoch_to_enter();
+  if (done.enters) {
+    directory.enter_epoch(0);
+    meta::Answers again(directory.next_order(0)->size());
+    answer_look(again, *met);
+    directory.order_done(again, 0);
+  }
+  const auto beat = directory.next_order(0);
+  done.resets = resets(*beat);
+  for (const meta::Op& op : *beat) done.written[op.key] = op.value;
+  return done;
 }
 
-TEST_F(DirectoryTest, WhatWasKeptBeforeTheClusterWasMetIsForgottenIfThereWasAReset) {
-  EXPECT_FALSE(meets(0, 0)) << "there was none";
-  EXPECT_FALSE(meets(3, 3));
-  for (const auto& [held, met] : {std::pair<std::uint64_t, std::uint64_t>{0, 3}, {2, 3}, {3, 2}}) {
-    const auto epoch = meets(held, met);
-    ASSERT_TRUE(epoch) << "it holds blocks of epoch " << held;
-    EXPECT_EQ(epoch->number, met);
-    EXPECT_TRUE(epoch->late);
+TEST_F(DirectoryTest, KeepsWhatItHoldsIfThereWasNoResetThatItDoesNotKnow) {
+  const Names names("default");
+  EXPECT_FALSE(meets({}, Epoch{}, false).enters) << "there was none";
+  EXPECT_FALSE(meets(after(3), after(3), true).enters);
+  EXPECT_FALSE(meets(after(3), Epoch{2, after(3).reset}, true).enters) << "a count that was lost";
+  // Redis began anew: it is given what it has lost, whoever was there first.
+  for (const auto& empty : {std::optional<Epoch>(), std::optional<Epoch>(Epoch{})}) {
+    const Met met = meets(after(3), empty, false);
+    EXPECT_FALSE(met.enters);
+    EXPECT_FALSE(met.resets);
+    auto written = met.written;
+    EXPECT_EQ(written[names.epoch()], "3");
+    EXPECT_EQ(written[names.reset()], hex(after(3).reset));
+    EXPECT_EQ(written[names.heard(after(3).reset)], "1");
+  }
+}
+
+TEST_F(DirectoryTest, ForgetsWhatItHoldsIfThereWasAResetThatItDoesNotKnow) {
+  struct Case {
+    Epoch held, met;
+    bool heard, resets;
+  };
+  for (const Case& one : {
+           Case{{}, after(3), false, false},            // it was away, or is new
+           Case{after(2), after(3), true, false},       // it was away
+           Case{after(3), Epoch{3, 999}, false, true},  // Redis began anew, and counted to the same again
+           Case{after(3), Epoch{1, 999}, false, true},  // and others may not know of the three
+           Case{after(3), Epoch{9, 999}, false, true},
+           Case{after(3), after(2), false, true},  // Redis came back with what it was some time ago
+           Case{after(3), Epoch{2, 999}, true, false},
+           Case{after(3), Epoch{5, after(3).reset}, true, false},  // a late repetition has overwritten the latest
+           Case{{3, 0}, Epoch{4, 0}, true, false},                 // of older versions
+       }) {
+    const Met met = meets(one.held, one.met, one.heard);
+    ASSERT_TRUE(met.enters) << one.held.number << " meets " << one.met.number;
+    EXPECT_EQ(*met.enters, one.met);
+    EXPECT_EQ(met.resets, one.resets) << one.held.number << " meets " << one.met.number;
   }
 }
 
 TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   enter(3);
-  directory.reset_cluster(now);
+  directory.reset_cluster(55, now);
   EXPECT_TRUE(asks_for_reset(3, true));
   EXPECT_TRUE(asks_for_reset(3)) << "nobody heard the first";
   enter(4);
   EXPECT_FALSE(asks_for_reset(4));
 
-  directory.reset_cluster(now);
+  directory.reset_cluster(55, now);
   EXPECT_TRUE(asks_for_reset(4, true));
   enter(5);  // so the store had heard it
   EXPECT_FALSE(asks_for_reset(5));

@@ -35,6 +35,13 @@ bool parse_hex(const std::string& text, Incarnation& out) {
   return text.size() == kHexDigits && error == std::errc{} && stop == end && out != 0 && hex(out) == text;
 }
 
+void Names::set_epoch(const Epoch& epoch) {
+  epoch_ = cluster_;
+  epoch_ += std::to_string(epoch.number);
+  if (epoch.reset != 0) epoch_.append("-").append(hex(epoch.reset));
+  epoch_ += ":";
+}
+
 std::string Names::place(const SpaceId& space, Incarnation node) const {
   return epoch_ + hex_of(space) + ":" + hex(node) + ":";
 }

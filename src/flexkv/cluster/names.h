@@ -1,4 +1,4 @@
-// The names of the directory's keys in Redis. All begin with the cluster's; all but the epoch's own name the epoch, so
+// The names of the directory's keys in Redis. All begin with the cluster's; all but those of resets name the epoch, so
 // that what was before a reset of the cluster is not found after it, and goes by its time to live.
 #pragma once
 
@@ -14,12 +14,15 @@ bool parse_hex(const std::string& text, Incarnation& out);  // false: not that, 
 
 class Names {
  public:
-  explicit Names(const std::string& cluster) : cluster_("flexkv:" + cluster + ":") { set_epoch(0); }
-  void set_epoch(std::uint64_t epoch) { epoch_ = cluster_ + std::to_string(epoch) + ":"; }
+  explicit Names(const std::string& cluster) : cluster_("flexkv:" + cluster + ":") { set_epoch({}); }
+  void set_epoch(const Epoch& epoch);
 
   std::string epoch() const { return cluster_ + "epoch"; }  // a number
-  std::string nodes() const { return epoch_ + "nodes"; }    // a set of incarnations
-  std::string bell() const { return epoch_ + "bell"; }      // a stream: whoever hears it reads all heartbeats
+  std::string reset() const { return cluster_ + "reset"; }  // the id of the latest one
+  // Is there if the store has heard of that reset.
+  std::string heard(ResetId reset) const { return cluster_ + "heard:" + hex(reset); }
+  std::string nodes() const { return epoch_ + "nodes"; }  // a set of incarnations
+  std::string bell() const { return epoch_ + "bell"; }    // a stream: whoever hears it reads all heartbeats
   std::string beat(Incarnation node) const { return epoch_ + "node:" + hex(node); }
   std::string stream(const SpaceId& space, Incarnation node) const { return place(space, node) + "stream"; }
   std::string ask(const SpaceId& space, Incarnation node) const { return place(space, node) + "ask"; }

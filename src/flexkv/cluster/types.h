@@ -15,6 +15,15 @@ using SpaceId = std::array<std::uint8_t, 32>;  // of a model and layout; blocks 
 using SpaceIndex = std::uint32_t;              // of this node's spaces, from 0
 using Incarnation = std::uint64_t;             // of one run of a node: random, never 0, never used twice
 
+using ResetId = std::uint64_t;  // of one reset of a cluster: random, never 0
+
+// What has been forgotten. Two nodes are in one epoch if they know the same latest reset.
+struct Epoch {
+  std::uint64_t number = 0;  // of resets, for people: it may lag, or begin anew
+  ResetId reset = 0;         // the latest one; 0: none, or one of an older version, which had numbers only
+  friend bool operator==(const Epoch&, const Epoch&) = default;
+};
+
 constexpr unsigned kTierCount = 4;
 constexpr std::size_t kSpacesMax = 16;
 using Tiers = std::uint8_t;  // a bit for each tier in which a block is; 0: in none

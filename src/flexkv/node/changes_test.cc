@@ -188,7 +188,7 @@ class World : public Outbox {
         if (prng.below(3) == 0) node_->reset(engine, now_);
         break;
       case 14:
-        if (prng.below(3) == 0) node_->reset_all(now_);
+        if (prng.below(3) == 0) node_->reset_all(1, now_);
         break;
       default:
         // Its blocks stay; when the other engine needs the room, all of them go at once.

@@ -67,6 +67,7 @@ Reason Node::prefetch(EngineHandle handle, const proto::PrefetchRequest& request
   tell_time(now);
   Engine* engine = find_engine(handle);
   if (engine == nullptr || engine->space == nullptr) return Reason::kNotReady;
+  if (draining_) return Reason::kDraining;
   const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
   if (sequence == nullptr || (disk_ == nullptr && remote_ == nullptr)) return problem;
   Space& space = *engine->space;

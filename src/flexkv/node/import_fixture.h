@@ -29,7 +29,7 @@ class FakeRemote : public RemotePort {
   }
   void read(RemoteRead read) override { reads.emplace_back(std::move(read)); }
   void cancel(RemoteOp op) override { canceled.insert(op); }
-  void reset() override { stored.clear(); }
+  void reset(ResetId) override { stored.clear(); }
 
   std::map<SpaceNumber, SpaceName> spaces;
   std::uint64_t slot_bytes = 0;

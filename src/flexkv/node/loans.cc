@@ -23,6 +23,7 @@ void Node::lend(LoanId id, const SpaceName& name, std::uint64_t slot_bytes, std:
   loan_deadlines_.emplace(deadline, id);
   lent.first = lent.end = first;
   lent.limit = Loan::Limit::kMissing;
+  if (!lends_) return answer(id, lent);
   const auto found = std::ranges::find_if(spaces_, [&](const auto& space) { return space->name == name; });
   if (found == spaces_.end() || (*found)->slots.slot_bytes() != slot_bytes) return answer(id, lent);
   Space& space = **found;

@@ -104,6 +104,7 @@ Node::Lookup Node::lookup(EngineHandle handle, SequenceId id, std::uint32_t base
   if (engine == nullptr || engine->space == nullptr) return {0, Reason::kNotReady, 0, 0};
   const auto [sequence, problem] = sequence_of(*engine, id, base, keys);
   if (sequence == nullptr) return {0, problem, 0, 0};
+  if (draining_) return miss_by_drain(*sequence);
   Space& space = *engine->space;
   const bool first = !sequence->counted;
   refresh_match(*engine, *sequence, sequence->keys.size(), first, now);
@@ -461,6 +462,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   };
   if (engine == nullptr || engine->space == nullptr) return refuse(Reason::kNotReady);
   if (jobs_.contains({handle, request.job})) return Reason::kQueueFull;  // said twice: the first one counts
+  if (draining_) return refuse(Reason::kDraining);
   if (jobs_.size() >= options_.jobs_max) return refuse(Reason::kQueueFull);
   const auto [sequence, problem] = sequence_of(*engine, request.sequence, request.base, request.keys);
   if (sequence == nullptr) return refuse(problem);
@@ -764,9 +766,9 @@ void Node::reset(EngineHandle handle, Nanos now) {
   // What is beyond the machine stays: the engine has other keys from now on (docs/decisions/0013).
 }
 
-void Node::reset_all(Nanos now) {
+void Node::reset_all(ResetId reset, Nanos now) {
   reset_here(now);
-  if (remote_ != nullptr) remote_->port.reset();
+  if (remote_ != nullptr) remote_->port.reset(reset);
 }
 
 void Node::reset_here(Nanos now) {

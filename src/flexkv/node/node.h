@@ -247,7 +247,7 @@ class Node {
   // sequences that are open nothing is saved any more: their beginnings may have been computed before.
   void reset(EngineHandle engine, Nanos now);
   // Of all models, here and at all who share what is beyond the machine.
-  void reset_all(Nanos now);
+  void reset_all(ResetId reset, Nanos now);
   // Here, because one of those has said so.
   void reset_here(Nanos now);
 
@@ -286,6 +286,24 @@ class Node {
   void on_store_written(RemoteOp op, RemoteOutcome outcome, Nanos now);
   // Its block `index` is not what its sums say; on_store_written follows.
   void on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now);
+  // From now on nothing is found or taken for engines any more: to them this is a node without blocks. What was found
+  // before is loaded, saves under way end, what waits to be written to drives or the store is. To other nodes it lends
+  // until stop_lending(). There is no way back.
+  void drain(Nanos now);
+  bool draining() const { return draining_; }
+  // Other nodes get nothing from now on; loans that were given last as long as they do.
+  void stop_lending() { lends_ = false; }
+  struct Undone {
+    std::size_t jobs = 0;           // of engines
+    std::size_t loans = 0;          // to other nodes
+    std::uint32_t disk_writes = 0;  // blocks
+    std::uint32_t store_writes = 0;
+    bool lends = true;  // more loans may come
+    bool none() const { return jobs == 0 && loans == 0 && disk_writes == 0 && store_writes == 0 && !lends; }
+  };
+  // Of what drain() waits for.
+  Undone undone() const;
+
   // The node ends soon: what is gathered for the store is written.
   void flush_store(Nanos now);
   std::uint32_t store_queue() const;  // blocks that are gathered or being written
@@ -397,6 +415,7 @@ class Node {
   void refresh_match(Engine& engine, Sequence& sequence, std::size_t block_count, bool touch, Nanos now);
   bool can_load(Engine& engine, const key::BlockKey& key, Nanos now);
   void drop_pin(Space& space, index::PinId& pin);
+  Lookup miss_by_drain(Sequence& sequence);
 
   // A save in flight, and how many of its blocks are meant.
   struct Parent {
@@ -577,6 +596,8 @@ class Node {
   EngineHandle next_engine_ = 1;
   AgentHandle next_agent_ = 1;
   Nanos now_ = 0;  // the latest that was told
+  bool draining_ = false;
+  bool lends_ = true;
 };
 
 }  // namespace flexkv::node

@@ -514,13 +514,13 @@ TEST_F(NodeTest, ResetAllReachesSpacesThatNobodyUsesAndTheirRunningSaves) {
   keep(e, 1, 1, keys_of(1, 2));
   ASSERT_EQ(save(e, 2, 2, keys_of(2, 2)), Reason::kNone);
   node->detach_client(e);
-  node->reset_all(now);
+  node->reset_all(1, now);
   report(agents[0], 2);
   node->attach_client(client_hello("e")).value();
   EXPECT_EQ(lookup(e, 3, keys_of(1, 2)).matched_blocks, 0U);
   EXPECT_EQ(lookup(e, 4, keys_of(2, 2)).matched_blocks, 0U);
   node->detach_client(e);
-  node->reset_all(now);
+  node->reset_all(1, now);
   EXPECT_TRUE(node->spaces().empty());
 }
 

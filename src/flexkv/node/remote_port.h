@@ -12,6 +12,7 @@
 
 namespace flexkv::node {
 
+using ResetId = std::uint64_t;   // of one reset: random, never 0
 using RemoteOp = std::uint64_t;  // one read, never used twice
 
 // Of a chain of blocks: how many, from a given one on, can be had from elsewhere without a gap.
@@ -55,8 +56,8 @@ class RemotePort {
   // Node::on_remote_block for each block that came, in order, each whole and checked; then Node::on_remote_end once.
   virtual void read(RemoteRead read) = 0;
   // Nothing that anybody has by now is found from here on, in no space. It reaches everybody who shares what is beyond
-  // the machine.
-  virtual void reset() = 0;
+  // the machine, by all ways as one: `reset` says which.
+  virtual void reset(ResetId reset) = 0;
   // Asks, of a read that nobody waits for any more. Node::on_remote_end follows all the same.
   virtual void cancel(RemoteOp op) = 0;
 };

@@ -180,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(LoadEndsFirst, ScrubAndLoadTest, ::testing::Bool());
 TEST_F(ScrubTest, AResetEndsWhatIsCheckedAndHidesNothing) {
   begin();
   const auto under_way = std::exchange(disk.checks, {});
-  node->reset_all(now);
+  node->reset_all(1, now);
   for (const DiskTransfer& transfer : under_way) end(transfer, DiskOutcome::kChecksum);
   (void)check_all();
   EXPECT_EQ(node->scrub()->state, ScrubStatus::State::kDone);

@@ -143,7 +143,7 @@ TEST_F(NodeStoreTest, AResetTakesBackWhatIsGathered) {
   const auto e = engine("e");
   const auto keys = keys_of(1, 6);
   keep(e, 1, 1, keys);
-  node->reset_all(now);
+  node->reset_all(1, now);
   node->check_invariants();
   EXPECT_EQ(unstored(Reason::kReset), 2U);
   EXPECT_EQ(node->store_queue(), 4U);

@@ -88,7 +88,7 @@ bool read_flag(Reader& reader, bool& out) {
 }
 
 constexpr auto kLastReason = static_cast<Reason>(kReasonCount - 1);
-static_assert(kLastReason == Reason::kStoreFailed, "kReasonCount follows the list");
+static_assert(kLastReason == Reason::kDraining, "kReasonCount follows the list");
 
 }  // namespace
 
@@ -123,9 +123,9 @@ const char* reason_name(Reason reason) {
                                                                    "peer_busy",
                                                                    "peer_unreachable",
                                                                    "damaged",
-
                                                                    "store_off",
-                                                                   "store_failed"};
+                                                                   "store_failed",
+                                                                   "draining"};
   return kNames[static_cast<std::size_t>(reason)];
 }
 
@@ -201,6 +201,17 @@ std::vector<std::byte> encode(const ScrubRequest& value) {
 Result<ScrubRequest> decode_scrub_request(std::span<const std::byte> bytes) {
   Reader reader(bytes);
   return finish(reader, ScrubRequest{reader.pod<std::uint64_t>()}, "scrub request");
+}
+
+std::vector<std::byte> encode(const DrainRequest& value) {
+  Writer writer;
+  writer.pod(value.milliseconds);
+  return writer.take();
+}
+
+Result<DrainRequest> decode_drain_request(std::span<const std::byte> bytes) {
+  Reader reader(bytes);
+  return finish(reader, DrainRequest{reader.pod<std::uint32_t>()}, "drain request");
 }
 
 std::vector<std::byte> encode(const Welcome& value) {

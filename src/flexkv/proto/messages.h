@@ -25,7 +25,7 @@ using JobId = std::uint64_t;       // chosen by the client, unique within its en
 using SequenceId = std::uint64_t;  // chosen by the client, unique within its engine
 
 // Who connects, in the Hello frame.
-enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 4, kScrub = 5 };
+enum class Role : std::uint8_t { kAgent = 1, kClient = 2, kStatus = 3, kReset = 4, kScrub = 5, kDrain = 6 };
 
 constexpr std::uint32_t kRanksMax = 1024;
 constexpr std::uint32_t kBlocksPerMessageMax = 1U << 20;
@@ -57,6 +57,11 @@ struct ClientHello {
 // An operator's; answered with the node's status.
 struct ScrubRequest {
   std::uint64_t bytes_per_second = 0;  // 0: the scrub that runs is to stop
+};
+
+// Another one.
+struct DrainRequest {
+  std::uint32_t milliseconds = 0;  // that it may take
 };
 
 struct Welcome {
@@ -152,8 +157,9 @@ enum class Reason : std::uint8_t {
   kDamaged,          // not written to a drive or a store: what is in host memory is not what the device held
   kStoreOff,         // the remote store is not asked for a while, because it failed or hung
   kStoreFailed,      // the remote store did not give or take it
+  kDraining,         // the node ends soon, or waits to be ended
 };
-constexpr std::size_t kReasonCount = 32;
+constexpr std::size_t kReasonCount = 33;
 const char* reason_name(Reason reason);
 
 // client -> node
@@ -223,6 +229,7 @@ using ToClient = std::variant<LookupReply, JobResult, ChangesReply>;
 std::vector<std::byte> encode(const AgentHello& value);
 std::vector<std::byte> encode(const ClientHello& value);
 std::vector<std::byte> encode(const ScrubRequest& value);
+std::vector<std::byte> encode(const DrainRequest& value);
 std::vector<std::byte> encode(const Welcome& value);
 std::vector<std::byte> encode(const ToAgent& value);
 std::vector<std::byte> encode(const JobReport& value);
@@ -232,6 +239,7 @@ std::vector<std::byte> encode(const ToClient& value);
 Result<AgentHello> decode_agent_hello(std::span<const std::byte> bytes);
 Result<ClientHello> decode_client_hello(std::span<const std::byte> bytes);
 Result<ScrubRequest> decode_scrub_request(std::span<const std::byte> bytes);
+Result<DrainRequest> decode_drain_request(std::span<const std::byte> bytes);
 Result<Welcome> decode_welcome(std::span<const std::byte> bytes);
 Result<ToAgent> decode_to_agent(std::span<const std::byte> bytes);
 Result<JobReport> decode_job_report(std::span<const std::byte> bytes);

@@ -79,8 +79,8 @@ void Beyond::ask(Read& read, std::size_t source, std::uint32_t blocks) {
   sources_[source]->read(std::move(part));
 }
 
-void Beyond::reset() {
-  for (node::RemotePort* const source : sources_) source->reset();
+void Beyond::reset(node::ResetId reset) {
+  for (node::RemotePort* const source : sources_) source->reset(reset);
 }
 
 void Beyond::cancel(node::RemoteOp op) {

@@ -36,7 +36,7 @@ class Beyond final : public node::RemotePort, public SourceSink {
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
                          Nanos now) override;
   void read(node::RemoteRead read) override;
-  void reset() override;
+  void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
 
   void on_block(node::Node& node, node::RemoteOp part, std::uint32_t index, Nanos now) override;

@@ -32,7 +32,7 @@ cluster::Incarnation random_incarnation() {
 Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options,
                                                              const memory::HostRegion& pool, SourceSink& reads,
                                                              Apply apply,
-                                                             std::function<void(cluster::NewEpoch epoch)> reset) {
+                                                             std::function<void(cluster::Epoch epoch)> reset) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
@@ -44,7 +44,7 @@ Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOption
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                              const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                             std::function<void(cluster::NewEpoch epoch)> reset)
+                             std::function<void(cluster::Epoch epoch)> reset)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
@@ -57,7 +57,7 @@ ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls,
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
-Result<> ClusterBridge::start(std::uint64_t held_epoch) {
+Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
   peer::PeerOptions peers;
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
@@ -73,8 +73,7 @@ Result<> ClusterBridge::start(std::uint64_t held_epoch) {
   directory.directory.epoch = held_epoch;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started =
-      cluster::DirectoryLane::start(directory, *this, [this](cluster::NewEpoch epoch) { enter_epoch(epoch); });
+  auto started = cluster::DirectoryLane::start(directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); });
   if (!started) return started.error();
   // The lanes may call the node already.
   apply_([&](node::Node&) {
@@ -110,6 +109,13 @@ Result<std::unique_ptr<peer::OneSided>> ClusterBridge::open_one_sided(const std:
   return as_one_sided(peer::MooncakeReads::start(options_.mooncake_helper, host, region_));
 }
 
+bool ClusterBridge::begin_leaving() {
+  if (directory_ == nullptr || closing_) return false;
+  const cluster::DirectoryStats told = directory_->status().directory;
+  directory_->leave();
+  return told.peers > 0 && told.blocks_told > 0;
+}
+
 void ClusterBridge::leave(Nanos patience) {
   if (directory_ != nullptr) directory_->stop(patience);
 }
@@ -143,13 +149,13 @@ ClusterBridge::Status ClusterBridge::status() const {
   return status;
 }
 
-void ClusterBridge::reset() {
+void ClusterBridge::reset(node::ResetId reset) {
   if (!reads_ || closing_) return;
   resetting_ = true;
-  directory_->reset_cluster();
+  directory_->reset_cluster(reset);
 }
 
-void ClusterBridge::enter_epoch(cluster::NewEpoch epoch) {
+void ClusterBridge::enter_epoch(cluster::Epoch epoch) {
   apply_([this, epoch](node::Node& node) {
     node.reset_here(monotonic_now());
     resetting_ = false;

@@ -53,7 +53,7 @@ class ClusterBridge final : public node::RemotePort,
   // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, const memory::HostRegion& pool,
                                                        SourceSink& reads, Apply apply,
-                                                       std::function<void(cluster::NewEpoch epoch)> reset);
+                                                       std::function<void(cluster::Epoch epoch)> reset);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
@@ -61,7 +61,10 @@ class ClusterBridge final : public node::RemotePort,
   // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
   // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
   // on drives. REQUIRES: the node knows no space yet
-  Result<> start(std::uint64_t held_epoch);
+  Result<> start(const cluster::Epoch& held_epoch);
+  // Begins to tell the others that this node goes, under the node's lock. False: none of them finds blocks here, so
+  // none can be about to read some.
+  bool begin_leaving();
   // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
@@ -101,7 +104,7 @@ class ClusterBridge final : public node::RemotePort,
                          Nanos now) override;
   void read(node::RemoteRead read) override;
   // All nodes of the cluster forget their blocks. Until this one has, it finds nothing at others.
-  void reset() override;
+  void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
 
  private:
@@ -116,11 +119,11 @@ class ClusterBridge final : public node::RemotePort,
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                 const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                std::function<void(cluster::NewEpoch epoch)> reset);
+                std::function<void(cluster::Epoch epoch)> reset);
 
   void start_one_sided(const std::string& node);
   Result<std::unique_ptr<peer::OneSided>> open_one_sided(const std::string& node) const;
-  void enter_epoch(cluster::NewEpoch epoch);
+  void enter_epoch(cluster::Epoch epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -138,7 +141,7 @@ class ClusterBridge final : public node::RemotePort,
   const std::span<std::byte> pool_;  // its bytes
   SourceSink& sink_;
   const Apply apply_;
-  const std::function<void(cluster::NewEpoch)> reset_;
+  const std::function<void(cluster::Epoch)> reset_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;

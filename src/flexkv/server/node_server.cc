@@ -12,7 +12,6 @@
 #include "flexkv/base/thread.h"
 #include "flexkv/ipc/runtime_dir.h"
 #include "flexkv/proto/messages.h"
-#include "flexkv/server/status.h"
 
 namespace flexkv::server {
 namespace {
@@ -76,6 +75,7 @@ void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
   MutexLock lock(mutex_);
   call(node_);
   if (stopping_ && node_.disk_queues().writes == 0 && node_.store_queue() == 0) written_.notify_all();
+  if (drain_) done_.notify_all();
   wake_if_earlier();
 }
 
@@ -83,11 +83,11 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
   if (!options_.cluster) return nullptr;
   auto opened = ClusterBridge::create(
       *options_.cluster, pool_, beyond_, [this](const auto& call) { call_node(call); },
-      [this](cluster::NewEpoch epoch) {
-        if (remote_ != nullptr) remote_->enter_epoch(options_.cluster->cluster, epoch);
+      [this](cluster::Epoch epoch) {
+        if (remote_ != nullptr) remote_->enter_epoch(epoch);
         note_resets([&](ResetsSeen& seen) {
           seen.cluster = hash_of_cluster(options_.cluster->cluster);
-          seen.epoch = epoch.number;
+          seen.epoch = epoch;
         });
       });
   if (opened) {
@@ -261,8 +261,10 @@ proto::Reason NodeServer::post(node::EngineHandle engine, const proto::FromClien
 }
 
 void NodeServer::reset_all() {
+  node::ResetId reset = 0;
+  while (reset == 0) fill_random(&reset, sizeof reset);
   MutexLock lock(mutex_);
-  node_.reset_all(monotonic_now());
+  node_.reset_all(reset, monotonic_now());
 }
 
 bool NodeServer::read_changes(events::Subscription& subscription, node::EngineHandle engine,
@@ -293,6 +295,7 @@ Status NodeServer::scrub(std::uint64_t bytes_per_second) {
     return Error{ErrorCode::kUnsupported, disk_off_why_.empty() ? "this node has no SSD tier" : disk_off_why_};
   }
   MutexLock lock(mutex_);
+  if (node_.draining()) return Error{ErrorCode::kUnsupported, "this node drains: start it anew first"};
   if (bytes_per_second > 0) {
     node_.begin_scrub(bytes_per_second, monotonic_now());
   } else {
@@ -367,6 +370,7 @@ std::string NodeServer::status_json() const {
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
+  if (drain_) identity.drain = drain_status(identity.now);
   if (door_ != nullptr) identity.door_address = door_->address();
   if (!door_off_why_.empty()) identity.messages.push_back(door_off_why_);
   if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);
@@ -455,12 +459,14 @@ void NodeServer::lane() {
       if (stopping_) break;
       const Nanos now = monotonic_now();
       node_.on_time(now);
+      if (drain_) advance_drain(now);
       if (std::exchange(changed_, false)) {
         for (const auto& [engine, peer] : clients_) {
           if (peer->wants_changes) tell_changes(*peer);
         }
       }
       wakeup = std::min(node_.next_deadline().value_or(kForever), pending_.next_deadline().value_or(kForever));
+      if (drain_ && now < drain_->lends_until) wakeup = std::min(wakeup, drain_->lends_until);
       // Not later than before: the next job's deadline is hardly earlier, and need not wake this lane.
       if (lane_wakeup_ > now) wakeup = std::min(wakeup, lane_wakeup_);
       lane_wakeup_ = wakeup;
@@ -545,6 +551,11 @@ void NodeServer::advance_pending(int fd) {
 // Does what is asked for; the status follows.
 Status NodeServer::answer(proto::Role role, std::span<const std::byte> question) {
   if (role == proto::Role::kReset) reset_all();
+  if (role == proto::Role::kDrain) {
+    const auto request = proto::decode_drain_request(question);
+    if (!request) return request.error();
+    drain(Nanos{request.value().milliseconds} * kMillisecond);
+  }
   if (role != proto::Role::kScrub) return {};
   const auto request = proto::decode_scrub_request(question);
   return request ? scrub(request.value().bytes_per_second) : Status(request.error());
@@ -554,7 +565,8 @@ Status NodeServer::answer(proto::Role role, std::span<const std::byte> question)
 Result<std::unique_ptr<NodeServer::Peer>> NodeServer::admit(ipc::PendingChannel& pending) {
   const auto& hello = pending.hello();
   const auto role = static_cast<proto::Role>(hello.role);
-  if (role == proto::Role::kStatus || role == proto::Role::kReset || role == proto::Role::kScrub) {
+  if (role == proto::Role::kStatus || role == proto::Role::kReset || role == proto::Role::kScrub ||
+      role == proto::Role::kDrain) {
     if (Status done = answer(role, hello.payload); !done) return done.error();
     const std::string status = status_json();
     auto answered = pending.accept(std::as_bytes(std::span(status).first(std::min(status.size(), ipc::kMaxPayload))),

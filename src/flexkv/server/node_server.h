@@ -24,6 +24,7 @@
 #include "flexkv/server/engine_door.h"
 #include "flexkv/server/remote_bridge.h"
 #include "flexkv/server/resets_seen.h"
+#include "flexkv/server/status.h"
 
 namespace flexkv::server {
 
@@ -57,6 +58,11 @@ class NodeServer final : private node::Outbox {
   void reset_all();  // of the cluster's other nodes, too
   // See Node::begin_scrub(); 0: the one that runs is to stop. Fails without an SSD tier.
   Status scrub(std::uint64_t bytes_per_second);
+  // See Node::drain; the cluster is left first. What is not done after `timeout` is shown by the status, and goes on.
+  // Asked once more, only the time begins anew.
+  void drain(Nanos timeout);
+  // Waits until nothing is left to be done, or that time is over: then false. REQUIRES: drain() was called
+  bool wait_drained() const;
   bool ready(node::EngineHandle engine) const;
   // See Node; the first call of read_changes(), or of a client's ChangesRequest, begins to follow.
   bool read_changes(events::Subscription& subscription, node::EngineHandle engine, std::vector<events::Change>& out);
@@ -79,6 +85,11 @@ class NodeServer final : private node::Outbox {
   std::string describe() const;
 
  private:
+  struct Drain {
+    Nanos begun = 0;
+    Nanos lends_until = 0;
+    Nanos deadline = 0;
+  };
   struct Peer {
     Peer(ipc::Channel c, Fd p) : channel(std::move(c)), process(std::move(p)) {}
     ipc::Channel channel;
@@ -100,6 +111,8 @@ class NodeServer final : private node::Outbox {
   void call_node(const std::function<void(node::Node&)>& call);
   void note_resets(const std::function<void(ResetsSeen&)>& change) FLEXKV_REQUIRES(mutex_);
   void finish_writes();
+  DrainStatus drain_status(Nanos now) const FLEXKV_REQUIRES(mutex_);
+  void advance_drain(Nanos now) FLEXKV_REQUIRES(mutex_);
 
   bool send(node::AgentHandle agent, const proto::ToAgent& message) override FLEXKV_REQUIRES(mutex_);
   void send(node::EngineHandle engine, const proto::JobResult& result) override FLEXKV_REQUIRES(mutex_);
@@ -145,6 +158,7 @@ class NodeServer final : private node::Outbox {
 
   mutable Mutex mutex_;
   std::condition_variable_any written_;       // nothing is left to be written to drives, or to the remote tier
+  mutable std::condition_variable_any done_;  // less may be left of what a drain waits for
   mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
   Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);   // before the node, which says at its end what is gone
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
@@ -158,6 +172,7 @@ class NodeServer final : private node::Outbox {
   };
   std::unordered_map<node::EngineHandle, Ended> ended_ FLEXKV_GUARDED_BY(mutex_);  // of attach_client()
   bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
+  std::optional<Drain> drain_ FLEXKV_GUARDED_BY(mutex_);
   Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
   bool changed_ FLEXKV_GUARDED_BY(mutex_) = false;  // and peers were not told yet
   std::uint64_t next_peer_ = 1;

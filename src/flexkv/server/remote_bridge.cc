@@ -1,7 +1,5 @@
 #include "flexkv/server/remote_bridge.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -35,13 +33,6 @@ node::RemoteOutcome to_node(remote::Outcome outcome) {
   return node::RemoteOutcome::kStoreFailed;
 }
 
-remote::Mark random_mark() {
-  remote::Mark mark{};
-  // So few bytes after boot cannot fail or come short.
-  FLEXKV_ASSERT(::getrandom(mark.data(), mark.size(), 0) == static_cast<ssize_t>(mark.size()));
-  return mark;
-}
-
 // For names, not for secrecy.
 key::NamespaceBuilder hash() { return key::NamespaceBuilder(std::array<std::uint8_t, 32>{}); }
 
@@ -49,6 +40,17 @@ Result<net::Secret> secret_of(const RemoteOptions& options) {
   if (!options.secret_file.empty()) return net::Secret::from_file(options.secret_file);
   // Keys have to be alike at all nodes. Who may read the store sees the blocks themselves, so these need no guard.
   return net::Secret::from_text("FlexKV: blocks in a store that everybody who has them may read");
+}
+
+// The same at all nodes that hear of a reset, which they do by the cluster or by the mark itself.
+remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) {
+  key::NamespaceBuilder name = hash();
+  const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
+                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&reset, 1)))
+                               .finish();
+  remote::Mark mark{};
+  std::copy_n(digest.begin(), mark.size(), mark.begin());
+  return mark;
 }
 
 }  // namespace
@@ -156,28 +158,19 @@ void RemoteBridge::end_write(node::RemoteOp op, node::RemoteOutcome outcome) {
       [this, op, outcome] { apply_([&](node::Node& node) { node.on_store_written(op, outcome, monotonic_now()); }); });
 }
 
-void RemoteBridge::reset() {
-  if (!closing_ && tier_ != nullptr) add_mark(random_mark());
+void RemoteBridge::reset(node::ResetId reset) {
+  if (!closing_ && tier_ != nullptr) add_mark(mark_of(options_.cluster, reset));
 }
 
-void RemoteBridge::enter_epoch(const std::string& cluster, cluster::NewEpoch epoch) {
+void RemoteBridge::enter_epoch(const cluster::Epoch& epoch) {
   if (closing_ || tier_ == nullptr) return;
-  key::NamespaceBuilder name = hash();
-  const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
-                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&epoch.number, 1)))
-                               .finish();
-  remote::Mark mark{};
-  std::copy_n(digest.begin(), mark.size(), mark.begin());
-  // Should Redis have begun to count anew, this is another reset than the one that has left the mark.
-  const bool left_by_another = !epoch.late && (!listed_ || first_marks_.contains(mark));
-  add_mark(left_by_another ? random_mark() : mark);
+  add_mark(mark_of(options_.cluster, epoch.reset != 0 ? epoch.reset : epoch.number));
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
   apply_([&](node::Node& node) {
     if (closing_) return;
     const bool first = !std::exchange(listed_, true);
-    if (first) first_marks_ = marks;
     const std::size_t before = marks_.size();
     marks_.insert(marks.begin(), marks.end());
     const bool more = marks_.size() > before;

@@ -15,7 +15,7 @@
 #include <string>
 
 #include "flexkv/base/result.h"
-#include "flexkv/cluster/directory.h"
+#include "flexkv/cluster/types.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/node/node.h"
 #include "flexkv/plan/flow_rate.h"
@@ -55,9 +55,10 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void start(const std::optional<key::Root>& held_marks);
   // Ends all that is under way; then apply is not called any more.
   void close();
-  // The cluster was reset, and the node is. All its nodes say so, and leave the same mark; also one that comes late,
-  // which so leaves none where others have. Under the node's lock.
-  void enter_epoch(const std::string& cluster, cluster::NewEpoch epoch);
+  // The cluster was reset, and the node is. All its nodes say so, and leave the mark that who asked for it has left: so
+  // it is one reset for all who share the store. One that comes late, too: should no node with this store have heard of
+  // it, what is stored is older. Under the node's lock.
+  void enter_epoch(const cluster::Epoch& epoch);
 
   struct Status {
     std::string url;
@@ -77,7 +78,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
                          Nanos now) override;
   void read(node::RemoteRead read) override;
   // Until the store has heard of it, whoever starts anew finds what was there before.
-  void reset() override;
+  void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
 
   std::uint32_t write_blocks(node::SpaceNumber space) const override;
@@ -131,7 +132,6 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   std::map<remote::RequestId, node::RemoteOp> writings_;
   remote::RequestId next_request_ = 1;
   std::set<remote::Mark> marks_;
-  std::set<remote::Mark> first_marks_;   // those that were there before this node
   std::optional<key::Root> held_marks_;  // of start()
   bool listed_ = false;                  // the marks in the store are known
   bool unlisted_ = false;                // and could not be listed so far

@@ -83,6 +83,7 @@ node::RemoteFound RemoteReads::find(node::SpaceNumber number, std::span<const ke
   if (space == spaces_.end() || first >= keys.size()) return {};
   const auto* holding = choose(space->second, keys.subspan(first), {}, now);
   if (holding == nullptr) return {};
+  peer(holding->node, now).promised_until = now + kPromise;
   node::RemoteFound found;
   found.blocks = holding->blocks;
   const Flow flow_of = flow(holding->node, now);
@@ -103,22 +104,35 @@ bool RemoteReads::read(node::RemoteRead asked, Nanos now) {
   return begin(std::move(read), now);
 }
 
+std::optional<RemoteReads::Source> RemoteReads::source(const Read& read, std::span<const key::BlockKey> keys,
+                                                       Nanos now) {
+  if (const auto* holding = choose(read.space, keys, read.tried, now)) {
+    return Source{holding->node, replica_.address(holding->node, now), holding->blocks};
+  }
+  for (const auto& [node, one] : known_) {
+    const bool promised = now < one.promised_until && now >= one.rests_until;
+    if (!promised || std::ranges::find(read.tried, node) != read.tried.end()) continue;
+    // It lives and tells of no block: it has left.
+    if (replica_.blocks(node) > 0 || replica_.address(node, now).empty()) continue;
+    return Source{node, replica_.address(node, now), static_cast<std::uint32_t>(keys.size())};
+  }
+  return std::nullopt;
+}
+
 bool RemoteReads::begin(Read&& read, Nanos now) {
   const std::uint32_t from = read.asked.first + read.done;
   const auto keys = askable(read.asked.keys);
   if (from >= keys.size() || now >= read.asked.deadline) return false;
-  const auto* holding = choose(read.space, keys.subspan(from), read.tried, now);
-  if (holding == nullptr) return false;
-  std::string address = replica_.address(holding->node, now);
-  if (address.empty()) return false;
-  read.from = holding->node;
+  auto chosen = source(read, keys.subspan(from), now);
+  if (!chosen || chosen->address.empty()) return false;
+  read.from = chosen->node;
   read.begun = read.done;
-  read.ordered = std::min(holding->blocks, read.wanted() - read.done);
+  read.ordered = std::min(chosen->blocks, read.wanted() - read.done);
 
   peer::ReadRequest request;
   request.id = next_request_++;
   request.node = cluster::hex(read.from);
-  request.address = std::move(address);
+  request.address = std::move(chosen->address);
   request.space = read.space.name;
   request.slot_bytes = read.space.slot_bytes;
   request.keys.assign(keys.begin(), keys.begin() + from + read.ordered);

@@ -23,6 +23,9 @@ namespace flexkv::server {
 // A peer that could not be reached, or that let a read wait in vain, is not asked for so long; doubles each time.
 constexpr Nanos kPeerRestMin = 1 * kSecond;
 constexpr Nanos kPeerRestMax = 30 * kSecond;
+// So long a peer in which blocks were found is asked for them though it has left the cluster since: it lends on for as
+// long when it drains.
+constexpr Nanos kPromise = 2 * kSecond;
 
 // What a reader is told of a loan that ended for this reason.
 peer::Outcome to_peer(node::Loan::Limit limit);
@@ -84,6 +87,12 @@ class RemoteReads {
     std::uint32_t reads = 0;
     Nanos rests_until = 0;
     Nanos next_rest = kPeerRestMin;
+    Nanos promised_until = 0;  // since blocks were last found there
+  };
+  struct Source {
+    cluster::Incarnation node = 0;
+    std::string address;
+    std::uint32_t blocks = 0;  // at most
   };
   struct Read {
     node::RemoteRead asked;
@@ -100,6 +109,7 @@ class RemoteReads {
 
   const cluster::Replica::Holding* choose(const Space& space, std::span<const key::BlockKey> keys,
                                           std::span<const cluster::Incarnation> tried, Nanos now);
+  std::optional<Source> source(const Read& read, std::span<const key::BlockKey> keys, Nanos now);
   bool begin(Read&& read, Nanos now);
   Peer& peer(cluster::Incarnation node, Nanos now);
   void settle(Read& read, peer::Outcome outcome, Nanos now);

@@ -92,6 +92,27 @@ class RemoteReadsTest : public ::testing::Test {
                      [this](peer::RequestId id) { canceled.push_back(id); }}};
 };
 
+TEST_F(RemoteReadsTest, AsksWhoHasLeftForWhatWasFoundThereAMomentAgo) {
+  has(kA, 0, 8);
+  has(kB, 0, 3);
+  ASSERT_EQ(found(8, 0), 8U);
+  replica.clear(kA, 0);
+  EXPECT_EQ(found(8, 0), 3U) << "nobody finds it there any more";
+  ASSERT_TRUE(read(8, 0));
+  expect_asked(kB, 0, 3);
+  deliver(3);
+  EXPECT_FALSE(end(Outcome::kDone));
+  expect_asked(kA, 3, 5);
+  deliver(5);
+  ASSERT_EQ(end(Outcome::kDone)->outcome, RemoteOutcome::kDone);
+  // It says that it has no more of it: nobody is asked twice.
+  ASSERT_TRUE(read(8, 4, 2));
+  expect_asked(kA, 4, 4);
+  EXPECT_TRUE(end(Outcome::kMissing));
+  now += kPromise;
+  EXPECT_FALSE(read(8, 4, 3)) << "a promise lasts as long as what was looked up is safe at its owner";
+}
+
 TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
   has(kA, 0, 8);
   has(kB, 0, 6);

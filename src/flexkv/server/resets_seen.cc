@@ -9,18 +9,19 @@ namespace flexkv::server {
 namespace {
 
 constexpr const char* kName = "node.resets";
-constexpr std::uint64_t kMagic = 0x0000000153524B46;  // "FKRS" and the version
+constexpr std::uint64_t kMagic = 0x0000000253524B46;  // "FKRS" and the version
 struct Body {
   std::uint64_t magic = kMagic;
   key::Root cluster{};
   std::uint64_t epoch = 0;
+  std::uint64_t reset = 0;
   key::Root marks{};
 };
 struct Record {
   Body body;
   key::Root check{};
 };
-static_assert(sizeof(Record) == 112);  // nothing between its fields
+static_assert(sizeof(Record) == 120);  // nothing between its fields
 
 // For names and checks, not for secrecy.
 key::NamespaceBuilder hash() { return key::NamespaceBuilder(std::array<std::uint8_t, 32>{}); }
@@ -40,7 +41,7 @@ key::Root hash_of_marks(const std::set<remote::Mark>& marks) {
 }
 
 ResetsRecord encode(const ResetsSeen& seen) {
-  Record record{{kMagic, seen.cluster, seen.epoch, seen.marks}};
+  Record record{{kMagic, seen.cluster, seen.epoch.number, seen.epoch.reset, seen.marks}};
   record.check = check(record.body);
   return std::bit_cast<ResetsRecord>(record);
 }
@@ -54,7 +55,7 @@ Result<ResetsSeen> decode_resets_seen(std::span<const std::byte> bytes) {
   std::memcpy(&record, bytes.data(), sizeof record);
   if (record.body.magic != kMagic) return refuse("unknown format");
   if (record.check != check(record.body)) return refuse("wrong checksum");
-  return ResetsSeen{record.body.cluster, record.body.epoch, record.body.marks};
+  return ResetsSeen{record.body.cluster, {record.body.epoch, record.body.reset}, record.body.marks};
 }
 
 ResetsSeen read_resets_seen(const disk::Directory& directory) {

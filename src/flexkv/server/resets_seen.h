@@ -10,6 +10,7 @@
 #include <string>
 
 #include "flexkv/base/result.h"
+#include "flexkv/cluster/types.h"
 #include "flexkv/disk/directory.h"
 #include "flexkv/key/namespace.h"
 #include "flexkv/remote/types.h"
@@ -21,15 +22,17 @@ key::Root hash_of_marks(const std::set<remote::Mark>& marks);
 
 // Nothing of before these is held. By default: there was no reset.
 struct ResetsSeen {
-  key::Root cluster{};      // which one; zeros: none yet
-  std::uint64_t epoch = 0;  // of it
+  key::Root cluster{};   // which one; zeros: none yet
+  cluster::Epoch epoch;  // of it
   key::Root marks = hash_of_marks({});
 
-  std::uint64_t epoch_of(const std::string& name) const { return cluster == hash_of_cluster(name) ? epoch : 0; }
+  cluster::Epoch epoch_of(const std::string& name) const {
+    return cluster == hash_of_cluster(name) ? epoch : cluster::Epoch();
+  }
   friend bool operator==(const ResetsSeen&, const ResetsSeen&) = default;
 };
 
-using ResetsRecord = std::array<std::byte, 112>;
+using ResetsRecord = std::array<std::byte, 120>;
 ResetsRecord encode(const ResetsSeen& seen);
 Result<ResetsSeen> decode_resets_seen(std::span<const std::byte> bytes);
 

@@ -23,16 +23,16 @@ class ResetsSeenTest : public ::testing::Test {
 
   fs::path path_;
   std::optional<disk::Directory> directory_;
-  const ResetsSeen seen_{hash_of_cluster("one"), 7, hash_of_marks({remote::Mark{1}, remote::Mark{2}})};
+  const ResetsSeen seen_{hash_of_cluster("one"), {7, 99}, hash_of_marks({remote::Mark{1}, remote::Mark{2}})};
 };
 
 TEST_F(ResetsSeenTest, ComeBackForTheirCluster) {
   EXPECT_EQ(read_resets_seen(*directory_), ResetsSeen()) << "there is no record";
   ASSERT_TRUE(write_resets_seen(*directory_, seen_));
   EXPECT_EQ(read_resets_seen(*directory_), seen_);
-  EXPECT_EQ(seen_.epoch_of("one"), 7U);
-  EXPECT_EQ(seen_.epoch_of("other"), 0U);
-  EXPECT_EQ(ResetsSeen().epoch_of("one"), 0U);
+  EXPECT_EQ(seen_.epoch_of("one"), (cluster::Epoch{7, 99}));
+  EXPECT_EQ(seen_.epoch_of("other"), cluster::Epoch());
+  EXPECT_EQ(ResetsSeen().epoch_of("one"), cluster::Epoch());
   EXPECT_NE(seen_.marks, hash_of_marks({remote::Mark{1}}));
 }
 

@@ -55,6 +55,24 @@ json render(const node::DirectionStats& direction) {
           {"latency_us", render(direction.latency)}};
 }
 
+json render(const DrainStatus& drain, json& messages) {
+  using State = DrainStatus::State;
+  const node::Node::Undone& undone = drain.undone;
+  const char* const state = drain.state == State::kDrained    ? "drained"
+                            : drain.state == State::kDraining ? "draining"
+                                                              : "late";
+  messages.push_back(drain.state == State::kDrained
+                         ? "this node is drained: engines find and save nothing here until it is started anew"
+                         : "this node drains: engines find and save nothing here any more");
+  return {{"state", state},
+          {"lasts_s", static_cast<double>(drain.lasts) / kSecond},
+          {"jobs", undone.jobs},
+          {"loans", undone.loans},
+          {"lends", undone.lends},
+          {"disk_writes", undone.disk_writes},
+          {"remote_writes", undone.store_writes}};
+}
+
 json render(const plan::PrefillTime& time) {
   if (!time.known()) return nullptr;
   return {{"fixed_us", time.fixed / kMicrosecond},
@@ -322,6 +340,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
     messages.push_back(std::to_string(stats.blocks_damaged) +
                        " blocks in host memory were not what the device held when they were saved, and were dropped");
   }
+  const json drain = identity.drain ? render(*identity.drain, messages) : json(nullptr);
   const auto queues = node.disk_queues();
   const json out = {{"node",
                      {{"name", identity.name},
@@ -329,6 +348,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"mode", identity.mode},
                       {"version", FLEXKV_VERSION},
                       {"uptime_s", static_cast<double>(identity.uptime) / kSecond},
+                      {"drain", drain},
                       {"engine_listen", identity.door_address},
                       {"resets", stats.resets}}},
                     {"pool",

@@ -1,6 +1,7 @@
 // The node's state as JSON, for `flexkv status` and the metrics. See docs/reference/status.md. Thread-compatible.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,13 @@
 
 namespace flexkv::server {
 
+struct DrainStatus {
+  enum class State : std::uint8_t { kDraining, kDrained, kLate };  // late: its time is over, and something is left
+  State state = State::kDraining;
+  Nanos lasts = 0;  // since it began
+  node::Node::Undone undone;
+};
+
 struct NodeIdentity {
   std::string name;
   std::string mode;
@@ -19,6 +27,7 @@ struct NodeIdentity {
   std::string page_kind;
   std::uint64_t pool_bytes = 0;
   std::size_t peers = 0;
+  std::optional<DrainStatus> drain;   // none: it serves
   std::string door_address;           // where engines of other machines attach; empty: they cannot
   std::vector<std::string> messages;  // what is not as it was asked for
 };

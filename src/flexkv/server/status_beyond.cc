@@ -48,6 +48,7 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
           {"peers", peers},
           {"directory",
            {{"joined", directory.joined},
+            {"left", directory.left},
             {"epoch", directory.epoch},
             {"trouble", trouble},
             {"blocks", status.directory.replica.blocks},

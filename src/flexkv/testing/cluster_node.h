@@ -113,7 +113,7 @@ class ClusterNode : private node::RemotePort {
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
                          Nanos now) override;
   void read(node::RemoteRead read) override;
-  void reset() override {}
+  void reset(node::ResetId) override {}
   void cancel(node::RemoteOp op) override { reads_.cancel(op); }
   void settle();
 

@@ -104,7 +104,7 @@ void SimRemote::cancel(node::RemoteOp op) {
   reads_.at(op).canceled = loop_.chance(500);
 }
 
-void SimRemote::reset() {
+void SimRemote::reset(node::ResetId) {
   loop_.note("remote: reset");
   elsewhere_.spaces.clear();
   ++elsewhere_.resets;

@@ -53,7 +53,7 @@ class SimRemote final : public node::RemotePort, public node::StorePort {
                          Nanos now) override;
   void read(node::RemoteRead read) override;
   void cancel(node::RemoteOp op) override;
-  void reset() override;
+  void reset(node::ResetId) override;
   std::uint32_t write_blocks(node::SpaceNumber space) const override;
   bool has(node::SpaceNumber space, const key::BlockKey& key) const override;
   void write(node::StoreWrite write) override;

@@ -243,13 +243,13 @@ void SimWorld::check_nothing_left() {
   }
   SIM_CHECK(used == core.blocks_in_use());
   // Blocks that a forgotten pin holds would outlive the reset.
-  core.reset_all(loop_.now());
+  core.reset_all(1, loop_.now());
   core.check_invariants();
   SIM_CHECK(core.blocks_in_use() == 0);
   for (const auto& engine : engines_) engine->die();
   pass(20 * kMillisecond);
   SIM_CHECK(core.engines().empty());
-  core.reset_all(loop_.now());
+  core.reset_all(1, loop_.now());
   SIM_CHECK(core.spaces().empty());
   SIM_CHECK(core.free_pool_bytes() == plan_.node.pool_bytes);
   stop_node();
