@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "flexkv/base/log.h"
@@ -48,14 +51,53 @@ struct NixlReads::Order {
   std::function<void(Fetched)> done;  // null: the owner is to be forgotten
   std::size_t landing = 0;
   bool reading_word = false;  // the bytes are there
-  std::optional<Transfer> transfer;
+  std::optional<net::NixlAgent::Transfer> transfer;
+};
+
+struct NixlReads::Core {
+  Core(std::unique_ptr<net::NixlAgent> made, std::shared_ptr<Landing> memory)
+      : landing(std::move(memory)), agent(std::move(made)) {}
+
+  void run();
+  void begin(std::unique_ptr<Order> order);
+  bool look(Order& order);  // false: it has ended
+  void finish(Order& order, bool ok);
+  void drop_if_gone(const std::string& name);
+  bool stopping() {
+    const std::lock_guard lock(mutex);
+    return stop;
+  }
+
+  const std::shared_ptr<Landing> landing;
+  LeaseWords words{kLeasesByThemselves};
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::unique_ptr<Order>> ordered;
+  bool stop = false;
+  bool ended = false;  // the thread will call nobody any more
+
+  // The thread's own. In this order: NIXL goes before the memory that it knows, and reads go before NIXL.
+  struct Owner {
+    bool known = false;  // to NIXL
+    bool gone = false;
+    std::size_t under_way = 0;
+  };
+  std::map<std::string, Owner> owners;
+  std::unique_ptr<net::NixlAgent> agent;
+  std::vector<std::unique_ptr<Order>> under_way;
 };
 
 Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, const std::string& node,
                                                     std::span<std::byte> pool) {
   const auto loaded = net::NixlLibrary::load(library);
   if (!loaded.ok()) return loaded.error();
-  auto agent = net::NixlAgent::create(loaded.value(), node);
+  return start(loaded.value(), node, pool);
+}
+
+Result<std::unique_ptr<NixlReads>> NixlReads::start(const net::NixlLibrary& library, const std::string& node,
+                                                    std::span<std::byte> pool) {
+  auto agent = net::NixlAgent::create(library, node);
   if (!agent.ok()) return agent.error();
   const auto landing = std::make_shared<Landing>();
   constexpr std::size_t kBytes = kPiecesMax * Landing::kStride;
@@ -64,98 +106,102 @@ Result<std::unique_ptr<NixlReads>> NixlReads::start(const std::string& library, 
   landing->memory = {static_cast<std::byte*>(memory), kBytes};
   for (std::size_t piece = kPiecesMax; piece-- > 0;) landing->free.push_back(piece);
 
-  std::unique_ptr<NixlReads> reads(new NixlReads(std::move(agent).value(), landing));
+  const auto core = std::make_shared<Core>(std::move(agent).value(), landing);
+  std::unique_ptr<NixlReads> reads(new NixlReads(core));
   // What is there to be read comes first: others are told of all that is registered by then, and of nothing else.
-  for (const auto part : {pool, reads->words_.memory()}) {
-    if (const Status done = reads->agent_->register_memory(part); !done.ok()) return done.error();
+  for (const auto part : {pool, core->words.memory()}) {
+    if (const Status done = core->agent->register_memory(part); !done.ok()) return done.error();
   }
-  auto metadata = reads->agent_->metadata();
+  auto metadata = core->agent->metadata();
   if (!metadata.ok()) return metadata.error();
   if (metadata.value().size() > kMetadataBytesMax) {  // a reader would refuse all of the hello
     return Error{ErrorCode::kUnsupported, "NIXL's metadata takes " + std::to_string(metadata.value().size()) +
                                               " bytes, more than the " + std::to_string(kMetadataBytesMax) + " told"};
   }
-  if (const Status done = reads->agent_->register_memory(landing->memory); !done.ok()) return done.error();
+  if (const Status done = core->agent->register_memory(landing->memory); !done.ok()) return done.error();
   reads->window_.metadata = std::move(metadata).value();
   reads->window_.pool = reinterpret_cast<std::uintptr_t>(pool.data());
   reads->window_.pool_bytes = pool.size();
-  reads->window_.words = reinterpret_cast<std::uintptr_t>(reads->words_.memory().data());
+  reads->window_.words = reinterpret_cast<std::uintptr_t>(core->words.memory().data());
   reads->window_.word_count = kLeasesByThemselves;
-  reads->thread_ = start_thread([raw = reads.get()] { raw->run(); });
+  start_thread([core] { core->run(); }).detach();
+  reads->running_ = true;
   return reads;
 }
 
-NixlReads::NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing)
-    : landing_(std::move(landing)), agent_(std::move(agent)) {}
+NixlReads::~NixlReads() { end(); }
 
-NixlReads::~NixlReads() {
-  if (thread_.joinable()) {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    changed_.notify_one();
-    thread_.join();
+bool NixlReads::end() {
+  if (!std::exchange(running_, false)) return !left_behind_;
+  std::unique_lock lock(core_->mutex);
+  core_->stop = true;
+  core_->changed.notify_all();
+  left_behind_ = !core_->changed.wait_for(lock, std::chrono::nanoseconds(kNixlPatience), [&] { return core_->ended; });
+  if (left_behind_) log_warning("one-sided reads: a call of NIXL's does not return; it is left behind with its memory");
+  return !left_behind_;
+}
+
+LeaseWords& NixlReads::words() { return core_->words; }
+
+void NixlReads::post(std::unique_ptr<Order> order) {
+  {
+    const std::lock_guard lock(core_->mutex);
+    core_->ordered.push_back(std::move(order));
   }
-  under_way_.clear();
-  agent_.reset();  // before the memory that NIXL knows
+  core_->changed.notify_all();
 }
 
 bool NixlReads::fetch(const std::string& owner, const Window& window, const Piece& piece,
                       std::function<void(Fetched)> done) {
-  const auto landing = landing_->take();
+  const auto landing = core_->landing->take();
   if (!landing) return false;
-  auto order = std::make_unique<Order>(Order{owner, window, piece, std::move(done), *landing, false, {}});
-  {
-    const std::lock_guard lock(mutex_);
-    ordered_.push_back(std::move(order));
-  }
-  changed_.notify_one();
+  post(std::make_unique<Order>(Order{owner, window, piece, std::move(done), *landing, false, {}}));
   return true;
 }
 
 void NixlReads::forget(const std::string& owner) {
   auto order = std::make_unique<Order>();
   order->owner = owner;
-  {
-    const std::lock_guard lock(mutex_);
-    ordered_.push_back(std::move(order));
-  }
-  changed_.notify_one();
+  post(std::move(order));
 }
 
-void NixlReads::run() {
+void NixlReads::Core::run() {
   Nanos pause = kLookMin;
   while (true) {
-    std::vector<std::unique_ptr<Order>> ordered;
+    std::vector<std::unique_ptr<Order>> orders;
     {
-      std::unique_lock lock(mutex_);
-      const auto wanted = [&] { return stop_ || !ordered_.empty(); };
-      if (under_way_.empty()) {
-        changed_.wait(lock, wanted);
+      std::unique_lock lock(mutex);
+      const auto wanted = [&] { return stop || !ordered.empty(); };
+      if (under_way.empty()) {
+        changed.wait(lock, wanted);
       } else {
-        changed_.wait_for(lock, std::chrono::nanoseconds(pause), wanted);
+        changed.wait_for(lock, std::chrono::nanoseconds(pause), wanted);
       }
-      if (stop_) return;
-      ordered.swap(ordered_);
+      if (stop) break;
+      orders.swap(ordered);
     }
-    for (auto& order : ordered) begin(std::move(order));
-    const std::size_t ended = std::erase_if(under_way_, [&](auto& order) { return !look(*order); });
-    pause = ended > 0 || !ordered.empty() ? kLookMin : std::min(pause * 2, kLookMax);
+    for (auto& order : orders) begin(std::move(order));
+    const std::size_t ended_now = std::erase_if(under_way, [&](auto& order) { return !look(*order); });
+    pause = ended_now > 0 || !orders.empty() ? kLookMin : std::min(pause * 2, kLookMax);
   }
+  under_way.clear();
+  agent.reset();
+  const std::lock_guard lock(mutex);
+  ended = true;
+  changed.notify_all();
 }
 
-void NixlReads::begin(std::unique_ptr<Order> order) {
+void NixlReads::Core::begin(std::unique_ptr<Order> order) {
   if (!order->done) {
-    if (const auto owner = owners_.find(order->owner); owner != owners_.end()) owner->second.gone = true;
+    if (const auto owner = owners.find(order->owner); owner != owners.end()) owner->second.gone = true;
     drop_if_gone(order->owner);
     return;
   }
-  Owner& owner = owners_[order->owner];
+  Owner& owner = owners[order->owner];
   ++owner.under_way;
   if (owner.gone) return finish(*order, false);  // what it was known by is not free yet
   if (!owner.known) {
-    const Status added = agent_->add(order->owner, order->window.metadata);
+    const Status added = agent->add(order->owner, order->window.metadata);
     if (!added.ok()) {
       log_warning("one-sided reads: " + added.error().message + "; its blocks come as bytes");
       owner.gone = true;
@@ -164,18 +210,18 @@ void NixlReads::begin(std::unique_ptr<Order> order) {
     owner.known = true;
   }
   auto transfer =
-      agent_->read(order->owner, order->piece.address, landing_->bytes(order->landing).first(order->piece.bytes));
+      agent->read(order->owner, order->piece.address, landing->bytes(order->landing).first(order->piece.bytes));
   if (!transfer.ok()) return finish(*order, false);
   order->transfer.emplace(std::move(transfer).value());
-  under_way_.push_back(std::move(order));
+  under_way.push_back(std::move(order));
 }
 
-bool NixlReads::look(Order& order) {
+bool NixlReads::Core::look(Order& order) {
   using Progress = net::NixlAgent::Progress;
   Progress progress = order.transfer->poll();
   if (progress == Progress::kDone && !order.reading_word) {
     order.transfer.reset();
-    auto word = agent_->read(order.owner, order.piece.word_address, landing_->word(order.landing));
+    auto word = agent->read(order.owner, order.piece.word_address, landing->word(order.landing));
     if (!word.ok()) {
       finish(order, false);
       return false;
@@ -189,25 +235,26 @@ bool NixlReads::look(Order& order) {
   return false;
 }
 
-void NixlReads::finish(Order& order, bool ok) {
+void NixlReads::Core::finish(Order& order, bool ok) {
   order.transfer.reset();
   Fetched fetched;
   fetched.ok = ok;
-  fetched.bytes = landing_->bytes(order.landing).first(order.piece.bytes);
-  std::memcpy(&fetched.word, landing_->word(order.landing).data(), sizeof(fetched.word));
+  fetched.bytes = landing->bytes(order.landing).first(order.piece.bytes);
+  std::memcpy(&fetched.word, landing->word(order.landing).data(), sizeof(fetched.word));
   fetched.room =
-      std::shared_ptr<void>(nullptr, [landing = landing_, piece = order.landing](void*) { landing->give_back(piece); });
-  std::exchange(order.done, nullptr)(std::move(fetched));
-  --owners_.at(order.owner).under_way;
+      std::shared_ptr<void>(nullptr, [landing = landing, piece = order.landing](void*) { landing->give_back(piece); });
+  const auto done = std::exchange(order.done, nullptr);
+  if (!stopping()) done(std::move(fetched));
+  --owners.at(order.owner).under_way;
   drop_if_gone(order.owner);
 }
 
 // Not before its reads have ended: NIXL's state of them would go with it.
-void NixlReads::drop_if_gone(const std::string& name) {
-  const auto owner = owners_.find(name);
-  if (owner == owners_.end() || !owner->second.gone || owner->second.under_way > 0) return;
-  if (owner->second.known) agent_->forget(name);
-  owners_.erase(owner);
+void NixlReads::Core::drop_if_gone(const std::string& name) {
+  const auto owner = owners.find(name);
+  if (owner == owners.end() || !owner->second.gone || owner->second.under_way > 0) return;
+  if (owner->second.known) agent->forget(name);
+  owners.erase(owner);
 }
 
 }  // namespace flexkv::peer

@@ -6,10 +6,9 @@
 // its reader has given up may write long afterwards. Its piece of that memory is not used again before it has ended.
 #pragma once
 
-#include <condition_variable>
-#include <map>
-#include <mutex>
-#include <thread>
+#include <memory>
+#include <span>
+#include <string>
 
 #include "flexkv/base/time.h"
 #include "flexkv/net/nixl_agent.h"
@@ -21,6 +20,7 @@ constexpr std::size_t kPiecesMax = 32;  // under way or with those who ordered t
 constexpr std::uint32_t kLeasesByThemselves = 16384;
 constexpr Nanos kLookMin = 50 * kMicrosecond;
 constexpr Nanos kLookMax = 10 * kMillisecond;
+constexpr Nanos kNixlPatience = 2 * kSecond;  // with NIXL's calls, at the end
 
 class NixlReads final : public OneSided {
  public:
@@ -28,11 +28,18 @@ class NixlReads final : public OneSided {
   // node's name. Nodes with the metadata can write to the pool as well (net/nixl_agent.h).
   static Result<std::unique_ptr<NixlReads>> start(const std::string& library, const std::string& node,
                                                   std::span<std::byte> pool);
-  // Reads that are under way are given up; `done` of these is not called any more.
+  static Result<std::unique_ptr<NixlReads>> start(const net::NixlLibrary& library, const std::string& node,
+                                                  std::span<std::byte> pool);
+  // end()
   ~NixlReads() override;
 
+  // Gives up reads that are under way; `done` of these is not called any more once this has returned. False: a call of
+  // NIXL's does not return; it is left behind with all that it knows, so the pool must stay mapped from now on. Waits
+  // up to kNixlPatience; a second call answers at once. REQUIRES: no other call meanwhile or after it
+  bool end();
+
   const Window& window() const override { return window_; }
-  LeaseWords& words() override { return words_; }
+  LeaseWords& words() override;
   bool fetch(const std::string& owner, const Window& window, const Piece& piece,
              std::function<void(Fetched)> done) override;
   void forget(const std::string& owner) override;
@@ -40,35 +47,15 @@ class NixlReads final : public OneSided {
  private:
   struct Landing;  // memory that reads go to, and which of its pieces are free
   struct Order;
-  struct Owner {
-    bool known = false;  // to NIXL
-    bool gone = false;
-    std::size_t under_way = 0;
-  };
-  using Transfer = net::NixlAgent::Transfer;
+  struct Core;  // what the thread uses, which outlives this when NIXL hangs
 
-  NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing);
+  explicit NixlReads(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+  void post(std::unique_ptr<Order> order);
 
-  void run();
-  void begin(std::unique_ptr<Order> order);
-  bool look(Order& order);  // false: it has ended
-  void finish(Order& order, bool ok);
-  void drop_if_gone(const std::string& name);
-
-  LeaseWords words_{kLeasesByThemselves};
   Window window_;
-  const std::shared_ptr<Landing> landing_;
-  std::unique_ptr<net::NixlAgent> agent_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<std::unique_ptr<Order>> ordered_;
-  bool stop_ = false;
-
-  // The thread's own.
-  std::map<std::string, Owner> owners_;
-  std::vector<std::unique_ptr<Order>> under_way_;
-  std::thread thread_;
+  const std::shared_ptr<Core> core_;
+  bool running_ = false;  // the thread, as far as is known
+  bool left_behind_ = false;
 };
 
 }  // namespace flexkv::peer
