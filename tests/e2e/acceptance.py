@@ -21,7 +21,6 @@ class Row:
 
     asked: str
     in_ci: tuple[str, ...] = ()
-    with_sglang: tuple[str, ...] = ()
     with_nixl: tuple[str, ...] = ()
     by_hand: str = ""
     not_run: str = ""
@@ -45,18 +44,24 @@ ROWS = [
             "e2e/test_vllm_daemon.py::test_a_load_that_fails_under_asynchronous_scheduling_does_not_end_the_engine",
             f"{_GROUPS}::test_failed_loads_are_recomputed",
             "e2e/test_vllm_requests.py::test_a_failed_load_ends_its_request_and_no_other",
+            "python/test_sglang_linker.py::test_a_load_whose_node_goes_away_fails_and_aborts_only_its_request",
         ),
-        with_sglang=("python/test_sglang_linker.py::test_a_load_whose_node_goes_away_fails_and_aborts_only_its_request",),
     ),
     Row(
         "preemption, or a device pool that is too small, while loads and saves are under way: outputs equal",
-        in_ci=(f"{_STOCK}::test_preemption_storm", f"{_GROUPS}::test_preemption_storm"),
-        with_sglang=(f"{_SGLANG}::test_an_engine_whose_pool_is_too_small_evicts_and_loads_and_stays_right",),
+        in_ci=(
+            f"{_STOCK}::test_preemption_storm",
+            f"{_GROUPS}::test_preemption_storm",
+            f"{_SGLANG}::test_an_engine_whose_pool_is_too_small_evicts_and_loads_and_stays_right",
+        ),
     ),
     Row(
         "aborts while loading: blocks come back",
-        in_ci=(f"{_STOCK}::test_abort_while_loading", f"{_STOCK}::test_whole_pool_is_usable_after_aborts"),
-        with_sglang=("python/test_sglang_linker.py::test_a_queued_load_that_is_canceled_writes_nothing",),
+        in_ci=(
+            f"{_STOCK}::test_abort_while_loading",
+            f"{_STOCK}::test_whole_pool_is_usable_after_aborts",
+            "python/test_sglang_linker.py::test_a_queued_load_that_is_canceled_writes_nothing",
+        ),
     ),
     Row(
         "adapters, salts, images, embeddings: no hit across",
@@ -66,8 +71,6 @@ ROWS = [
             "e2e/test_vllm_images.py::test_equal_placeholders_share_nothing",
             "e2e/test_vllm_requests.py::test_embeddings_never_match_by_the_tokens_they_stand_in_for",
             "python/test_tensorrt_llm.py::test_salts_and_adapters_do_not_mix",
-        ),
-        with_sglang=(
             f"{_SGLANG}::test_linked_engines_load_after_a_flush_and_after_a_restart_but_not_what_another_salt_kept",
             "python/test_sglang_linker.py::test_salts_and_adapters_share_nothing",
         ),
@@ -93,8 +96,9 @@ ROWS = [
     ),
     Row(
         "SGLang: outputs equal with loads, one rank and two; `--enable-flexkv` and the linker",
-        with_sglang=(_SGLANG, "python/test_sglang_linker.py", "python/test_sglang_hicache.py"),
-        not_run="MLA in a running SGLang; a GPU",
+        in_ci=(_SGLANG, "python/test_sglang_linker.py", "python/test_sglang_hicache.py"),
+        by_hand="each door on a GPU (`gpu/sglang_equality.py`)",
+        not_run="MLA in a running SGLang",
     ),
     Row(
         "killed engines and daemons leave nothing behind that a next start does not remove",
@@ -134,8 +138,7 @@ ROWS = [
 def table() -> str:
     lines = ["| asked | shown by (tests/) | nothing shows |", "| --- | --- | --- |"]
     for row in ROWS:
-        shown = [_names("in CI", row.in_ci), _names("`SGLANG_PYTHON`", row.with_sglang)]
-        shown += [_names("`DYNAMO_DISAGGREGATED`", row.with_nixl), row.by_hand and f"by hand: {row.by_hand}"]
+        shown = [_names("in CI", row.in_ci), _names("`DYNAMO_DISAGGREGATED`", row.with_nixl), row.by_hand and f"by hand: {row.by_hand}"]
         lines.append(f"| {row.asked} | {'; '.join(filter(None, shown))} | {row.not_run or '-'} |")
     return "\n".join(lines) + "\n"
 

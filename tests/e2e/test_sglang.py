@@ -1,7 +1,7 @@
 """SGLang, unmodified, on the CPU, through its own --enable-flexkv and through its external linker: real engines, and
 outputs that must be equal token by token.
 
-Needs an environment of its own, which SGLANG_PYTHON names (docs/engines/sglang.md says how to make it)."""
+In the environment that scripts/setup --tests makes, or in another one that SGLANG_PYTHON names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_PYTHON = os.environ.get("SGLANG_PYTHON", "")
+_PYTHON = os.environ.get("SGLANG_PYTHON") or str(Path(sys.prefix) / "sglang/bin/python")
 _HERE = Path(__file__).parent
 _PATIENCE_SECONDS = 600
-pytestmark = pytest.mark.skipif(not _PYTHON, reason="SGLANG_PYTHON names no environment with SGLang")
+pytestmark = pytest.mark.skipif(
+    not Path(_PYTHON).is_file(), reason=f"no environment with SGLang at {_PYTHON}: scripts/setup --tests makes it"
+)
 
 PROMPTS = [
     [(7 * i * i + 3) % 500 + 5 for i in range(300)],

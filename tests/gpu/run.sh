@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What needs a GPU, in one go (docs/gpu.md). usage: tests/gpu/run.sh OUT [PART...]; parts: device doctor equality ssd paired
-# paired_graphs. A part may take FLEXKV_GPU_SECONDS.
+# paired_graphs sglang (from carry_sglang/). A part may take FLEXKV_GPU_SECONDS.
 # Uses cuda_device_test, a flexkv wheel and, if there, a packed vLLM (vllm026.tar.xz.*, reassemble.py) from carry/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
@@ -56,6 +56,14 @@ for part in $parts; do
       ;;
     paired) run paired python3 tests/gpu/vllm_paired.py --logs "$out" ;;
     paired_graphs) run paired_graphs python3 tests/gpu/vllm_paired.py --logs "$out" --graphs ;;
+    sglang)
+      python3 carry/reassemble.py carry_sglang sglang0523 /tmp/sglang
+      for door in alone switch linker hicache; do
+        # SGLang's tree in Rust is built for another torch, and crashes with this one.
+        run "sglang_$door" env PYTHONPATH="/tmp/sglang:$site" SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND=python \
+          python3 tests/gpu/sglang_equality.py "$door" ${FLEXKV_GPU_SGLANG:-}
+      done
+      ;;
     ssd)
       for policy in always auto; do
         run ssd_$policy python3 tests/gpu/vllm_ttft.py --connector full --cpu-cache 8GB --ssd /tmp/flexkv-ssd --load-policy $policy

@@ -14,7 +14,6 @@ import acceptance
 import features
 
 _IN_CI = {test for row in acceptance.ROWS for test in row.in_ci}
-_WITH_SGLANG = {test for row in acceptance.ROWS for test in row.with_sglang}
 _WITH_NIXL = {test for row in acceptance.ROWS for test in row.with_nixl}
 
 
@@ -25,15 +24,14 @@ def test_pages_have_the_tables() -> None:
             assert line in text, f"print it anew: python {printed.__file__}"
 
 
-@pytest.mark.parametrize("name", sorted({f"e2e/{test}" for test in features.named_tests()} | _IN_CI | _WITH_SGLANG | _WITH_NIXL))
+@pytest.mark.parametrize("name", sorted({f"e2e/{test}" for test in features.named_tests()} | _IN_CI | _WITH_NIXL))
 def test_named_tests_exist(name: str) -> None:
     source, test = _source(name), name.partition("::")[2]
     assert f"def {test}(" in source if test else "def test_" in source
 
 
 def test_named_tests_run_where_the_table_says() -> None:
-    for name in _IN_CI | _WITH_SGLANG | _WITH_NIXL:
-        assert (name in _WITH_SGLANG) == any(mark in _source(name) for mark in ("SGLANG_PYTHON", '"SGLang is not')), name
+    for name in _IN_CI | _WITH_NIXL:
         assert (name in _WITH_NIXL) == ("DYNAMO_DISAGGREGATED" in _source(name)), name
 
 
