@@ -154,11 +154,12 @@ void Replica::lookup(SpaceIndex space, std::span<const key::BlockKey> keys, Nano
     const ResidencyTable& table = *node.tables[space];
     Holding holding;
     holding.node = node.id;
-    for (std::size_t at = 0, fetched = 0; at < keys.size();) {
-      const std::span<const std::uint8_t> run = table.run(keys.subspan(at));
+    for (std::size_t at = 0, fetched = 0, likely = keys.size(); at < keys.size();) {
+      const std::span<const std::uint8_t> run = table.run(keys.subspan(at), likely);
       if (run.empty()) break;
       count(run, holding);
       at += run.size();
+      likely = run.size();  // as a prompt that came turn by turn
       if (run.size() >= kAhead || at < fetched) continue;
       fetched = std::min(at + kAhead, keys.size());
       prefetch(table, keys.subspan(at, fetched - at));

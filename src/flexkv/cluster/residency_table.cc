@@ -15,8 +15,7 @@ constexpr std::size_t kHugePage = 2 << 20;
 constexpr std::size_t kCacheLine = 64;
 constexpr std::size_t kHalvesPerLine = kCacheLine / sizeof(std::uint32_t);
 constexpr std::size_t kEight = sizeof(std::uint64_t);
-// Places ahead in a run that are on their way into the processor's cache, more of them the longer it has been.
-constexpr std::size_t kAheadMin = 64;
+// Places ahead in a run that are on their way into the processor's cache.
 constexpr std::size_t kAheadMax = 512;
 
 // Of the eight bytes from `bytes` on.
@@ -89,7 +88,7 @@ std::uint8_t ResidencyTable::find(Tag tag) const {
   return place == kNowhere ? 0 : values_[place];
 }
 
-std::span<const std::uint8_t> ResidencyTable::run(std::span<const key::BlockKey> keys) const {
+std::span<const std::uint8_t> ResidencyTable::run(std::span<const key::BlockKey> keys, std::size_t likely) const {
   if (keys.empty()) return {};
   const Place place = place_of(tag_of(keys[0]));
   if (place == kNowhere) return {};
@@ -99,7 +98,7 @@ std::span<const std::uint8_t> ResidencyTable::run(std::span<const key::BlockKey>
   std::size_t length = 1;
   std::size_t fetched = kHalvesPerLine;
   while (length + kEight <= most) {
-    const std::size_t ahead = std::min(kAheadMin + 4 * length, kAheadMax);
+    const std::size_t ahead = std::min(std::max(likely, 4 * length), kAheadMax);
     for (; fetched < std::min(length + ahead, most); fetched += kHalvesPerLine) {
       __builtin_prefetch(lows + fetched);
       if (fetched % kCacheLine == 0) __builtin_prefetch(values + fetched);

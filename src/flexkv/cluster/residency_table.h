@@ -30,8 +30,9 @@ class ResidencyTable {
   // 0: not there.
   std::uint8_t find(Tag tag) const;
   // The values of as many of `keys`, from the first on, as lie in a row; none if the first is not there. What comes
-  // behind them may be there, too, elsewhere.
-  std::span<const std::uint8_t> run(std::span<const key::BlockKey> keys) const;
+  // behind them may be there, too, elsewhere. `likely`: how many it may well be; what they take is fetched from memory
+  // at once.
+  std::span<const std::uint8_t> run(std::span<const key::BlockKey> keys, std::size_t likely) const;
   // 0 takes the block out. REQUIRES: value == 0, or !full(), or find(tag) != 0
   void set(Tag tag, std::uint8_t value);
   // No place is left behind the last one. Those of blocks that are gone come back with resized().

@@ -82,7 +82,8 @@ RC_GTEST_PROP(ResidencyTable, RunsMakeUpTheKnownPrefixWhateverIsMissing, ()) {
       auto left = std::span(keys).subspan(from);
       const std::size_t known = known_prefix(model, left);
       std::size_t found = 0;
-      for (auto run = table.run(left); !run.empty(); run = table.run(left)) {
+      const std::size_t likely = random.below(300);
+      for (auto run = table.run(left, likely); !run.empty(); run = table.run(left, likely)) {
         for (std::size_t i = 0; i < run.size(); ++i) RC_ASSERT(run[i] == model[tag_of(left[i])]);
         found += run.size();
         left = left.subspan(run.size());
@@ -110,11 +111,11 @@ TEST(ResidencyTable, WhatCameInARowIsOneRunAlsoInATableOfAnotherSize) {
     if (table.full()) table = table.resized();
     table.set(tag_of(key), 1);
   }
-  EXPECT_EQ(table.run(keys).size(), keys.size());
-  EXPECT_EQ(table.run(std::span(keys).subspan(300)).size(), keys.size() - 300);
-  EXPECT_EQ(table.resized().run(keys).size(), keys.size());
+  EXPECT_EQ(table.run(keys, 1).size(), keys.size());
+  EXPECT_EQ(table.run(std::span(keys).subspan(300), 700).size(), keys.size() - 300);
+  EXPECT_EQ(table.resized().run(keys, 2000).size(), keys.size());
   table.set(tag_of(keys[700]), 0);
-  EXPECT_EQ(table.run(keys).size(), 700U);
+  EXPECT_EQ(table.run(keys, 1).size(), 700U);
 }
 
 // The halves of a tag are kept apart, and only the end of a run is compared in full.
@@ -123,9 +124,9 @@ TEST(ResidencyTable, ABlockWithHalfTheTagOfTheNextOneIsNotTakenForIt) {
   ResidencyTable table;
   for (const auto& key : keys) table.set(tag_of(key), 1);
   keys[25].low ^= 1ULL << 40;
-  EXPECT_EQ(table.run(std::span(keys).first(26)).size(), 25U);
+  EXPECT_EQ(table.run(std::span(keys).first(26), 26).size(), 25U);
   keys[25].low ^= 1ULL << 40 | 1;
-  EXPECT_EQ(table.run(keys).size(), 25U);
+  EXPECT_EQ(table.run(keys, 1).size(), 25U);
 }
 
 // At its largest: half of the places are of blocks that are gone, and the next one asks for another table.
