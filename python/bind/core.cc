@@ -24,6 +24,8 @@
 #include "flexkv/disk/check.h"
 #include "flexkv/disk/directory.h"
 #include "flexkv/ipc/runtime_dir.h"
+#include "flexkv/net/secret.h"
+#include "flexkv/proto/host_frames.h"
 #include "flexkv/server/node_server.h"
 #include "hashes.h"
 #include "machine.h"
@@ -101,6 +103,12 @@ server::NodeServerOptions server_options(const nb::dict& options) {
     cluster.redis.port = option<int>(options, "redis_port", cluster.redis.port);
     cluster.redis.password = option<std::string>(options, "redis_password", "");
     cluster.time_to_live = option<std::int64_t>(options, "node_ttl_seconds", 30) * kSecond;
+  }
+  if (options.contains("engine_listen")) {
+    auto& door = out.door.emplace();
+    door.listen = option<std::string>(options, "engine_listen", "");
+    door.secret_file = option<std::string>(options, "engine_secret_file", "");
+    door.cluster = option<std::string>(options, "engine_cluster", door.cluster);
   }
   if (options.contains("remote_url")) out.remote = remote_options(options);
   return out;
@@ -481,6 +489,31 @@ NB_MODULE(_core, m) {
                 nullptr, std::make_unique<client::Client>(std::move(port), hello, client::random_first_job()));
           },
           "runtime_dir"_a, "node_name"_a, "engine_id"_a, "rank_count"_a, "model"_a, "fingerprint"_a, "block_tokens"_a)
+      .def_static(
+          "of_machines",
+          [](const std::string& runtime_dir, const std::string& node_name, const std::vector<std::string>& others,
+             const std::string& secret_file, const std::string& cluster, const std::string& engine_id,
+             std::uint32_t rank_count, const std::string& model, const std::vector<nb::bytes>& fingerprints,
+             std::uint32_t block_tokens) {
+            if (fingerprints.size() != others.size() + 1) throw nb::value_error("one fingerprint for each machine");
+            const auto tls = unwrap(
+                net::TlsContext::create(unwrap(net::Secret::from_file(secret_file)), proto::kHostPurpose + cluster));
+            const auto hello = client_hello(engine_id, rank_count, model, fingerprints[0], block_tokens);
+            std::vector<std::unique_ptr<client::HostPort>> hosts;
+            hosts.push_back(unwrap(client::open_unix_port(unwrap(ipc::runtime_dir(runtime_dir)), node_name, hello)));
+            for (std::size_t i = 0; i < others.size(); ++i) {
+              hosts.push_back(unwrap(client::open_tls_port(
+                  tls, others[i], client_hello(engine_id, rank_count, model, fingerprints[i + 1], block_tokens))));
+            }
+            return std::make_unique<PyClient>(
+                nullptr, std::make_unique<client::Client>(client::join_ports(std::move(hosts)), hello,
+                                                          client::random_first_job()));
+          },
+          "runtime_dir"_a, "node_name"_a, "others"_a, "secret_file"_a, "cluster"_a, "engine_id"_a, "rank_count"_a,
+          "model"_a, "fingerprints"_a, "block_tokens"_a,
+          "Of an engine on several machines: the daemon of this one, and those of the others at HOST:PORT. "
+          "`rank_count`: on "
+          "each; `fingerprints`: of each.")
       .def("open_sequence", [](PyClient& client) { return client.get().open_sequence(); })
       .def("close_sequence", [](PyClient& client, proto::SequenceId id) { client.get().close_sequence(id); })
       .def("lookup", &PyClient::lookup, "sequence"_a, "hashes"_a, "engine_blocks"_a = 0,

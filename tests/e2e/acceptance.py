@@ -91,8 +91,8 @@ ROWS = [
     ),
     Row(
         "hybrid models through the full connector: windows and states served",
-        in_ci=(_GROUPS, "e2e/test_vllm_states.py"),
-        not_run="states other than of short convolutions; states on a GPU",
+        in_ci=(_GROUPS, "e2e/test_vllm_states.py", "e2e/test_latent_windows.py"),
+        not_run="states other than of short convolutions; states on a GPU; DeepSeek-V4's model",
     ),
     Row(
         "SGLang: outputs equal with loads, one rank and two; `--enable-flexkv` and the linker",

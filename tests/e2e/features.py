@@ -80,6 +80,11 @@ FEATURES: list[tuple[str, str, list[str]]] = [
     ),
     ("tensor parallelism", "served", [_STOCK, "test_vllm_shards.py"]),
     (
+        "ranks on several machines (`--nnodes`)",
+        "served, with a daemon on each ([several_machines.md](../operations/several_machines.md))",
+        ["test_vllm_machines.py"],
+    ),
+    (
         "decode and prefill context parallelism",
         "one KV group: served, what a rank holds is part of the key; several: without FlexKV. **Not run**: none for CPUs",
         ["test_shards.py", "test_identity.py::test_what_makes_other_kv_of_the_same_tokens"],
@@ -103,9 +108,16 @@ FEATURES: list[tuple[str, str, list[str]]] = [
         ["test_states.py::test_refused"],
     ),
     (
-        "windows over latents (DeepSeek-V4), windows behind the prompt (R-SWA), several precisions",
+        "compressed latents and windows over latents (DeepSeek-V4)",
+        "served by the full connector from 0.32 on, without drafts; **not run**: none for CPUs. Tested over vLLM's own groups, "
+        "block pool and memory of it, without the model",
+        ["test_latent_windows.py"],
+    ),
+    (
+        "windows that are computed again (DeepSeek-V4.1), windows behind the prompt (R-SWA), several precisions elsewhere",
         "runs without FlexKV, which says so",
         [
+            "test_latent_windows.py::test_refused",
             "test_groups.py::test_refused",
             "test_groups.py::test_windows_with_a_gap_are_refused_also_where_the_engine_does_not_describe_them",
         ],

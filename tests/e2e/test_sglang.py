@@ -203,7 +203,7 @@ def test_two_linked_ranks_keep_and_load_their_shards(
         assert_loads_all(engine, baseline)
 
 
-@pytest.mark.parametrize("name", ["test_sglang_linker.py", "test_sglang_hicache.py"])
+@pytest.mark.parametrize("name", ["test_sglang_linker.py", "test_sglang_hicache.py", "test_sglang_layerwise.py"])
 def test_under_sglangs_own_classes(name: str) -> None:
     """Those tests want SGLang's modules in their own process."""
     run = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from flexkv.integration.vllm.shards import shard_of
+from flexkv.integration.vllm.shards import first_alike, shard_of
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec
 
 HEAD = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=32, dtype=torch.float32)
@@ -39,6 +39,7 @@ def shards(
     quantization: str | None = None,
     draft: Any = None,
     device: str = "cuda",
+    machines: int = 1,
 ) -> list[int]:
     """Of all ranks."""
     layers = {f"layer.{i}": Layer(spec) for i, spec in enumerate(specs)}
@@ -56,13 +57,23 @@ def shards(
         device_config=SimpleNamespace(device_type=device),
         compilation_config=SimpleNamespace(static_forward_context=layers),
     )
-    return [shard_of(config, rank, layers) for rank in range(tp * pp * pcp)]
+    ranks = tp * pp * pcp
+    on_each = ranks // machines
+    return [first_alike(config, rank // on_each * on_each, rank, layers) for rank in range(ranks)]
 
 
 def test_latents_are_the_same_on_all_tensor_parallel_ranks() -> None:
     assert shards(LATENT) == [0]
     assert shards(LATENT, LATENT, tp=4) == [0, 0, 0, 0]
     assert shards(LATENT, tp=3, quantization="fp8", draft=object()) == [0, 0, 0]
+
+
+def test_each_machine_stores_what_its_ranks_hold() -> None:
+    assert shards(LATENT, tp=4, machines=2) == [0, 0, 2, 2]
+    assert shards(LATENT, tp=2, pp=2, machines=2) == [0, 0, 2, 2]
+    assert shards(LATENT, tp=4, dcp=2, machines=2) == [0, 1, 2, 3]
+    assert shards(HEAD, tp=8, heads=2, machines=2) == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert shards(HEAD, tp=8, heads=1, machines=2) == [0, 0, 0, 0, 4, 4, 4, 4]
 
 
 def test_what_only_looks_like_latents_is_not_alike() -> None:

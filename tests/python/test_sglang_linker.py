@@ -84,7 +84,7 @@ def test_an_offload_that_fails_halfway_is_waited_for(server_args: Any, monkeypat
         assert cache.run(prompt) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["mha", "mla", "swa"])
+@pytest.mark.parametrize("kind", ["mha", "mla", "swa", "mamba", "mamba-mha"])
 def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, kind: str) -> None:
     prompt = tokens(20 * PAGE)
     with opened(server_args, kind=kind) as cache:
@@ -92,6 +92,42 @@ def test_what_was_flushed_is_loaded_layer_by_layer(server_args: Any, kind: str) 
         assert cache.run(prompt) == (20 * PAGE, 0)
         cache.flush()
         assert cache.run(prompt) == (0, 20 * PAGE)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba-mha"])
+def test_with_states_a_prompt_is_loaded_up_to_the_last_state(server_args: Any, kind: str) -> None:
+    """SGLang's cache has a state at the end of what it was given."""
+    system, one, other = tokens(6 * PAGE), tokens(5 * PAGE, seed=1), tokens(4 * PAGE, seed=2)
+    with opened(server_args, kind=kind) as cache:
+        cache.run(system + one)
+        cache.flush()
+        assert cache.run(system + other) == (0, 0)  # attention has six pages, no state is there
+        cache.flush()
+        assert cache.run(system) == (0, 0)  # its state is kept from now on
+        cache.flush()
+        assert cache.run(system + other[: 2 * PAGE]) == (0, len(system))
+        cache.flush()
+        assert cache.run(system + one) == (0, len(system + one))
+        cache.flush()
+        assert cache.run(system) == (0, len(system))
+        assert cache.run(system + other) == (len(system), len(other))
+
+
+def test_states_are_copied_while_a_forward_follows_loads_and_while_none_does(server_args: Any) -> None:
+    """As for a request that goes on from a state in SGLang's cache: SGLang asks the counter whether there is a load."""
+    with opened(server_args, kind="mamba") as cache:
+        counter = cache.linker.layer_done_counter
+        followed = []
+
+        def between(step: str) -> None:
+            followed.append(counter.consumer_index >= 0)
+            cache.rows.copy_mamba_state(torch.tensor([1]), torch.tensor([2]))
+
+        cache.run(tokens(4 * PAGE), between=between)
+        assert not any(followed)
+        cache.flush()
+        cache.run(tokens(4 * PAGE), between=between)
+        assert any(followed)
 
 
 def test_pages_behind_any_device_hit_are_found(server_args: Any) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -166,6 +167,32 @@ def test_pages_with_gaps_are_found_one_by_one(engine: Engine) -> None:
     found, pieces = engine.store.find_scattered(names)
     engine.store.close(pieces)
     assert found == {2, 3, 6}
+
+
+def test_pages_that_were_kept_one_by_one_are_found_with_few_questions(engine: Engine) -> None:
+    names = pages(200)
+    for number in (40, 41, 120):
+        engine.save(names[number : number + 1])
+    asked = []
+
+    class Asking:
+        def lookup_last(self, sequence: int, hashes: list[bytes]) -> Any:
+            asked.append(len(hashes))
+            return client.lookup_last(sequence, hashes)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+    client, engine.store.client = engine.store.client, Asking()
+    found, pieces = engine.store.find_alone(names)
+    engine.store.client = client
+    assert found == {40, 41, 120} and asked == [200, 120, 41, 40]
+    by_page = {names[piece.at]: piece for piece in pieces}
+    jobs = engine.store.load([by_page[names[41]]._replace(at=0)], [7])
+    engine.store.agent.arm_loads(jobs, 0)
+    assert engine.store.agent.wait_loads(jobs) == []
+    assert [int(tensor[7][0]) for tensor in engine.tensors] == [_content(names[41]) + layer for layer in range(LAYERS)]
+    engine.store.close(pieces)
 
 
 def test_another_engine_learns_from_whole_chains_what_is_kept_behind_what() -> None:

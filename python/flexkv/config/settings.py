@@ -11,6 +11,7 @@ from typing import Any
 
 from flexkv.config import sizes
 from flexkv.config.cluster import ClusterSettings, cluster_options, cluster_problems, in_cluster
+from flexkv.config.hosts import HostsSettings, hosts_options, hosts_problems
 from flexkv.config.remote import RemoteSettings, remote_options, remote_problems
 from flexkv.config.setting import (
     IgnoredEntry,
@@ -67,7 +68,7 @@ class NodeTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ClusterSettings, RemoteSettings):
+class Settings(ClusterSettings, RemoteSettings, HostsSettings):
     """The effective configuration of this process. Immutable; made by `load`. Sizes in bytes, times as named."""
 
     # ---- general
@@ -413,6 +414,7 @@ class Settings(ClusterSettings, RemoteSettings):
             **ssd_options(self),
             **cluster_options(self),
             **remote_options(self),
+            **hosts_options(self),
             "policy": self.eviction_policy,
             "hit_reward_seconds": self.hit_reward_seconds,
             "slru_protected_hits": self.slru_protected_threshold,
@@ -437,7 +439,7 @@ class Settings(ClusterSettings, RemoteSettings):
             )
         if self.kv_events_replay_endpoint and not self.kv_events_endpoint:
             found.append("kv_events_replay_endpoint: there is nothing to repeat; give kv_events_endpoint, too")
-        return found + ssd_problems(self) + cluster_problems(self) + remote_problems(self)
+        return found + ssd_problems(self) + cluster_problems(self) + remote_problems(self) + hosts_problems(self)
 
 
 def env_name(key: str) -> str:
@@ -446,7 +448,7 @@ def env_name(key: str) -> str:
 
 def _active() -> tuple[Setting, ...]:
     table = []
-    inherited = {one.name for part in (ClusterSettings, RemoteSettings) for one in fields(part)}
+    inherited = {one.name for part in (ClusterSettings, RemoteSettings, HostsSettings) for one in fields(part)}
     for one in sorted(fields(Settings), key=lambda one: one.name in inherited):
         if "spec" in one.metadata:
             spec = dict(one.metadata["spec"])

@@ -65,8 +65,6 @@ _PLANNED = (
         mooncake_store_config_path: its configuration file
         mooncake_config_path @ MOONCAKE_CONFIG_PATH: configuration file of Mooncake's transfer engine
         mc_redis_password @ MC_REDIS_PASSWORD: password for Mooncake's metadata in Redis
-        master_host: host of the first node of an engine that spans several
-        master_ports: its ports
         """,
     ),
     *_inactive(
@@ -150,6 +148,8 @@ _NOT_NEEDED = (
         Status.NOT_NEEDED,
         "Cluster",
         """
+        master_host: the scheduler finds the nodes of an engine's other machines, see engine_hosts
+        master_ports: as master_host
         enable_3rd_remote: a shared file system is used where remote_url names it
         local_zmq_ip: requests between nodes take the connection that their blocks take, see local_ip
         local_zmq_port: as local_zmq_ip, see peer_port

@@ -29,30 +29,10 @@ class EmbeddedPort final : public NodePort {
   }
 
   bool post(const proto::FromClient& message) override {
-    if (const auto* transfer = std::get_if<proto::TransferRequest>(&message)) {
-      const auto reason = node_.transfer(engine_, *transfer);
-      note(reason);
-      return reason != proto::Reason::kNotReady && reason != proto::Reason::kUnknownSequence;
-    }
-    if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message)) {
-      const auto reason = node_.prefetch(engine_, *prefetch);
-      note(reason);
-      return reason == proto::Reason::kNone;
-    }
-    if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message)) {
-      node_.set_prefill(engine_, speed->time);
-      return true;
-    }
-    if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
-      node_.close_sequence(engine_, closed->sequence);
-    } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
-      node_.cancel(engine_, cancel->job);
-    } else if (const auto* described = std::get_if<proto::DescribeRequest>(&message)) {
-      node_.describe(engine_, *described);
-    } else if (std::holds_alternative<proto::ResetRequest>(message)) {
-      node_.reset(engine_);
-    }
-    return true;
+    const proto::Reason reason = node_.post(engine_, message);
+    note(reason);
+    if (std::holds_alternative<proto::PrefetchRequest>(message)) return reason == proto::Reason::kNone;
+    return reason != proto::Reason::kNotReady && reason != proto::Reason::kUnknownSequence;
   }
 
   void hang_up() override {}  // post() reaches the node always

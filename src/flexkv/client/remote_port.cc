@@ -1,8 +1,8 @@
+// A port to a node behind a link that comes and goes.
 #include <pthread.h>
 #include <sys/poll.h>
-#include <sys/socket.h>
 
-#include <limits>
+#include <atomic>
 #include <optional>
 #include <thread>
 #include <unordered_set>
@@ -11,24 +11,21 @@
 #include "flexkv/base/log.h"
 #include "flexkv/base/mutex.h"
 #include "flexkv/base/thread.h"
-#include "flexkv/client/node_port.h"
-#include "flexkv/ipc/channel.h"
-#include "flexkv/ipc/wait.h"
+#include "flexkv/client/node_link.h"
+#include "flexkv/ipc/ring.h"
 
 namespace flexkv::client {
 namespace {
 
-constexpr Nanos kHandshakeTimeout = 10 * kSecond;
-constexpr Nanos kForever = std::numeric_limits<Nanos>::max() / 4;
 // Ranks whose node is gone end what they do after a chunk, and nobody tells us when: milliseconds.
 constexpr Nanos kQuietTime = kSecond;
 // After an answer that did not come in time the node is not asked again for so long.
 constexpr Nanos kMuteTime = kSecond;
 
-class RemotePort final : public NodePort {
+class RemotePort final : public HostPort {
  public:
-  RemotePort(std::string runtime_dir, std::string node_name, const proto::ClientHello& hello, Fd stop)
-      : runtime_dir_(std::move(runtime_dir)), node_name_(std::move(node_name)), hello_(hello), stop_(std::move(stop)) {
+  RemotePort(std::unique_ptr<Dialer> dialer, Fd stop)
+      : dialer_(std::move(dialer)), node_(dialer_->node()), stop_(std::move(stop)) {
     connector_ = start_thread([this] { connect_loop(); });
   }
 
@@ -39,58 +36,64 @@ class RemotePort final : public NodePort {
 
   std::uint64_t generation() override {
     take_connection();
-    return channel_ ? generation_ : 0;
+    return link_ ? generation_ : 0;
   }
   const std::array<std::uint8_t, 32>& key_secret() override { return key_secret_; }
   Nanos reuse_time() const override { return kSecond; }
 
   std::vector<proto::JobResult> take_ended_jobs() override {
     take_connection();
-    if (channel_) (void)drain(0);
+    if (link_) (void)drain(0);
     end_orphans();
     return std::exchange(ended_, {});
   }
 
   std::vector<events::Change> take_changes() override {
     take_connection();
-    if (channel_) (void)drain(0);
-    if (channel_ && !changes_asked_) changes_asked_ = send(proto::ChangesRequest{});
+    if (link_) (void)drain(0);
+    if (link_ && !changes_asked_) changes_asked_ = send(proto::ChangesRequest{});
     return std::exchange(changes_, {});
   }
 
   proto::LookupReply lookup(proto::LookupRequest request) override {
-    const proto::LookupReply nothing{0, 0, proto::Reason::kNoNode, 0, 0};
-    const Nanos begin = monotonic_now();
-    if (!channel_ || begin < mute_until_) return nothing;
+    const Nanos deadline = monotonic_now() + kLookupPatience;
+    if (!ask(std::move(request))) return kNoAnswer;
+    return answer(deadline);
+  }
+
+  bool ask(proto::LookupRequest request) override {
+    if (!link_ || monotonic_now() < mute_until_) return false;
     request.request = ++last_request_;
-    if (!send(std::move(request))) return nothing;
-    const Nanos deadline = begin + kLookupPatience;
-    while (channel_) {
+    return send(std::move(request));
+  }
+
+  proto::LookupReply answer(Nanos deadline) override {
+    while (link_) {
       if (const auto reply = drain(last_request_)) {
         if (reply->reason == proto::Reason::kUnknownSequence) ++generation_;
         return *reply;
       }
-      if (!channel_) break;
+      if (!link_) break;
       if (!sleep_until(deadline)) {
         mute_until_ = monotonic_now() + kMuteTime;
-        log_warning("node '" + node_name_ + "' did not answer a lookup in time: not asking again for a second");
-        return nothing;
+        log_warning("node " + node_ + " did not answer a lookup in time: not asking again for a second");
+        return kNoAnswer;
       }
     }
-    return nothing;
+    return kNoAnswer;
   }
 
   bool wait_ended_jobs(Nanos timeout) override {
     const Nanos deadline = monotonic_now() + timeout;
     while (true) {
       take_connection();
-      if (channel_) (void)drain(0);
+      if (link_) (void)drain(0);
       end_orphans();
       if (!ended_.empty()) return true;
-      const bool nothing_can_come = !channel_ && orphans_.empty();
+      const bool nothing_can_come = !link_ && orphans_.empty();
       if (nothing_can_come || monotonic_now() >= deadline) return false;
       const Nanos until = orphans_.empty() ? deadline : std::min(deadline, orphans_quiet_at_);
-      if (channel_) {
+      if (link_) {
         (void)sleep_until(until);
       } else {
         const Nanos left = std::max<Nanos>(until - monotonic_now(), 0);
@@ -107,9 +110,9 @@ class RemotePort final : public NodePort {
   }
 
   bool post(const proto::FromClient& message) override {
-    if (!channel_) return false;
+    if (!link_) return false;
     (void)drain(0);
-    if (!channel_) return false;
+    if (!link_) return false;
     // Of a job that started at once nobody relies on it before the job has ended. To hang up instead would have it said
     // to have ended while a node that stalls lets its ranks go on.
     const auto* cancel = std::get_if<proto::CancelRequest>(&message);
@@ -124,68 +127,53 @@ class RemotePort final : public NodePort {
   }
 
   void hang_up() override {
-    if (channel_) lose();
+    if (link_) lose();
   }
 
  private:
-  // Sleeps until the node may have said something, or is gone. False: it is late. REQUIRES: channel_
+  // Sleeps until the node may have said something, or is gone. False: it is late. REQUIRES: link_
   bool sleep_until(Nanos deadline) {
-    if (!channel_->arm_sleep()) return true;
-    const Nanos left = deadline - monotonic_now();
-    if (left <= 0) {
-      channel_->disarm();
-      return false;
-    }
-    pollfd fds[] = {{channel_->wake_fd(), POLLIN, 0}, {channel_->socket_fd(), POLLIN, 0}};
-    const timespec timeout{left / kSecond, left % kSecond};
-    (void)::ppoll(fds, 2, &timeout, nullptr);
-    channel_->disarm();
-    if (fds[1].revents != 0 && channel_->peer_gone()) lose();
-    return true;
+    const bool in_time = link_->sleep_until(deadline);
+    if (link_->gone()) lose();
+    return in_time;
   }
 
   bool send(const proto::FromClient& message) {
-    const auto bytes = proto::encode(message);
-    if (bytes.size() <= channel_->max_record() && channel_->send(bytes)) return true;
-    if (channel_->broken()) lose();
+    if (link_->send(message)) return true;
+    if (link_->gone()) lose();
     return false;
   }
 
   // Takes in everything that has arrived; returns the reply to `request` if it is among it.
   std::optional<proto::LookupReply> drain(std::uint64_t request) {
     std::optional<proto::LookupReply> wanted;
-    ipc::PopResult popped = ipc::PopResult::kEmpty;
-    while ((popped = channel_->pop(record_)) == ipc::PopResult::kRecord) {
-      const auto message = proto::decode_to_client(record_);
-      if (!message) {
-        log_error("node '" + node_name_ + "': " + message.error().message);
-        lose();
-        return std::nullopt;
-      }
-      if (const auto* reply = std::get_if<proto::LookupReply>(&message.value())) {
+    proto::ToClient message;
+    NodeLink::Take taken = NodeLink::Take::kNothing;
+    while ((taken = link_->take(message)) == NodeLink::Take::kMessage) {
+      if (const auto* reply = std::get_if<proto::LookupReply>(&message)) {
         if (reply->request == request) wanted = *reply;
-      } else if (const auto* changes = std::get_if<proto::ChangesReply>(&message.value())) {
+      } else if (const auto* changes = std::get_if<proto::ChangesReply>(&message)) {
         changes_.insert(changes_.end(), changes->changes.begin(), changes->changes.end());
         changes_asked_ = false;
       } else {
-        const auto& result = std::get<proto::JobResult>(message.value());
+        const auto& result = std::get<proto::JobResult>(message);
         if (result.reason == proto::Reason::kUnknownSequence) ++generation_;
         unarmed_.erase(result.job);
         ended_.push_back(result);
       }
     }
-    if (popped == ipc::PopResult::kCorrupt) lose();
+    if (taken == NodeLink::Take::kBroken) lose();
     return wanted;
   }
 
   // Ends the connection; the connector sees it and looks for the next one.
   void lose() {
-    ::shutdown(channel_->socket_fd(), SHUT_RDWR);
+    link_->end();
     end_connection();
   }
 
   void end_connection() {
-    channel_.reset();
+    link_.reset();
     changes_.clear();
     changes_asked_ = false;
     if (unarmed_.empty()) return;
@@ -206,43 +194,24 @@ class RemotePort final : public NodePort {
     news_.store(false, std::memory_order_relaxed);
     end_connection();
     if (fresh_) {
-      channel_ = std::make_unique<ipc::Channel>(std::move(*fresh_));
+      link_ = std::move(fresh_->link);
+      key_secret_ = fresh_->key_secret;
       fresh_.reset();
-      key_secret_ = fresh_secret_;
       mute_until_ = 0;
       ++generation_;
     }
-  }
-
-  Result<Fd> connect_once() {
-    auto socket = ipc::wait_for_socket(runtime_dir_, node_name_, stop_.get(), kForever);
-    if (!socket) return socket.error();
-    ipc::Hello frame;
-    frame.role = static_cast<std::uint32_t>(proto::Role::kClient);
-    frame.payload = proto::encode(hello_);
-    auto connected = ipc::Channel::connect(std::move(socket).value(), frame, kHandshakeTimeout);
-    if (!connected) return connected.error();
-    const auto welcome = proto::decode_welcome(connected.value().payload);
-    if (!welcome) return welcome.error();
-    Fd watched(::dup(connected.value().channel.socket_fd()));
-    if (!watched.valid()) return errno_error("dup", errno);
-    MutexLock lock(mutex_);
-    fresh_.emplace(std::move(connected.value().channel));
-    fresh_secret_ = welcome.value().key_secret;
-    news_.store(true, std::memory_order_release);
-    return watched;
   }
 
   void connect_loop() {
     pthread_setname_np(pthread_self(), "flexkv-client");
     std::string said;
     while (true) {
-      auto connected = connect_once();
-      if (!connected) {
-        if (connected.error().code == ErrorCode::kCanceled) return;
-        if (said != connected.error().message) {
-          said = connected.error().message;
-          log_warning("not attached to node '" + node_name_ + "': " + said);
+      auto dialed = dialer_->dial(stop_.get());
+      if (!dialed) {
+        if (dialed.error().code == ErrorCode::kCanceled) return;
+        if (said != dialed.error().message) {
+          said = dialed.error().message;
+          log_warning("not attached to node " + node_ + ": " + said);
         }
         // Refused by a live node, or out of resources: asking again at once would be answered alike.
         pollfd stop{stop_.get(), POLLIN, 0};
@@ -250,30 +219,30 @@ class RemotePort final : public NodePort {
         continue;
       }
       said.clear();
-      log_info("attached to node '" + node_name_ + "'");
-      // Only the end of the connection is of interest here; the scheduler's thread reads what comes.
-      pollfd fds[] = {{connected.value().get(), POLLRDHUP, 0}, {stop_.get(), POLLIN, 0}};
-      while (fds[0].revents == 0 && fds[1].revents == 0) (void)::poll(fds, 2, -1);
-      if (fds[1].revents != 0) return;
-      log_warning("node '" + node_name_ + "' is gone; serving without it until it comes back");
+      log_info("attached to node " + node_);
+      {
+        MutexLock lock(mutex_);
+        fresh_.emplace(std::move(dialed).value());
+        news_.store(true, std::memory_order_release);
+      }
+      if (!dialer_->carry(stop_.get())) return;
+      log_warning("node " + node_ + " is gone; serving without it until it comes back");
       MutexLock lock(mutex_);
       fresh_.reset();
       news_.store(true, std::memory_order_release);
     }
   }
 
-  const std::string runtime_dir_;
-  const std::string node_name_;
-  const proto::ClientHello hello_;
+  const std::unique_ptr<Dialer> dialer_;  // the connector's
+  const std::string node_;                // for messages
   Fd stop_;
 
   // The calling thread's.
-  std::unique_ptr<ipc::Channel> channel_;
+  std::unique_ptr<NodeLink> link_;
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t generation_ = 0;
   std::uint64_t last_request_ = 0;
   Nanos mute_until_ = 0;
-  std::vector<std::byte> record_;
   std::vector<proto::JobResult> ended_;
   std::vector<events::Change> changes_;
   bool changes_asked_ = false;                // the node has not answered yet
@@ -284,20 +253,24 @@ class RemotePort final : public NodePort {
   // Handed over by the connector.
   std::atomic<bool> news_{false};  // set after, read before what mutex_ guards
   Mutex mutex_;
-  std::optional<ipc::Channel> fresh_ FLEXKV_GUARDED_BY(mutex_);
-  std::array<std::uint8_t, 32> fresh_secret_ FLEXKV_GUARDED_BY(mutex_){};
+  std::optional<Dialer::Dialed> fresh_ FLEXKV_GUARDED_BY(mutex_);
 
   std::thread connector_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<NodePort>> open_remote_port(const std::string& runtime_dir, const std::string& node_name,
-                                                   const proto::ClientHello& hello) {
+Result<std::unique_ptr<HostPort>> open_dialed_port(std::unique_ptr<Dialer> dialer) {
   auto stop = ipc::make_eventfd();
   if (!stop) return stop.error();
-  return std::unique_ptr<NodePort>(
-      std::make_unique<RemotePort>(runtime_dir, node_name, hello, std::move(stop).value()));
+  return std::unique_ptr<HostPort>(std::make_unique<RemotePort>(std::move(dialer), std::move(stop).value()));
+}
+
+Result<std::unique_ptr<NodePort>> open_remote_port(const std::string& runtime_dir, const std::string& node_name,
+                                                   const proto::ClientHello& hello) {
+  auto port = open_unix_port(runtime_dir, node_name, hello);
+  if (!port) return port.error();
+  return std::unique_ptr<NodePort>(std::move(port).value());
 }
 
 }  // namespace flexkv::client

@@ -15,7 +15,7 @@
 
 namespace flexkv::ipc {
 
-constexpr std::uint32_t kProtocolVersion = 8;
+constexpr std::uint32_t kProtocolVersion = 9;
 constexpr std::size_t kMaxPayload = 60 * 1024;
 
 struct Hello {

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <memory>
 
 namespace flexkv::net {
@@ -119,6 +120,14 @@ Result<Fd> accept_tcp(const Fd& listener) {
     if (const Status prepared = prepare(socket); !prepared.ok()) continue;
     return socket;
   }
+}
+
+Result<std::string> resolve_tcp(const std::string& address) {
+  auto found = resolve(address, 0);
+  if (!found.ok()) return found.error();
+  sockaddr_storage first{};
+  std::memcpy(&first, found.value()->ai_addr, found.value()->ai_addrlen);
+  return text_of(first, found.value()->ai_addrlen);
 }
 
 Result<Fd> connect_tcp(const std::string& address) {

@@ -21,6 +21,8 @@ Result<Fd> accept_tcp(const Fd& listener);
 // Of the other side, for messages.
 std::string peer_address(const Fd& socket);
 
+// The address with its host looked up, for connect_tcp(). May wait for the network's name servers for seconds.
+Result<std::string> resolve_tcp(const std::string& address);
 // Begins to connect. The address is numeric, because looking up a name may take long. The socket becomes writable when
 // that has succeeded or failed; what is done with it then says why it failed.
 Result<Fd> connect_tcp(const std::string& address);

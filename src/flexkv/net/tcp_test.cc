@@ -13,6 +13,14 @@ void wait_for(const Fd& socket, short events) {
   ASSERT_EQ(::poll(&waiting, 1, 60'000), 1);
 }
 
+TEST(TcpTest, LooksUpNames) {
+  const auto found = resolve_tcp("localhost:6380");
+  ASSERT_TRUE(found.ok()) << found.error().message;
+  EXPECT_TRUE(found.value() == "127.0.0.1:6380" || found.value() == "[::1]:6380") << found.value();
+  EXPECT_EQ(resolve_tcp("[::1]:1").value(), "[::1]:1");
+  EXPECT_FALSE(resolve_tcp("localhost").ok());
+}
+
 TEST(Tcp, ConnectsByNumber) {
   for (const std::string host : {"127.0.0.1", "[::1]"}) {
     auto listener = listen_tcp(host + ":0");

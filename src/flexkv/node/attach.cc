@@ -81,10 +81,15 @@ void Node::detach_client(EngineHandle handle) {
   Engine* engine = find_engine(handle);
   if (engine == nullptr || !engine->client) return;
   engine->client = false;
+  std::vector<JobKey> uncommitted;
   for (auto job = jobs_.lower_bound({handle, 0}); job != jobs_.end() && job->first.first == handle; ++job) {
-    // A save whose ranks are done only waits for its beginning.
+    // A save whose ranks are done only waits for its beginning, or for a word that nobody can say any more.
     const bool copied = job->second->direction == device::Direction::kToHost && job->second->waiting_count == 0;
-    if (!copied) give_up(job->first, *job->second);
+    if (!copied || job->second->on_commit) give_up(job->first, *job->second);
+    if (copied && job->second->on_commit) uncommitted.push_back(job->first);
+  }
+  for (const JobKey& key : uncommitted) {
+    if (jobs_.contains(key)) finish_if_quiet(key, now_);
   }
   unbind_space(*engine);
   drop_engine_if_empty(handle);

@@ -492,6 +492,7 @@ Reason Node::save(EngineHandle handle, const proto::TransferRequest& request, Na
   stats_.unsaved_blocks[slot_of(Reason::kPoolFull)] += count - granted;
   if (granted < count) job.failure = Reason::kPoolFull;  // and not failed, for what there is room for
   job.blocks = granted;
+  job.on_commit = request.on_commit;
   job.keys.assign(keys.begin() + begin, keys.begin() + begin + granted);
   job.origin = {begin, static_cast<std::uint32_t>(keys.size()), std::min(sequence->found, begin), nullptr};
   if (job.origin.found > 0) job.last_found = keys[job.origin.found - 1];
@@ -541,8 +542,30 @@ void Node::cancel_ranks(JobKey key, Job& job) {
 void Node::cancel(EngineHandle handle, JobId id) {
   const auto found = jobs_.find({handle, id});
   if (found == jobs_.end()) return;
-  give_up(found->first, *found->second);
+  const JobKey key = found->first;
+  give_up(key, *found->second);
+  if (found->second->on_commit) finish_if_quiet(key, now_);
   pump_disk();
+}
+
+void Node::commit(EngineHandle handle, JobId id, Nanos now) {
+  tell_time(now);
+  const auto found = jobs_.find({handle, id});
+  if (found == jobs_.end() || !found->second->told) return;
+  found->second->on_commit = false;
+  finish_if_quiet(found->first, now);
+  pump_disk();
+}
+
+// Of a save that is copied, and whose parent is kept: whether its client has still to say that it is to be kept, too.
+bool Node::awaits_commit(JobKey key, Job& job) {
+  if (!job.on_commit || job.failed) return false;
+  if (!std::exchange(job.told, true)) {
+    if (job.deadline != 0) deadlines_.erase({job.deadline, key});
+    job.deadline = 0;
+    outbox_.send(key.first, proto::JobResult{key.second, JobStatus::kDone, job.failure});
+  }
+  return true;
 }
 
 void Node::give_up(JobKey key, Job& job) {
@@ -588,6 +611,7 @@ void Node::finish_if_quiet(JobKey first, Nanos now) {
     Job& job = *jobs_.at(key);
     // A filled save whose parent is still being written waits for it: a block is never visible before its prefix.
     if (job.waiting_count > 0 || (!job.failed && (job.parent || job.missing > 0))) continue;
+    if (awaits_commit(key, job)) continue;
     if (job.direction == device::Direction::kToHost) publish_or_drop(job, now);
     const std::vector<JobKey> followers = retire(key, now);
     candidates.insert(candidates.end(), followers.begin(), followers.end());
@@ -676,6 +700,7 @@ std::vector<Node::JobKey> Node::retire(JobKey key, Nanos now) {
       stats_.blocks_of_failed_loads += good;
     }
   }
+  if (job->told) return std::move(job->followers);
   const Reason reason = save || failed ? job->failure : Reason::kNone;
   outbox_.send(key.first, proto::JobResult{key.second, failed ? JobStatus::kFailed : JobStatus::kDone, reason, good});
   return std::move(job->followers);

@@ -241,6 +241,8 @@ class Node {
   // A save that has not ended by now keeps nothing, whatever its ranks say later. So an engine that is about to
   // overwrite device blocks cancels the saves that read them, and waits for nobody.
   void cancel(EngineHandle engine, JobId job);
+  // Keeps what a save with on_commit has copied. Nothing comes of it unless the client was told that the save is done.
+  void commit(EngineHandle engine, JobId job, Nanos now);
   // Forgets every block of the engine's model; transfers that run end as they would, but publish nothing, and of
   // sequences that are open nothing is saved any more: their beginnings may have been computed before.
   void reset(EngineHandle engine, Nanos now);
@@ -422,6 +424,7 @@ class Node {
   std::vector<JobKey> retire(JobKey key, Nanos now);
   void cancel_ranks(JobKey key, Job& job);
   void give_up(JobKey key, Job& job);
+  bool awaits_commit(JobKey key, Job& job);
   void call_off(const Engine* engine, JobId job);
   void clear(Space& space, Nanos now);
   void close_ports(const Space& space);

@@ -62,8 +62,9 @@ class NodeTest : public ::testing::Test, public Outbox {
   Node::Lookup lookup(EngineHandle handle, SequenceId sequence, const Keys& keys) {
     return node->lookup(handle, sequence, 0, keys, now);
   }
-  Reason save(EngineHandle handle, SequenceId sequence, JobId job, const Keys& keys, std::uint32_t first = 0) {
-    proto::TransferRequest request{true, false, sequence, job, 0, keys, first, {}};
+  Reason save(EngineHandle handle, SequenceId sequence, JobId job, const Keys& keys, std::uint32_t first = 0,
+              bool on_commit = false) {
+    proto::TransferRequest request{true, false, sequence, job, 0, keys, first, {}, on_commit};
     request.device_blocks.resize(keys.size() - first);
     std::iota(request.device_blocks.begin(), request.device_blocks.end(), 100 + first);
     const Reason reason = node->save(handle, request, now);

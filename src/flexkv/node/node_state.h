@@ -361,6 +361,8 @@ struct Node::Job {
   std::optional<JobKey> parent;                      // a save in flight that this one continues
   std::uint32_t parent_blocks = 0;                   // how many of its blocks precede our first
   std::vector<JobKey> followers;                     // saves that continue this one
+  bool on_commit = false;                            // is to be kept only when its client says so, which it has not yet
+  bool told = false;                                 // that it is done; then there is no deadline
   admission::Origin origin;                          // `last_found` is not set:
   std::optional<key::BlockKey> last_found;
 };

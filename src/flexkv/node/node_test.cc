@@ -168,6 +168,56 @@ TEST_F(NodeTest, KeepsNothingOfACanceledSave) {
   EXPECT_EQ(lookup(e, 2, keys_of(1, 2)).matched_blocks, 2U);
 }
 
+// A client on another machine: its cancel may come after the ranks' reports, its word to keep the save never does.
+TEST_F(NodeTest, KeepsASaveThatIsToBeCommittedOnlyThen) {
+  start(8, 2);
+  const auto e = engine("e", 2);
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2), 0, true), Reason::kNone);
+  report(agents[0], 1);
+  node->commit(e, 1, now);  // it was told nothing yet: a confused client
+  ASSERT_EQ(save(e, 1, 2, keys_of(1, 4), 2, true), Reason::kNone);
+  report(agents[0], 2);
+  report(agents[1], 2);
+  EXPECT_FALSE(result(2)) << "its beginning may still be canceled";
+  report(agents[1], 1);
+  EXPECT_TRUE(done(1));
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 0U);
+  node->commit(e, 1, now);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 2U);
+  EXPECT_TRUE(done(2));
+  now += 3600 * kSecond;  // an engine with nothing to do
+  node->on_time(now);
+  EXPECT_EQ(node->blocks_in_use(), 4U);
+  node->cancel(e, 2);
+  EXPECT_EQ(node->blocks_in_use(), 2U);
+  node->commit(e, 2, now);
+  EXPECT_EQ(lookup(e, 2, keys_of(1, 4)).matched_blocks, 2U);
+  EXPECT_EQ(results.size(), 2U) << "each is told once";
+}
+
+TEST_F(NodeTest, WhatNobodyCanCommitAnyMoreIsDropped) {
+  start(8);
+  const auto e = engine("e");
+  ASSERT_EQ(save(e, 1, 1, keys_of(1, 2), 0, true), Reason::kNone);
+  ASSERT_EQ(save(e, 1, 2, keys_of(1, 4), 2, true), Reason::kNone);
+  report(agents[0], 2);
+  report(agents[0], 1);
+  EXPECT_EQ(node->blocks_in_use(), 4U);
+  node->detach_client(e);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+  node->check_invariants();
+  const auto again = node->attach_client(client_hello("e")).value();
+  node->commit(again, 1, now);
+  EXPECT_EQ(lookup(again, 1, keys_of(1, 4)).matched_blocks, 0U);
+  // Nor does a reset leave anything that could be committed.
+  ASSERT_EQ(save(again, 2, 3, keys_of(1, 2), 0, true), Reason::kNone);
+  report(agents[0], 3);
+  node->reset(again, now);
+  node->commit(again, 3, now);
+  EXPECT_EQ(lookup(again, 3, keys_of(1, 2)).matched_blocks, 0U);
+  EXPECT_EQ(node->blocks_in_use(), 0U);
+}
+
 TEST_F(NodeTest, WhatACanceledSaveWasCarryingIsSavedAnew) {
   start(8);
   const auto e = engine("e");

@@ -30,6 +30,7 @@ enum class Tag : std::uint8_t {
   kDescribe = 13,
   kChangesRequest = 14,
   kChangesReply = 15,
+  kCommit = 16,
 };
 
 Error malformed(const char* what) {
@@ -304,6 +305,7 @@ std::vector<std::byte> encode(const FromClient& value) {
     writer.array(std::span<const key::BlockKey>(transfer->keys));
     writer.pod(transfer->first_block);
     writer.array(std::span<const std::uint32_t>(transfer->device_blocks));
+    writer.pod(static_cast<std::uint8_t>(transfer->on_commit));
   } else if (const auto* prefetch = std::get_if<PrefetchRequest>(&value)) {
     writer.pod(Tag::kPrefetch);
     writer.pod(prefetch->sequence);
@@ -321,6 +323,9 @@ std::vector<std::byte> encode(const FromClient& value) {
   } else if (const auto* cancel = std::get_if<CancelRequest>(&value)) {
     writer.pod(Tag::kCancel);
     writer.pod(cancel->job);
+  } else if (const auto* commit = std::get_if<CommitRequest>(&value)) {
+    writer.pod(Tag::kCommit);
+    writer.pod(commit->job);
   } else if (const auto* describe = std::get_if<DescribeRequest>(&value)) {
     writer.pod(Tag::kDescribe);
     write(writer, *describe);
@@ -352,6 +357,7 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       transfer.keys = read_blocks<key::BlockKey>(reader);
       transfer.first_block = reader.pod<std::uint32_t>();
       transfer.device_blocks = read_blocks<std::uint32_t>(reader);
+      if (!read_flag(reader, transfer.on_commit) || (transfer.on_commit && !transfer.save)) break;
       return finish<FromClient>(reader, std::move(transfer), "transfer request");
     }
     case Tag::kPrefetch: {
@@ -376,6 +382,8 @@ Result<FromClient> decode_from_client(std::span<const std::byte> bytes) {
       return finish<FromClient>(reader, CloseSequence{reader.pod<SequenceId>()}, "close request");
     case Tag::kCancel:
       return finish<FromClient>(reader, CancelRequest{reader.pod<JobId>()}, "cancel request");
+    case Tag::kCommit:
+      return finish<FromClient>(reader, CommitRequest{reader.pod<JobId>()}, "commit request");
     case Tag::kReset:
       return finish<FromClient>(reader, ResetRequest{}, "reset request");
     case Tag::kDescribe:

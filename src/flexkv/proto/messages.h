@@ -176,6 +176,8 @@ struct TransferRequest {
   std::vector<key::BlockKey> keys;  // as in LookupRequest
   std::uint32_t first_block = 0;
   std::vector<std::uint32_t> device_blocks;
+  // A save only: what its ranks have copied is kept once a CommitRequest says so, and not before (docs/decisions/0032).
+  bool on_commit = false;
 };
 // Blocks that are only on drives are brought to host memory. No answer.
 struct PrefetchRequest {
@@ -193,9 +195,13 @@ struct CloseSequence {
 struct CancelRequest {
   JobId job = 0;
 };
+// Of a save that said on_commit and was told to be done. No answer.
+struct CommitRequest {
+  JobId job = 0;
+};
 struct ResetRequest {};
 using FromClient = std::variant<LookupRequest, TransferRequest, PrefetchRequest, PrefillSpeed, CloseSequence,
-                                CancelRequest, ResetRequest, DescribeRequest, ChangesRequest>;
+                                CancelRequest, ResetRequest, DescribeRequest, ChangesRequest, CommitRequest>;
 
 // node -> client
 struct LookupReply {

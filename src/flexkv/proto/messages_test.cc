@@ -94,7 +94,7 @@ TEST(Messages, RunsThatGoRoundOrNameTooManyBlocksAreRefused) {
 }
 
 TEST(Messages, ClientMessagesSurviveTheTrip) {
-  TransferRequest transfer{true, false, 3, 4, 1, {{5, 6}, {7, 8}}, 1, {10, 11}};
+  TransferRequest transfer{true, false, 3, 4, 1, {{5, 6}, {7, 8}}, 1, {10, 11}, true};
   const auto decoded = decode_from_client(encode(FromClient{transfer}));
   ASSERT_TRUE(decoded.ok());
   const auto& got = std::get<TransferRequest>(decoded.value());
@@ -144,7 +144,7 @@ TEST(Messages, AChangeIsDescribedOrNot) {
 TEST(Messages, EveryTruncationAndExtensionIsRefused) {
   const FromClient messages[] = {LookupRequest{1, 2, 0, {{1, 2}}},
                                  TransferRequest{true, true, 1, 2, 0, {{1, 2}}, 0, {3}}, CloseSequence{1},
-                                 CancelRequest{2}};
+                                 CancelRequest{2}, CommitRequest{3}};
   for (const auto& message : messages) {
     auto bytes = encode(message);
     for (std::size_t size = 0; size < bytes.size(); ++size) {

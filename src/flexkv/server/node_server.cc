@@ -147,6 +147,17 @@ std::unique_ptr<DiskBridge> NodeServer::open_disk() {
   return nullptr;
 }
 
+void NodeServer::open_door() {
+  if (!options_.door) return;
+  auto opened = EngineDoor::open(*options_.door, *this);
+  if (opened) {
+    door_ = std::move(opened).value();
+    return;
+  }
+  door_off_why_ = "engines of other machines are not served: " + opened.error().message;
+  log_warning(door_off_why_);
+}
+
 Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options) {
   if (auto swept = ipc::sweep_stale(options.runtime_dir); !swept) return swept.error();
   // Seen only once nothing can fail any more: who connects before would only be told that it is closed.
@@ -172,6 +183,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
   const std::optional<ResetsSeen> held = server->disk_ == nullptr ? std::nullopt : server->disk_->resets_seen();
   if (server->remote_ != nullptr) server->remote_->start(held ? std::optional(held->marks) : std::nullopt);
   server->join_cluster(held.value_or(ResetsSeen()));
+  server->open_door();
   if (Status shown = server->listener_.show(); !shown) return shown.error();
   NodeServer* self = server.get();
   server->lane_ = start_thread([self] { self->lane(); });
@@ -183,6 +195,7 @@ Result<std::unique_ptr<NodeServer>> NodeServer::start(NodeServerOptions options)
 }
 
 NodeServer::~NodeServer() {
+  door_.reset();
   if (cluster_ != nullptr) cluster_->leave(kLeavePatience);
   {
     MutexLock lock(mutex_);
@@ -220,10 +233,10 @@ void NodeServer::finish_writes() {
 
 // ---- direct calls --------------------------------------------------------------------------------------------------
 
-Result<node::EngineHandle> NodeServer::attach_client(const proto::ClientHello& hello) {
+Result<node::EngineHandle> NodeServer::attach_client(const proto::ClientHello& hello, int results_fd) {
   MutexLock lock(mutex_);
   auto attached = node_.attach_client(hello);
-  if (attached.ok()) ended_[attached.value()];
+  if (attached.ok()) ended_[attached.value()].results_fd = results_fd;
   return attached;
 }
 
@@ -240,47 +253,16 @@ node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, const proto::Lo
   return found;
 }
 
-proto::Reason NodeServer::transfer(node::EngineHandle engine, const proto::TransferRequest& request) {
+proto::Reason NodeServer::post(node::EngineHandle engine, const proto::FromClient& message) {
   MutexLock lock(mutex_);
-  const Nanos now = monotonic_now();
-  const auto reason = request.save ? node_.save(engine, request, now) : node_.load(engine, request, now);
+  const proto::Reason reason = take(engine, message, monotonic_now());
   wake_if_earlier();
   return reason;
-}
-
-proto::Reason NodeServer::prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request) {
-  MutexLock lock(mutex_);
-  return node_.prefetch(engine, request, monotonic_now());
-}
-
-void NodeServer::set_prefill(node::EngineHandle engine, const plan::PrefillTime& time) {
-  MutexLock lock(mutex_);
-  node_.set_prefill(engine, time);
-}
-
-void NodeServer::close_sequence(node::EngineHandle engine, proto::SequenceId sequence) {
-  MutexLock lock(mutex_);
-  node_.close_sequence(engine, sequence);
-}
-
-void NodeServer::cancel(node::EngineHandle engine, proto::JobId job) {
-  MutexLock lock(mutex_);
-  node_.cancel(engine, job);
-}
-
-void NodeServer::reset(node::EngineHandle engine) {
-  MutexLock lock(mutex_);
-  node_.reset(engine, monotonic_now());
 }
 
 void NodeServer::reset_all() {
   MutexLock lock(mutex_);
   node_.reset_all(monotonic_now());
-}
-
-void NodeServer::describe(node::EngineHandle engine, const proto::DescribeRequest& request) {
-  MutexLock lock(mutex_);
-  node_.describe(engine, request);
 }
 
 bool NodeServer::read_changes(events::Subscription& subscription, node::EngineHandle engine,
@@ -328,7 +310,7 @@ bool NodeServer::ready(node::EngineHandle engine) const {
 std::vector<proto::JobResult> NodeServer::take_ended_jobs(node::EngineHandle engine) {
   MutexLock lock(mutex_);
   const auto found = ended_.find(engine);
-  return found == ended_.end() ? std::vector<proto::JobResult>{} : std::exchange(found->second, {});
+  return found == ended_.end() ? std::vector<proto::JobResult>{} : std::exchange(found->second.results, {});
 }
 
 bool NodeServer::wait_ended_jobs(node::EngineHandle engine, Nanos timeout) const {
@@ -336,7 +318,7 @@ bool NodeServer::wait_ended_jobs(node::EngineHandle engine, Nanos timeout) const
   MutexLock lock(mutex_);
   while (true) {
     const auto found = ended_.find(engine);
-    if (found == ended_.end() || !found->second.empty()) return true;
+    if (found == ended_.end() || !found->second.results.empty()) return true;
     if (!wait_for_news(end)) return false;
   }
 }
@@ -370,7 +352,9 @@ std::string NodeServer::describe() const {
     if (usable > 0 && usable < std::ssize(drives)) text += " of " + std::to_string(drives.size());
   }
   if (options_.remote) text += remote_ == nullptr ? ", remote tier OFF" : ", remote tier at " + options_.remote->url;
-  return text + ", listening at " + socket_path();
+  text += ", listening at " + socket_path();
+  if (door_ != nullptr) text += " and for engines of other machines at " + door_->address();
+  return text;
 }
 
 std::string NodeServer::status_json() const {
@@ -383,6 +367,8 @@ std::string NodeServer::status_json() const {
   identity.page_kind = pool_.description();
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
+  if (door_ != nullptr) identity.door_address = door_->address();
+  if (!door_off_why_.empty()) identity.messages.push_back(door_off_why_);
   if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);
   if (!remote_off_why_.empty()) identity.messages.push_back(remote_off_why_);
   if (!disk_off_why_.empty()) identity.messages.push_back(disk_off_why_);
@@ -414,8 +400,10 @@ void NodeServer::send(node::EngineHandle engine, const proto::JobResult& result)
   }
   const auto direct = ended_.find(engine);
   if (direct == ended_.end()) return;
-  if (direct->second.size() == kEndedMax) direct->second.erase(direct->second.begin());
-  direct->second.push_back(result);
+  auto& results = direct->second.results;
+  if (results.size() == kEndedMax) results.erase(results.begin());
+  results.push_back(result);
+  if (direct->second.results_fd >= 0) ipc::ring_eventfd(direct->second.results_fd);
   news_.notify_all();
 }
 
@@ -694,26 +682,37 @@ bool NodeServer::apply(Peer& peer, std::span<const std::byte> record) {
                                    found.disk_blocks, found.host_blocks,    found.described_blocks};
     return peer.channel.send(proto::encode(proto::ToClient{reply}));
   }
-  if (const auto* transfer = std::get_if<proto::TransferRequest>(&message.value())) {
-    (void)(transfer->save ? node_.save(peer.engine, *transfer, now) : node_.load(peer.engine, *transfer, now));
-  } else if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message.value())) {
-    (void)node_.prefetch(peer.engine, *prefetch, now);
-  } else if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message.value())) {
-    node_.set_prefill(peer.engine, speed->time);
-  } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message.value())) {
-    node_.close_sequence(peer.engine, closed->sequence);
-  } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message.value())) {
-    node_.cancel(peer.engine, cancel->job);
-  } else if (const auto* described = std::get_if<proto::DescribeRequest>(&message.value())) {
-    node_.describe(peer.engine, *described);
-  } else if (std::holds_alternative<proto::ChangesRequest>(message.value())) {
+  if (std::holds_alternative<proto::ChangesRequest>(message.value())) {
     node_.follow();
     peer.wants_changes = true;
     tell_changes(peer);
   } else {
-    node_.reset(peer.engine, now);
+    (void)take(peer.engine, message.value(), now);
   }
   return true;
+}
+
+proto::Reason NodeServer::take(node::EngineHandle engine, const proto::FromClient& message, Nanos now) {
+  if (const auto* transfer = std::get_if<proto::TransferRequest>(&message)) {
+    return transfer->save ? node_.save(engine, *transfer, now) : node_.load(engine, *transfer, now);
+  }
+  if (const auto* prefetch = std::get_if<proto::PrefetchRequest>(&message)) {
+    return node_.prefetch(engine, *prefetch, now);
+  }
+  if (const auto* speed = std::get_if<proto::PrefillSpeed>(&message)) {
+    node_.set_prefill(engine, speed->time);
+  } else if (const auto* closed = std::get_if<proto::CloseSequence>(&message)) {
+    node_.close_sequence(engine, closed->sequence);
+  } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
+    node_.cancel(engine, cancel->job);
+  } else if (const auto* commit = std::get_if<proto::CommitRequest>(&message)) {
+    node_.commit(engine, commit->job, now);
+  } else if (const auto* described = std::get_if<proto::DescribeRequest>(&message)) {
+    node_.describe(engine, *described);
+  } else if (std::holds_alternative<proto::ResetRequest>(message)) {
+    node_.reset(engine, now);
+  }
+  return proto::Reason::kNone;
 }
 
 // Ends the conversation with a peer that has ended it, or broke the protocol. An agent's lanes may still be copying, so

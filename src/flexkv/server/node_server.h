@@ -21,6 +21,7 @@
 #include "flexkv/server/beyond.h"
 #include "flexkv/server/cluster_bridge.h"
 #include "flexkv/server/disk_bridge.h"
+#include "flexkv/server/engine_door.h"
 #include "flexkv/server/remote_bridge.h"
 #include "flexkv/server/resets_seen.h"
 
@@ -31,6 +32,7 @@ struct NodeServerOptions {
   DiskOptions disk;
   std::optional<ClusterOptions> cluster;  // none: this node is alone
   std::optional<RemoteOptions> remote;    // none: nothing is kept beyond this machine
+  std::optional<EngineDoorOptions> door;  // none: it serves schedulers of this machine only
   bool huge_pages = true;
   unsigned touch_threads = 4;
   std::string runtime_dir;  // private directory, as ipc::runtime_dir() gives it
@@ -44,22 +46,19 @@ class NodeServer final : private node::Outbox {
   // Leaves the cluster, ends the lane and closes every connection; agents and clients see the node go.
   ~NodeServer();
 
-  // For the engine this node is embedded in; see Node.
-  Result<node::EngineHandle> attach_client(const proto::ClientHello& hello);
+  // For the engine this node is embedded in; see Node. `results_fd`: an eventfd to be rung when take_ended_jobs() has
+  // something to say; -1: none.
+  Result<node::EngineHandle> attach_client(const proto::ClientHello& hello, int results_fd = -1);
   void detach_client(node::EngineHandle engine);
   node::Node::Lookup lookup(node::EngineHandle engine, const proto::LookupRequest& request);
-  proto::Reason transfer(node::EngineHandle engine, const proto::TransferRequest& request);
-  proto::Reason prefetch(node::EngineHandle engine, const proto::PrefetchRequest& request);
-  void set_prefill(node::EngineHandle engine, const plan::PrefillTime& time);
-  void close_sequence(node::EngineHandle engine, proto::SequenceId sequence);
-  void cancel(node::EngineHandle engine, proto::JobId job);
-  void reset(node::EngineHandle engine);
+  // What needs no answer: the reason why a transfer or a prefetch was not taken, kNone of all others. Not for lookups,
+  // nor for ChangesRequest.
+  proto::Reason post(node::EngineHandle engine, const proto::FromClient& message);
   void reset_all();  // of the cluster's other nodes, too
   // See Node::begin_scrub(); 0: the one that runs is to stop. Fails without an SSD tier.
   Status scrub(std::uint64_t bytes_per_second);
   bool ready(node::EngineHandle engine) const;
   // See Node; the first call of read_changes(), or of a client's ChangesRequest, begins to follow.
-  void describe(node::EngineHandle engine, const proto::DescribeRequest& request);
   bool read_changes(events::Subscription& subscription, node::EngineHandle engine, std::vector<events::Change>& out);
   // A descriptor that is readable while there may be changes that read_changes(), which must find no more before it is
   // waited for again, has not given yet. For one reader; the server's own.
@@ -74,6 +73,8 @@ class NodeServer final : private node::Outbox {
   // What `flexkv status` shows, as JSON (docs/reference/status.md).
   std::string status_json() const;
   std::string socket_path() const;
+  // ADDRESS:PORT for schedulers of other machines; empty: it does not listen for any.
+  std::string door_address() const { return door_ == nullptr ? "" : door_->address(); }
   // One line for the log: pool size, page kind, socket.
   std::string describe() const;
 
@@ -95,6 +96,7 @@ class NodeServer final : private node::Outbox {
   std::unique_ptr<RemoteBridge> open_remote();
   std::unique_ptr<DiskBridge> open_disk();
   void join_cluster(const ResetsSeen& held);
+  void open_door();
   void call_node(const std::function<void(node::Node&)>& call);
   void note_resets(const std::function<void(ResetsSeen&)>& change) FLEXKV_REQUIRES(mutex_);
   void finish_writes();
@@ -113,6 +115,7 @@ class NodeServer final : private node::Outbox {
   Result<std::unique_ptr<Peer>> admit(ipc::PendingChannel& pending);
   void serve(std::uint64_t id, bool socket_event);
   bool apply(Peer& peer, std::span<const std::byte> record);
+  proto::Reason take(node::EngineHandle engine, const proto::FromClient& message, Nanos now) FLEXKV_REQUIRES(mutex_);
   bool hear(Peer& peer);
   void hear_client_of(node::AgentHandle agent);
   void expel(std::uint64_t id);
@@ -125,6 +128,7 @@ class NodeServer final : private node::Outbox {
   std::array<std::uint8_t, 32> key_secret_{};
   std::uint64_t epoch_ = 0;
   Nanos started_at_ = 0;
+  std::string door_off_why_;                      // not empty: the door that was asked for could not be opened
   Beyond beyond_;                                 // both of these, as far as there are any
   std::string cluster_off_why_;                   // not empty: the cluster that was asked for could not be joined
   const std::unique_ptr<ClusterBridge> cluster_;  // null: no cluster, or no secret
@@ -148,7 +152,11 @@ class NodeServer final : private node::Outbox {
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::EngineHandle, Peer*> clients_ FLEXKV_GUARDED_BY(mutex_);
-  std::unordered_map<node::EngineHandle, std::vector<proto::JobResult>> ended_ FLEXKV_GUARDED_BY(mutex_);
+  struct Ended {
+    std::vector<proto::JobResult> results;
+    int results_fd = -1;
+  };
+  std::unordered_map<node::EngineHandle, Ended> ended_ FLEXKV_GUARDED_BY(mutex_);  // of attach_client()
   bool stopping_ FLEXKV_GUARDED_BY(mutex_) = false;
   Nanos lane_wakeup_ FLEXKV_GUARDED_BY(mutex_) = 0;
   bool changed_ FLEXKV_GUARDED_BY(mutex_) = false;  // and peers were not told yet
@@ -156,6 +164,7 @@ class NodeServer final : private node::Outbox {
 
   std::thread lane_;
   std::thread toucher_;
+  std::unique_ptr<EngineDoor> door_;
 };
 
 }  // namespace flexkv::server

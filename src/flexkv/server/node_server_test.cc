@@ -72,7 +72,7 @@ class NodeServerTest : public ::testing::Test {
     request.job = job;
     request.keys = {{1, 1}, {2, 2}};
     request.device_blocks = {0, 1};
-    ASSERT_EQ(node_->transfer(engine_, request), proto::Reason::kNone);
+    ASSERT_EQ(node_->post(engine_, request), proto::Reason::kNone);
     ASSERT_EQ(reserved(), 2U);
   }
 
@@ -154,7 +154,7 @@ TEST_F(NodeServerTest, ResetsAreCounted) {
   const auto resets = [&] { return nlohmann::json::parse(node_->status_json()).at("node").at("resets"); };
   EXPECT_EQ(resets(), 0);
   node_->reset_all();
-  node_->reset(engine_);
+  (void)node_->post(engine_, proto::ResetRequest{});
   EXPECT_EQ(resets(), 2);
 }
 

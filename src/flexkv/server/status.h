@@ -19,6 +19,7 @@ struct NodeIdentity {
   std::string page_kind;
   std::uint64_t pool_bytes = 0;
   std::size_t peers = 0;
+  std::string door_address;           // where engines of other machines attach; empty: they cannot
   std::vector<std::string> messages;  // what is not as it was asked for
 };
 

@@ -111,6 +111,9 @@ proto::Reason SimNode::apply(node::EngineHandle engine, const proto::FromClient&
   } else if (const auto* cancel = std::get_if<proto::CancelRequest>(&message)) {
     loop_.note("node: cancel", engine, cancel->job);
     node_.cancel(engine, cancel->job);
+  } else if (const auto* commit = std::get_if<proto::CommitRequest>(&message)) {
+    loop_.note("node: commit", engine, commit->job);
+    node_.commit(engine, commit->job, loop_.now());
   } else {
     loop_.note("node: reset", engine);
     node_.reset(engine, loop_.now());

@@ -17,7 +17,7 @@ from flexkv.metrics import start_metrics
 from flexkv.node_sockets import somebody_listens
 from flexkv.node_start import start_node
 
-_ATTACH_SECONDS = 2.0
+ATTACH_SECONDS = 2.0
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def show_our_logs(level: str, prefix: str) -> None:
 def wait_until_served(socket: str, engine_ids: set[str]) -> None:
     """At the start of the engine, until its node has heard of all its ranks: nothing that is computed before is kept.
     For a moment, as it is a matter of milliseconds; an engine whose node is not there serves without it."""
-    deadline = time.monotonic() + _ATTACH_SECONDS
+    deadline = time.monotonic() + ATTACH_SECONDS
     while time.monotonic() < deadline:
         try:
             engines = json.loads(_core.query_status(socket))["engines"]

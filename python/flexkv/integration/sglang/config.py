@@ -81,8 +81,8 @@ def _refuse(config: FlexKVConfig, server_args: Any) -> None:
         raise ValueError("ENABLE_FLEXKV=0: start SGLang without --enable-flexkv instead")
     if os.environ.get("FLEXKV_ENABLE_LAYERWISE_TRANSFER", "0") not in ("", "0"):
         raise ValueError(
-            "FLEXKV_ENABLE_LAYERWISE_TRANSFER=1 is not supported: SGLang then begins a load for every lookup, follows only "
-            "the newest, and waits without end for one that fails. Unset it"
+            "FLEXKV_ENABLE_LAYERWISE_TRANSFER=1 is not supported: SGLang then gives slots that a load still fills to other "
+            "requests. Unset it, or use the linker, whose loads are layer-wise (docs/engines/sglang.md)"
         )
     if getattr(server_args, "nnodes", 1) > 1:
         raise ValueError("--enable-flexkv: an engine on several machines (--nnodes) is not supported")

@@ -68,6 +68,8 @@ class LayerCounter:
 
     def __init__(self, num_layers: int, streams: Streams) -> None:
         self.num_layers = num_layers
+        # What the forward of now follows. SGLang asks for it where a forward replays a whole graph or copies a state.
+        self.consumer_index = -1
         self._streams = streams
         self._batches: dict[int, list[Batch]] = {}
         self._begun = -1
@@ -86,6 +88,7 @@ class LayerCounter:
     def set_consumer(self, index: int) -> None:
         """Of the next forward; -1: it follows none."""
         self._current = self._batches.get(index, [])
+        self.consumer_index = index
         if not self._layers_ask:
             self.wait_until(self.num_layers - 1)
 

@@ -99,7 +99,8 @@ class FlexKVLinker(UnifiedCacheLinker):
         lengths = set(range(1, full + 1))
         for name, store in self._stores.items():
             if name != "kv" and lengths:
-                kept, pieces = store.find_scattered(pages[:full])
+                find = store.find_alone if name == str(PoolName.MAMBA) else store.find_scattered
+                kept, pieces = find(pages[:full])
                 held.append((store, pieces))
                 window = len(wanted[name].keys)
                 lengths = {n for n in lengths if all(page in kept for page in range(max(0, n - window), n))}

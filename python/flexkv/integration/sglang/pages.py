@@ -72,6 +72,25 @@ class PageStore:
             at += piece.count
         return found, pieces
 
+    def find_alone(self, pages: Sequence[bytes]) -> tuple[set[int], list[Piece]]:
+        """The same of pages that were saved one by one, and of which few are kept: each that is found costs a question, the
+        others nothing."""
+        found: set[int] = set()
+        pieces = []
+        end = len(pages)
+        while end > 0:
+            sequence = self.client.open_sequence()
+            end, _, from_drives = self.client.lookup_last(sequence, pages[:end])
+            if end > 0 and (from_drives == 0 or self._from_drives):
+                pieces.append(Piece(sequence, [pages[end - 1]], 0, end - 1, 1))
+                found.add(end - 1)
+            else:
+                if end > 0:
+                    self.client.prefetch(sequence, [pages[end - 1]])
+                self.client.close_sequence(sequence)
+            end -= 1
+        return found, pieces
+
     def _look_up(self, pages: Sequence[bytes], at: int) -> Piece | None:
         before = self._chains.before(pages[at])
         # What was kept behind others once may be kept by itself now.

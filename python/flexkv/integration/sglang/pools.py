@@ -50,7 +50,7 @@ def device_pools(params: Any, components: set[Any]) -> Pools:
 def _entries(kvcache: Any, params: Any, components: set[Any]) -> tuple[list[Any], int, bool]:
     from sglang.srt.mem_cache.hicache_storage import PoolName
     from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import resolve_hybrid_device_pool_group
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
     page = params.page_size
@@ -70,9 +70,30 @@ def _entries(kvcache: Any, params: Any, components: set[Any]) -> tuple[list[Any]
             layers = {layer - kvcache.start_layer: index for layer, (index, is_swa) in mapped if is_swa == swa}
             entries.append(_entry(name, pool, layers, page))
         return entries, kvcache.layer_num, False
+    if type(kvcache) is HybridLinearKVPool and names == {"FULL", "MAMBA"}:
+        # SGLang describes those with latents only.
+        if type(kvcache.full_kv_pool) is MHATokenToKVPool:
+            return _with_states(kvcache, params)
     # The other models, as far as SGLang can describe their pools itself.
     group = resolve_hybrid_device_pool_group(kvcache=kvcache, page_size=page, params=params, components=components)
     return group.entries, group.num_layers, group.rank_replicated
+
+
+def _with_states(kvcache: Any, params: Any) -> tuple[list[Any], int, bool]:
+    from sglang.srt.mem_cache.hicache_storage import PoolName
+    from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import _mamba_device_pool_entry
+    from sglang.srt.runtime_context import get_parallel
+
+    _refuse_drafts(params)
+    if get_parallel().attn_dcp_size > 1:
+        raise ValueError("the FlexKV linker: states together with decode context parallelism are not supported")
+    mapped = kvcache.full_attention_layer_id_mapping.items()
+    layers = {layer - kvcache.start_layer: index for layer, index in mapped}
+    entries = [
+        _entry(PoolName.KV, kvcache.full_kv_pool, layers, params.page_size),
+        _mamba_device_pool_entry(params.req_to_token_pool, kvcache.start_layer),
+    ]
+    return entries, max(layer for entry in entries for layer in entry.layer_mapping) + 1, False
 
 
 def _refuse_drafts(params: Any) -> None:

@@ -23,6 +23,8 @@ TransferResults: Any = getattr(base, "KVConnectorTransferResults", None)
 # What vLLM counts our hits as; None: it does not tell its sources apart.
 HOST_MEMORY: Any = getattr(getattr(base, "CacheHitSource", None), "HOST", None)
 
+# Whether vLLM, where it zeroes the blocks that it hands out, leaves those alone that are loaded beside its steps.
+LEAVES_LOADED_BLOCKS = hasattr(base.KVConnectorBase_V1, "get_loaded_kv_cache_group_ids")
 
 # Whether vLLM says of each step which device blocks hold complete states: see complete_states().
 TELLS_STATES = hasattr(SchedulerOutput, "kv_connector_block_state")

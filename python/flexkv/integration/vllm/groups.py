@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1 import kv_cache_interface as specs
@@ -24,6 +24,7 @@ _GROUPS_MAX = 12
 _KEEPS_ALL = (specs.FullAttentionSpec, specs.MLAAttentionSpec)
 _KEEPS_WINDOW = (specs.SlidingWindowSpec, specs.ChunkedLocalAttentionSpec)
 _KEEPS_STATES = (specs.MambaSpec,)
+_KEEPS_TAILS = tuple(kind for kind in (getattr(specs, "SlidingWindowMLASpec", None),) if kind is not None)
 
 
 # Of a load that failed vLLM computes from the first block on that is named, whose window lies in blocks that nobody loaded.
@@ -51,6 +52,15 @@ class Group:
     # A block holds no KV of its tokens, but the state after the last of them (docs/decisions/0026): it needs none of the
     # blocks before it, of which most do not exist.
     holds_states: bool = False
+    # Of a window over latents only what a prefix needs that ends at a boundary is kept: the last so many blocks before
+    # it, by themselves (docs/decisions/0031); 0: this group is kept otherwise. A boundary comes every so many blocks.
+    tail_blocks: int = 0
+    boundary_blocks: int = 0
+
+    @property
+    def at_boundaries(self) -> bool:
+        """Kept at some ends of prefixes only, each by itself, and not as one chain from the first block on."""
+        return self.holds_states or self.tail_blocks > 0
 
     def engine_id(self, engine_id: str) -> str:
         return engine_id if self.count == 1 else f"{engine_id}/group-{self.index}"
@@ -78,8 +88,16 @@ class Group:
 
     def to_load(self, block_ids: list[int], first: int, end: int) -> list[tuple[int, list[int]]]:
         """Of a request's blocks [first, end) of `block_ids`, those to be filled: (position in what was looked up, ids) of
-        each run. Of states only the last one is wanted, and was looked up alone."""
+        each run. Of states only the last one is wanted, and was looked up alone; of windows over latents the tail."""
+        if self.tail_blocks:
+            tail = block_ids[end - self.tail_blocks : end]
+            return [] if NULL_BLOCK in tail else [(0, tail[::-1])]
         return self.runs(block_ids[end - 1 : end], 0) if self.holds_states else self.runs(block_ids[first:end], first)
+
+    def tail_hashes(self, block_hashes: list[bytes], end: int) -> list[bytes]:
+        """Of the blocks before a boundary, the last one first: the tail is found by it, and it is evicted last."""
+        step = self.hashes_per_block
+        return [block_hashes[number * step - 1] for number in range(end, end - self.tail_blocks, -1)]
 
     def runs(self, block_ids: list[int], first: int) -> list[tuple[int, list[int]]]:
         """(position, ids) of each run of blocks that are not null; `first` is the position of the first id."""
@@ -111,12 +129,15 @@ def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list
         return [Group(0, 1, _block_tokens(config), 1, None, None)]
     states = [group for group in described if _holds_states(group.kv_cache_spec)]
     # What is a reason to zero blocks, besides states.
-    if getattr(kv_cache_config, "has_mixed_precision_kv_cache", _zeroes(kv_cache_config) and not states):
+    tails = [group for group in described if _keeps_tails(group.kv_cache_spec)]
+    if getattr(kv_cache_config, "has_mixed_precision_kv_cache", _zeroes(kv_cache_config) and not states) and not tails:
         raise UnsupportedGroups("a KV cache of several precisions is not supported")
     for index, group in enumerate(described):
         _check(index, group, kv_cache_config)
     if states:
         _check_states(config, states, len(described))
+    if tails:
+        _check_tails(config, described)
     if len(described) == 1:
         window = _window(described[0].kv_cache_spec)
         if window is not None and compat.TransferResults is None:
@@ -128,7 +149,7 @@ def groups_of(config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> list
         raise UnsupportedGroups("several KV cache groups: this vLLM cannot be told which request's load has failed")
     if _context_ranks(config) > 1:
         raise UnsupportedGroups("several KV cache groups together with context parallelism are not supported")
-    return [_group(index, group, kv_cache_config) for index, group in enumerate(described)]
+    return _with_boundaries([_group(index, group, kv_cache_config) for index, group in enumerate(described)])
 
 
 def alignment_tokens(groups: list[Group]) -> int:
@@ -155,6 +176,10 @@ def _holds_states(spec: Any) -> bool:
     return any(type(layer) in _KEEPS_STATES for layer in _layer_specs(spec))
 
 
+def _keeps_tails(spec: Any) -> bool:
+    return any(type(layer) in _KEEPS_TAILS for layer in _layer_specs(spec))
+
+
 def _check_states(config: VllmConfig, groups: list[KVCacheGroupSpec], group_count: int) -> None:
     modes = {layer.mamba_cache_mode for group in groups for layer in _layer_specs(group.kv_cache_spec)}
     if modes != {"align"}:
@@ -171,9 +196,31 @@ def _check_states(config: VllmConfig, groups: list[KVCacheGroupSpec], group_coun
         raise UnsupportedGroups("models with states only are not supported: no attention says how far a prompt is kept")
 
 
+def _check_tails(config: VllmConfig, groups: list[KVCacheGroupSpec]) -> None:
+    if len({_keeps_tails(group.kv_cache_spec) for group in groups}) == 1:
+        raise UnsupportedGroups("models with windows over latents only are not supported")
+    # Their caches are of several precisions, for which vLLM zeroes blocks that it hands out.
+    if not compat.LEAVES_LOADED_BLOCKS:
+        raise UnsupportedGroups("windows over latents: this vLLM zeroes blocks that are being loaded")
+    # Drafts that are rejected have been written over what the window's state was made of.
+    if getattr(config, "speculative_config", None) is not None:
+        raise UnsupportedGroups("windows over latents together with speculative decoding are not supported")
+
+
+def _with_boundaries(groups: list[Group]) -> list[Group]:
+    alignment = alignment_tokens(groups)
+    for group in groups:
+        if group.tail_blocks * group.block_tokens > alignment:
+            raise UnsupportedGroups(
+                f"KV cache group {group.index} needs {group.tail_blocks * group.block_tokens} tokens before the end of a "
+                f"prefix, and prefixes end every {alignment} tokens"
+            )
+    return [replace(group, boundary_blocks=alignment // group.block_tokens) for group in groups]
+
+
 def _check(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) -> None:
     kinds = {type(layer) for layer in _layer_specs(group.kv_cache_spec)}
-    known = kinds <= {*_KEEPS_ALL, *_KEEPS_WINDOW} or kinds <= {*_KEEPS_STATES}
+    known = any(kinds <= {*those} for those in ((*_KEEPS_ALL, *_KEEPS_WINDOW), _KEEPS_STATES, _KEEPS_TAILS))
     if not known or index not in compat.prefix_cacheable(kv_cache_config):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UnsupportedGroups(f"KV cache group {index} holds other than full or windowed attention or states ({names})")
@@ -193,15 +240,17 @@ def _group(index: int, group: KVCacheGroupSpec, kv_cache_config: KVCacheConfig) 
         raise UnsupportedGroups(
             f"prefixes that end inside of a block of states ({hash_tokens} of {spec.block_size} tokens: prefix_match_unit)"
         )
+    window = None if holds_states else _window(spec)
     return Group(
         index,
         len(kv_cache_config.kv_cache_groups),
         spec.block_size,
         spec.block_size // hash_tokens,
-        None if holds_states else _window(spec),
+        window,
         frozenset(group.layer_names),
         f"{spec} {sorted(group.layer_names)}",
         holds_states,
+        math.ceil((window - 1) / spec.block_size) if window is not None and _keeps_tails(spec) else 0,
     )
 
 
@@ -213,6 +262,6 @@ def _window(spec: Any) -> int | None:
     layers = _layer_specs(spec)
     if all(type(layer) in _KEEPS_ALL for layer in layers):
         return None
-    if all(type(layer) is specs.SlidingWindowSpec for layer in layers):
+    if all(type(layer) in (specs.SlidingWindowSpec, *_KEEPS_TAILS) for layer in layers):
         return min(int(layer.sliding_window) for layer in layers)
     return 1

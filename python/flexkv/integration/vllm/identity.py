@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import vllm
 
+from flexkv.integration.vllm.machines import machines_of
 from flexkv.integration.weights import hub_snapshot, weight_files
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ _SAFE_HASHES = ("sha256", "sha256_cbor", "sha256_cbor_64bit")
 
 def engine_id(config: VllmConfig) -> str:
     """Equal in the scheduler and in all workers of one engine, different for every data-parallel rank."""
-    return str(config.kv_transfer_config.engine_id)
+    if machines_of(config).count == 1:
+        return str(config.kv_transfer_config.engine_id)
+    # That of vLLM is another one on each machine, unless the user gave it.
+    parallel = config.parallel_config
+    meets_at = f"{parallel.master_addr}:{parallel.master_port}, data-parallel rank {parallel.data_parallel_rank}"
+    return hashlib.sha256(meets_at.encode()).hexdigest()[:32]
 
 
 def embedded_node_name(config: VllmConfig) -> str:
@@ -41,6 +47,7 @@ def embedded_node_name(config: VllmConfig) -> str:
 
 
 def rank_count(config: VllmConfig) -> int:
+    """Of this engine, on all machines."""
     return int(config.parallel_config.world_size)
 
 

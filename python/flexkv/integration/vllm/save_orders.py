@@ -113,7 +113,9 @@ class SaveOrders:
             return
         after_step = computed + output.num_scheduled_tokens.get(request_id, 0)
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            if not group.holds_states:
+            if group.tail_blocks:
+                self._save_tails(group, chain, tracked, computed, after_step, meta)
+            elif not group.holds_states:
                 self._save(group, client, chain, tracked, computed, after_step, meta)
 
     def _save(
@@ -154,6 +156,21 @@ class SaveOrders:
         meta.saves.append((group.index, job))
         self._running.add((group.index, job), Save(offers, first, blocks))
 
+    def _save_tails(
+        self, group: Group, chain: Chain, tracked: Tracked, computed: int, after_step: int, meta: FlexKVMetadata
+    ) -> None:
+        """What prefixes need that end where this step, or the one before, has passed. Offered once: it is gone soon."""
+        block_hashes = tracked.block_hashes()
+        step = group.boundary_blocks
+        hashed = len(block_hashes) // group.hashes_per_block
+        ready = min(after_step // group.block_tokens, hashed, len(chain.block_ids)) // step * step
+        live = group.first_live(computed) + group.tail_blocks
+        for end in range(max(chain.offers.offered + step, -(-live // step) * step), ready + 1, step):
+            blocks = chain.block_ids[end - group.tail_blocks : end]
+            if NULL_BLOCK not in blocks and self._tainted.isdisjoint(blocks):
+                self._save_apart(group, group.tail_hashes(block_hashes, end), blocks[::-1], meta)
+        chain.offers.offered = max(chain.offers.offered, ready)
+
     def _save_state(self, group: Group, request_id: str, block: int, tokens: int, meta: FlexKVMetadata) -> None:
         """`block` holds the state after so many tokens once the step has ended. Offered once: a moment later it is gone."""
         tracked = self._requests.get(request_id)
@@ -163,14 +180,17 @@ class SaveOrders:
         hashes = group.hashes(tracked.block_hashes())
         if inside or number > len(hashes):
             return
+        self._save_apart(group, [hashes[number - 1]], [block], meta)
+
+    def _save_apart(self, group: Group, hashes: list[bytes], blocks: list[int], meta: FlexKVMetadata) -> None:
+        """As a chain of its own: what precedes it is not needed with it."""
         client = self._clients[group.index]
         sequence = client.open_sequence()
-        # Its own beginning: what precedes a state is not needed with it.
-        job = client.save(sequence, [hashes[number - 1]], 0, [block])
+        job = client.save(sequence, hashes, 0, blocks)
         client.close_sequence(sequence)
         if job != 0:
             meta.saves.append((group.index, job))
-            self._running.add((group.index, job), Save(Offers(), 0, [block]))
+            self._running.add((group.index, job), Save(Offers(), 0, blocks))
 
     def _settle(self) -> None:
         """Forgets the saves that have ended; what was not kept is offered again later."""

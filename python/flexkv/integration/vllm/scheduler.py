@@ -37,7 +37,7 @@ class SchedulerSide:
     def __init__(self, config: VllmConfig, settings: Settings, groups: list[Group]) -> None:
         self._groups = groups
         self._alignment = alignment_tokens(groups)
-        self._states = [number for number, group in enumerate(groups) if group.holds_states]
+        self._at_boundaries = [number for number, group in enumerate(groups) if group.at_boundaries]
         self._settings = settings
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
@@ -77,7 +77,10 @@ class SchedulerSide:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             options = (request.kv_transfer_params or {}).get("flexkv") or {}
-            chains = [Chain(client.open_sequence()) for client in self._clients]
+            chains = [
+                Chain(client.open_sequence(), client.open_sequence() if group.tail_blocks else 0)
+                for group, client in zip(self._groups, self._clients, strict=True)
+            ]
             save = bool(options.get("save", True))
             # A session that goes on after a stop in the midst of accepted drafts: vLLM (0.32) takes the KV of those behind
             # the stop for that of the next input.
@@ -119,12 +122,15 @@ class SchedulerSide:
         tracked.local_tokens = num_computed_tokens
         tracked.outdated = tracked.tainted = False
         served = served // self._alignment * self._alignment
-        if self._states and served > num_computed_tokens:
-            parts = [(self._groups[i], self._clients[i], tracked.chains[i]) for i in self._states]
-            kept, states_on_drives = longest_with_states(parts, block_hashes, num_computed_tokens, served, self._alignment)
+        for number in self._at_boundaries:
+            tracked.chains[number].offers.restart(0)
+        if self._at_boundaries and served > num_computed_tokens:
+            parts = [(self._groups[i], self._clients[i], tracked.chains[i]) for i in self._at_boundaries]
+            begin = num_computed_tokens
+            kept, states_on_drives = longest_with_states(parts, block_hashes, begin, served, self._alignment)
             if self._trace and kept < served:
                 logger.debug(
-                    "FlexKV: request %s: attention has %d tokens, states there are after %d",
+                    "FlexKV: request %s: attention has %d tokens, states or windows there are after %d",
                     *(request.request_id, served, kept),
                 )
             served, on_drives = kept, on_drives or states_on_drives
@@ -142,7 +148,7 @@ class SchedulerSide:
     def _with_chains(self, tracked: Tracked) -> Iterator[tuple[Group, Any, Chain]]:
         """The groups that keep a prompt's blocks from the first one on."""
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
-            if not group.holds_states:
+            if not group.at_boundaries:
                 yield group, client, chain
 
     def _load_within_step_max(self) -> int:
@@ -167,12 +173,12 @@ class SchedulerSide:
         if num_external_tokens <= 0:
             return
         parts = []
-        lacking = False  # no room for a state
+        lacking = False  # no room for a state, or for a window
         for group, client, chain in zip(self._groups, self._clients, tracked.chains, strict=True):
             first = tracked.local_tokens // group.block_tokens
             end = (tracked.local_tokens + num_external_tokens) // group.block_tokens
             runs = group.to_load(chain.block_ids, first, end)
-            lacking = lacking or (group.holds_states and not runs)
+            lacking = lacking or (group.at_boundaries and not runs)
             parts += [(group, client, chain, position, block_ids) for position, block_ids in runs]
         # Listed before it is ordered: whatever goes wrong from here, the workers report on it and nobody waits for ever.
         block_ids = parts[0][-1] if len(parts) == 1 else list(itertools.chain.from_iterable(part[-1] for part in parts))
@@ -219,6 +225,8 @@ class SchedulerSide:
             self._steps.clear()
         for client, chain in zip(self._clients, tracked.chains if tracked is not None else (), strict=False):
             client.close_sequence(chain.sequence)
+            if chain.heads:
+                client.close_sequence(chain.heads)
 
     def take_events(self) -> list[KVCacheEvent]:
         cleared, self._engine_clears = self._engine_clears, False

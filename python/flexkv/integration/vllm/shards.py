@@ -49,6 +49,13 @@ def shard_of(config: VllmConfig, rank: int, layer_names: Iterable[str]) -> int:
     return rank - rank % alike + rank % with_other_tokens
 
 
+def first_alike(config: VllmConfig, first_rank: int, rank: int, layer_names: Iterable[str]) -> int:
+    """The same among the ranks from `first_rank` on, those of this machine: each machine stores what its ranks hold."""
+    names = list(layer_names)
+    shard = shard_of(config, rank, names)
+    return next(one for one in range(first_rank, rank + 1) if shard_of(config, one, names) == shard)
+
+
 def _spec(config: VllmConfig, layer_name: str) -> Any:
     """What vLLM says of the layer's cache; None: nothing."""
     try:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 class Chain:
     """A request's blocks in one group. Block numbers count from the start of the prompt."""
 
-    __slots__ = ("block_ids", "offers", "sequence")
+    __slots__ = ("block_ids", "heads", "offers", "sequence", "tail_asked", "tail_end")
 
-    def __init__(self, sequence: int) -> None:
+    def __init__(self, sequence: int, heads: int = 0) -> None:
+        """`heads`: of a group of tails, a sequence to look for them with."""
         self.sequence = sequence
+        self.heads = heads
+        self.tail_end = 0  # the block before which the tail ends that the sequence is
+        self.tail_asked = (0, 0)  # the tokens between which it was found to be the last one
         # As the engine said it. Blocks that it has given back since are not taken out: see Group.first_live.
         self.block_ids: list[int] = []
         self.offers = Offers()

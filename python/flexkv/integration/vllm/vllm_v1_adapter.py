@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
+from flexkv.integration.common.setup import plain_errors
 from flexkv.integration.vllm import compat
 from flexkv.integration.vllm.groups import UnsupportedGroups, groups_of
 from flexkv.integration.vllm.guard import never_raises
+from flexkv.integration.vllm.machines import why_not
 from flexkv.integration.vllm.metadata import FlexKVMetadata, LoadOrder
 from flexkv.integration.vllm.scheduler import SchedulerSide
 from flexkv.integration.vllm.setup import load_settings
@@ -66,6 +68,11 @@ class FlexKVConnectorV1Impl:
                     'Take "kv_connector": "FlexKVConnector", '
                     '"kv_connector_module_path": "flexkv.integration.vllm.connector".'
                 )
+            return
+        with plain_errors(logger):
+            why = why_not(vllm_config, settings)
+        if why is not None:
+            logger.warning("FlexKV: not used: %s", why)
             return
         try:
             groups = groups_of(vllm_config, kv_cache_config)

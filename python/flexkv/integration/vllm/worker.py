@@ -14,8 +14,9 @@ from flexkv import _core
 from flexkv.config import Settings
 from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group
+from flexkv.integration.vllm.machines import machines_of
 from flexkv.integration.vllm.metadata import FlexKVMetadata, Job, LoadOrder, by_group
-from flexkv.integration.vllm.shards import shard_of
+from flexkv.integration.vllm.shards import first_alike
 from flexkv.integration.vllm.stats import COUNTS, FlexKVStats
 
 if TYPE_CHECKING:
@@ -102,11 +103,12 @@ class WorkerSide:
         target = self._settings.node_target
         embedded = target.mode == "embedded"
         rank = identity.worker_rank(config)
+        machines = machines_of(config)
         options = {
             "runtime_dir": target.runtime_dir,
             "node_name": identity.embedded_node_name(config) if embedded else target.name,
-            "rank": rank,
-            "rank_count": identity.rank_count(config),
+            "rank": rank - machines.first_rank,
+            "rank_count": machines.ranks,
             "load_timeout_ms": self._settings.load_timeout_ms,
             "save_timeout_ms": self._settings.save_timeout_ms,
             "gpu_stage_below_bytes": self._settings.gpu_stage_below_bytes,
@@ -117,8 +119,8 @@ class WorkerSide:
         for group in self._groups:
             layers = group.layers_of(kv_caches)
             tensors, block_count, device = _describe(layers, pool_blocks)
-            shard = shard_of(config, rank, layers)
-            of_group = {"engine_id": group.engine_id(identity.engine_id(config)), "shard": shard}
+            shard = first_alike(config, machines.first_rank, rank, layers)
+            of_group = {"engine_id": group.engine_id(identity.engine_id(config)), "shard": shard - machines.first_rank}
             agents.append(_core.RankAgent(options | of_group, tensors, block_count, device))
             for line in agents[-1].layout().splitlines():
                 logger.info("FlexKV: KV memory on %s, %d blocks: %s", device, block_count, line)
