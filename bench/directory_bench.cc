@@ -11,63 +11,79 @@ namespace flexkv::bench {
 namespace {
 
 constexpr std::uint64_t kNodes = 8;
-constexpr std::size_t kQueries = 2048;
 
-std::uint64_t conversation_count(std::int64_t blocks) {
-  return static_cast<std::uint64_t>(blocks) / kConversationBlocks;
+// Conversations that together have `blocks` blocks.
+std::uint64_t conversations_for(const Shape& shape, std::int64_t blocks) {
+  const double own = kConversationBlocks - shape.shared_blocks * (1 - 1.0 / shape.group);
+  return static_cast<std::uint64_t>(static_cast<double>(blocks) / own);
 }
 
-std::vector<Keys> queries_for(std::uint64_t conversations) {
-  Prng random(1);
-  std::vector<Keys> queries;
-  for (std::size_t i = 0; i < kQueries; ++i) {
-    queries.push_back(conversation_keys(kFlat512, random.below(conversations)));
+// Calls add(conversation, keys) turn by turn over all conversations: with all keys up to that turn.
+template <typename Add>
+void grow(const Shape& shape, std::uint64_t conversations, Add add) {
+  for (std::uint32_t length = shape.shared_blocks + shape.turn_blocks; length <= kConversationBlocks;
+       length += shape.turn_blocks) {
+    for (std::uint64_t c = 0; c < conversations; ++c) {
+      Keys keys = conversation_keys(shape, c);
+      keys.resize(length);
+      add(c, keys);
+    }
   }
-  return queries;
 }
 
-std::vector<cluster::Residency> residencies_of(const Keys& keys) {
-  std::vector<cluster::Residency> all;
-  for (const key::BlockKey& key : keys) all.push_back({cluster::tag_of(key), 1});
-  return all;
+// Times lookup(keys) of random conversations. Their keys have just been made, as a prompt's have; the rest is as far
+// away as it is among so many blocks.
+template <typename Lookup>
+void time_lookups(benchmark::State& state, const Shape& shape, std::uint64_t conversations, Lookup lookup) {
+  Prng random(1);
+  std::vector<Nanos> times;
+  for (auto _ : state) {
+    const Keys keys = conversation_keys(shape, random.below(conversations));
+    const Nanos begin = monotonic_now();
+    const bool right = lookup(keys);
+    times.push_back(monotonic_now() - begin);
+    state.SetIterationTime(static_cast<double>(times.back()) / kSecond);
+    if (!right) state.SkipWithError("wrong answer");
+  }
+  state.counters["median_ns"] = percentile_us(times, 0.5) * 1000;
 }
 
-void bm_local(benchmark::State& state) {
-  const std::uint64_t conversations = conversation_count(state.range(0));
+void bm_local(benchmark::State& state, const Shape& shape) {
+  const std::uint64_t conversations = conversations_for(shape, state.range(0));
   index::PrefixIndex::Options options;
   options.tier_count = 1;
-  Cache cache(options, static_cast<std::uint32_t>(state.range(0)));
+  Cache cache(options, static_cast<std::uint32_t>(state.range(0)) + kConversationBlocks);
   Nanos now = 0;
-  for (std::uint64_t c = 0; c < conversations; ++c) cache.visit(conversation_keys(kFlat512, c), ++now);
-  const auto queries = queries_for(conversations);
+  grow(shape, conversations, [&](std::uint64_t, const Keys& keys) { cache.visit(keys, ++now); });
   std::vector<index::Slot> slots(kConversationBlocks);
-  std::size_t next = 0;
-  for (auto _ : state) {
-    const auto match = cache.index().match(queries[next++ % kQueries], true, ++now);
+  time_lookups(state, shape, conversations, [&](const Keys& keys) {
+    const auto match = cache.index().match(keys, true, ++now);
     cache.index().collect(match.pin, 0, 0, std::span(slots).first(match.block_count));
     benchmark::DoNotOptimize(slots.data());
     cache.unpin(match.pin);
-    if (match.block_count != kConversationBlocks) state.SkipWithError("wrong match");
-  }
+    return match.block_count == kConversationBlocks;
+  });
 }
 
-// Each conversation is at one of the nodes.
-void bm_replica(benchmark::State& state) {
-  const std::uint64_t conversations = conversation_count(state.range(0));
-  cluster::Replica replica(static_cast<std::uint64_t>(state.range(0)) + 1);
+// Each group of conversations is at one of the nodes.
+void bm_replica(benchmark::State& state, const Shape& shape) {
+  const std::uint64_t conversations = conversations_for(shape, state.range(0));
+  cluster::Replica replica(static_cast<std::uint64_t>(state.range(0)) + kConversationBlocks);
   for (std::uint64_t node = 1; node <= kNodes; ++node) replica.refresh(node, "", kSecond);
-  for (std::uint64_t c = 0; c < conversations; ++c) {
-    if (!replica.apply(1 + c % kNodes, 0, residencies_of(conversation_keys(kFlat512, c)))) {
-      state.SkipWithError("no room");
+  std::vector<cluster::Residency> turn;
+  grow(shape, conversations, [&](std::uint64_t conversation, const Keys& keys) {
+    const bool first = keys.size() == shape.shared_blocks + shape.turn_blocks;
+    turn.clear();
+    for (std::size_t i = first ? 0 : keys.size() - shape.turn_blocks; i < keys.size(); ++i) {
+      turn.push_back({cluster::tag_of(keys[i]), 1});
     }
-  }
-  const auto queries = queries_for(conversations);
+    if (!replica.apply(1 + conversation / shape.group % kNodes, 0, turn)) state.SkipWithError("no room");
+  });
   std::vector<cluster::Replica::Holding> found;
-  std::size_t next = 0;
-  for (auto _ : state) {
-    replica.lookup(0, queries[next++ % kQueries], 0, found);
-    if (found.size() != 1 || found[0].blocks != kConversationBlocks) state.SkipWithError("wrong holdings");
-  }
+  time_lookups(state, shape, conversations, [&](const Keys& keys) {
+    replica.lookup(0, keys, 0, found);
+    return found.size() == 1 && found[0].blocks == kConversationBlocks;
+  });
   const auto stats = replica.stats();
   state.counters["bytes/block"] = static_cast<double>(stats.memory_bytes) / static_cast<double>(stats.blocks);
 }
@@ -138,9 +154,15 @@ void bm_follow(benchmark::State& state) {
 }  // namespace
 
 void register_directory() {
-  for (const std::int64_t blocks : {1'000'000, 10'000'000}) {
-    benchmark::RegisterBenchmark("lookup/own_index", bm_local)->ArgName("blocks")->Arg(blocks);
-    benchmark::RegisterBenchmark("lookup/replica", bm_replica)->ArgName("blocks")->Arg(blocks);
+  for (const Shape* shape : {&kFlat512, &kChat32, &kChat4}) {
+    for (const auto& [name, run] :
+         {std::pair("lookup/own_index/", &bm_local), std::pair("lookup/replica/", &bm_replica)}) {
+      benchmark::RegisterBenchmark((std::string(name) + shape->name).c_str(), [=](auto& state) { run(state, *shape); })
+          ->ArgName("blocks")
+          ->Arg(1'000'000)
+          ->Arg(10'000'000)
+          ->UseManualTime();
+    }
   }
   benchmark::RegisterBenchmark("publish", bm_publish)->ArgName("blocks")->Arg(1'000'000)->Iterations(3'000'000);
   benchmark::RegisterBenchmark("follow", bm_follow)->ArgName("blocks")->Arg(10'000'000)->Iterations(500);

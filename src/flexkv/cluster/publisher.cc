@@ -25,7 +25,7 @@ void Publisher::apply(const Change& what, Nanos now) {
     case Change::Kind::kRemoved:
       return change(tag_of(what.key), 0, tier, now);
     case Change::Kind::kCleared:
-      blocks_ = ResidencyTable(ResidencyTable::Order::kOwn);
+      blocks_ = ResidencyTable();
       ++table_number_;
       queue_.clear();
       if (told_count_ > 0 && !clear_) {
@@ -66,7 +66,7 @@ void Publisher::store(Tag tag, std::uint8_t value) {
 
 void Publisher::forget_where_blocks_are(Nanos now) {
   std::vector<Tag> untold;
-  blocks_.walk(0, blocks_.bucket_count(), [&](Tag tag, std::uint8_t& value) {
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value) {
     if (told(value) == 0) {
       untold.push_back(tag);
     } else {
@@ -80,7 +80,7 @@ void Publisher::forget_where_blocks_are(Nanos now) {
 void Publisher::queue_all(Nanos now) {
   if (queue_.empty() && !clear_) waiting_since_ = now;
   queue_.clear();
-  blocks_.walk(0, blocks_.bucket_count(), [&](Tag tag, std::uint8_t value) {
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t value) {
     if (told(value) != is(value)) queue_.push_back(tag);
   });
 }
@@ -88,7 +88,7 @@ void Publisher::queue_all(Nanos now) {
 void Publisher::move_to(Places places, Nanos now) {
   places_ = std::move(places);
   std::vector<Tag> gone;
-  blocks_.walk(0, blocks_.bucket_count(), [&](Tag tag, std::uint8_t& value) {
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value) {
     if (is(value) == 0) {
       gone.push_back(tag);
     } else {
@@ -175,7 +175,7 @@ meta::Request Publisher::snapshot_request(Nanos ttl) {
     // when its turn comes: a block that has changed meanwhile is in the stream, too, and that counts.
     if (!building_) was_asked_ = false;
     was_asked_ = was_asked_ || std::exchange(asked_, false);
-    building_ = Building{cut_, ++generation_, table_number_, 0, 0, {}, false};
+    building_ = Building{cut_, ++generation_, table_number_, 0, 0, blocks_.end(), {}, false};
     bytes_since_base_ = 0;
   }
   const std::string place = snapshot_place(building_->generation);
@@ -188,14 +188,13 @@ meta::Request Publisher::snapshot_request(Nanos ttl) {
 void Publisher::make_part(const std::string& place) {
   Batch part;
   part.number = building_->part;
-  std::size_t& bucket = building_->bucket;
-  while (bucket < blocks_.bucket_count() && part.residencies.size() + ResidencyTable::kPlaces <= limits_.part_max) {
-    blocks_.walk(bucket, bucket + 1, [&](Tag tag, std::uint8_t value) {
+  std::size_t& next = building_->next;
+  for (; next < building_->end && part.residencies.size() < limits_.part_max; ++next) {
+    blocks_.walk(next, next + 1, [&](Tag tag, std::uint8_t value) {
       if (told(value) != 0) part.residencies.push_back({tag, told(value)});
     });
-    ++bucket;
   }
-  building_->last = bucket == blocks_.bucket_count();
+  building_->last = next == building_->end;
   building_->bytes = encode_batch(part, place);
   all_bytes_[1] += building_->bytes.size();
 }

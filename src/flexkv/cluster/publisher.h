@@ -2,7 +2,7 @@
 // gives out batches for the stream and, when the stream since the last snapshot has become larger than a snapshot, the
 // parts of a new one. So all that is written is at most about twice the changes, whatever the number of blocks.
 //
-// Pure logic. Thread-compatible. 12 to 18 bytes for each of the node's blocks, and a bounded queue of changes.
+// Pure logic. Thread-compatible. 16 to 24 bytes for each of the node's blocks, and a bounded queue of changes.
 #pragma once
 
 #include <cstdint>
@@ -83,7 +83,7 @@ class Publisher {
 
   const PublisherLimits limits_;
   Places places_;
-  ResidencyTable blocks_{ResidencyTable::Order::kOwn};
+  ResidencyTable blocks_;
   std::uint64_t table_number_ = 0;  // another one whenever blocks have moved in it
   std::uint64_t told_count_ = 0;    // blocks with told() != 0
   std::deque<Tag> queue_;           // holds every block of which told() is not is(), maybe twice, and others
@@ -105,9 +105,10 @@ class Publisher {
     std::uint64_t generation = 0;
     std::uint64_t table_number = 0;
     std::uint64_t part = 0;
-    std::size_t bucket = 0;  // the first behind the parts made
-    std::string bytes;       // of the part under way, empty: none is
-    bool last = false;       // that is the last one
+    std::size_t next = 0;  // the first place behind the parts made
+    std::size_t end = 0;   // what lies from here on came later, so it is in the stream behind the base
+    std::string bytes;     // of the part under way, empty: none is
+    bool last = false;     // that is the last one
   };
   std::optional<Building> building_;
   Beat::Space announced_;

@@ -1,14 +1,33 @@
 #include "flexkv/cluster/replica.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace flexkv::cluster {
 namespace {
 
 // Residencies between two releases of the mutex.
 constexpr std::size_t kPiece = 64;
-// Keys whose places in the table are on their way into the processor's cache.
-constexpr std::size_t kAhead = 16;
+// After a run of fewer blocks than this, so many more keys are searched for at once: the next one may be as short.
+constexpr std::size_t kAhead = 32;
+
+void prefetch(const ResidencyTable& table, std::span<const key::BlockKey> keys) {
+  for (const key::BlockKey& key : keys) table.prefetch(tag_of(key));
+  for (const key::BlockKey& key : keys) table.prefetch_place(tag_of(key));
+}
+
+// Adds `run` to what is counted, eight blocks at a time.
+void count(std::span<const Tiers> run, Replica::Holding& holding) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  holding.blocks += static_cast<std::uint32_t>(run.size());
+  for (std::size_t at = 0; at < run.size(); at += sizeof(std::uint64_t)) {
+    std::uint64_t eight = 0;
+    std::memcpy(&eight, &run[at], std::min(sizeof(eight), run.size() - at));
+    for (unsigned tier = 0; tier < kTierCount; ++tier) {
+      holding.in_tier[tier] += static_cast<std::uint32_t>((eight >> tier & kOnes) * kOnes >> 56);
+    }
+  }
+}
 
 }  // namespace
 
@@ -89,9 +108,10 @@ bool Replica::apply(Incarnation id, SpaceIndex space, std::span<const Residency>
       Node* node = find(id);
       if (node == nullptr) return complete;
       auto& table = node->tables[space];
-      if (table == nullptr) table = std::make_unique<ResidencyTable>(ResidencyTable::Order::kReplica);
+      if (table == nullptr) table = std::make_unique<ResidencyTable>();
       const std::size_t piece = std::min(kPiece, residencies.size());
       for (const Residency& residency : residencies.first(piece)) table->prefetch(residency.tag);
+      for (const Residency& residency : residencies.first(piece)) table->prefetch_place(residency.tag);
       std::size_t done = 0;
       for (; done < piece && !full; ++done) {
         const auto [tag, tiers] = residencies[done];
@@ -132,18 +152,19 @@ void Replica::lookup(SpaceIndex space, std::span<const key::BlockKey> keys, Nano
   for (const Node& node : nodes_) {
     if (node.until < now || node.tables[space] == nullptr) continue;
     const ResidencyTable& table = *node.tables[space];
-    Tiers tiers = table.find(tag_of(keys[0]));
-    if (tiers == 0) continue;
-    Holding& holding = out.emplace_back();
+    Holding holding;
     holding.node = node.id;
-    for (std::size_t i = 1; i < std::min(kAhead, keys.size()); ++i) table.prefetch(tag_of(keys[i]));
-    for (std::size_t i = 0; tiers != 0;) {
-      for (unsigned tier = 0; tier < kTierCount; ++tier) holding.in_tier[tier] += tiers >> tier & 1U;
-      ++holding.blocks;
-      if (++i == keys.size()) break;
-      if (i + kAhead < keys.size()) table.prefetch(tag_of(keys[i + kAhead]));
-      tiers = table.find(tag_of(keys[i]));
+    for (std::size_t at = 0, fetched = 0, likely = keys.size(); at < keys.size();) {
+      const std::span<const std::uint8_t> run = table.run(keys.subspan(at), likely);
+      if (run.empty()) break;
+      count(run, holding);
+      at += run.size();
+      likely = run.size();  // as a prompt that came turn by turn
+      if (run.size() >= kAhead || at < fetched) continue;
+      fetched = std::min(at + kAhead, keys.size());
+      prefetch(table, keys.subspan(at, fetched - at));
     }
+    if (holding.blocks > 0) out.push_back(holding);
   }
   std::sort(out.begin(), out.end(), [](const Holding& a, const Holding& b) { return a.blocks > b.blocks; });
 }
@@ -155,9 +176,11 @@ void Replica::tiers(Incarnation id, SpaceIndex space, std::span<const key::Block
   const Node* node = find(id);
   if (node == nullptr || node->until < now || node->tables[space] == nullptr) return;
   const ResidencyTable& table = *node->tables[space];
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    if (i + kAhead < keys.size()) table.prefetch(tag_of(keys[i + kAhead]));
-    out[i] = table.find(tag_of(keys[i]));
+  auto next = out.begin();
+  for (std::size_t at = 0; at < keys.size(); at += kAhead) {
+    const auto piece = keys.subspan(at, std::min(kAhead, keys.size() - at));
+    prefetch(table, piece);
+    for (const key::BlockKey& key : piece) *next++ = table.find(tag_of(key));
   }
 }
 
@@ -191,7 +214,7 @@ std::vector<Residency> Replica::content(Incarnation id, SpaceIndex space) const 
   const Node* node = find(id);
   if (node == nullptr || node->tables[space] == nullptr) return all;
   const ResidencyTable& table = *node->tables[space];
-  table.walk(0, table.bucket_count(), [&](Tag tag, std::uint8_t tiers) { all.push_back({tag, tiers}); });
+  table.walk(0, table.end(), [&](Tag tag, std::uint8_t tiers) { all.push_back({tag, tiers}); });
   return all;
 }
 

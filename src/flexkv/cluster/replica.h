@@ -1,8 +1,8 @@
 // What the other nodes have, as far as is known here: one table for each node and space. Lookups never leave the
-// process and cost about one cache miss a block, several under way at once: 11 us for 512 blocks among ten million.
+// process; what was saved in a row is read in a row (docs/decisions/0034).
 //
 // One thread writes, any number look up; a mutex is held for a few microseconds at a time. Memory is bounded by
-// `blocks_max`: 12 to 18 bytes a block, up to 37 when tables have just lost most of what they held, and while a table
+// `blocks_max`: 16 to 24 bytes a block, up to 49 when tables have just lost most of what they held, and while a table
 // is resized that table once more.
 #pragma once
 

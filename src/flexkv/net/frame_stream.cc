@@ -15,6 +15,9 @@ static_assert(std::endian::native == std::endian::little && sizeof(FrameHead) ==
 
 // What has been sent is moved out of the queue when it is this much, not with each write.
 constexpr std::size_t kCompactBytes = 256U << 10;
+// From this size on a body is not copied when it need not be. A record of TLS holds kRecordBytes.
+constexpr std::size_t kDirectBytesMin = 64U << 10;
+constexpr std::size_t kRecordBytes = 16U << 10;
 
 }  // namespace
 
@@ -25,9 +28,34 @@ bool FrameStream::send(std::uint32_t kind, std::uint64_t id, std::initializer_li
   FLEXKV_ASSERT(bytes <= kFrameBytesMax);
   const FrameHead head{static_cast<std::uint32_t>(bytes), kind, id};
   const auto raw = std::as_bytes(std::span(&head, 1));
-  queue_.insert(queue_.end(), raw.begin(), raw.end());
-  for (const auto part : body) queue_.insert(queue_.end(), part.begin(), part.end());
+  const auto enqueue = [&](std::span<const std::byte> part) { queue_.insert(queue_.end(), part.begin(), part.end()); };
+  const bool direct = idle() && state_ == State::kOpen && bytes >= kDirectBytesMin;
+  enqueue(raw);
+  for (auto part : body) {
+    if (direct && !part.empty()) {
+      // One record of the head and as much of the body as fits; what comes behind is encrypted where it lies.
+      const std::size_t first =
+          idle() ? 0 : std::min(part.size(), kRecordBytes - std::min(queue_.size() - sent_, kRecordBytes));
+      enqueue(part.first(first));
+      part = part.subspan(first);
+      flush();
+      if (idle()) part = part.subspan(write(part));
+    }
+    enqueue(part);
+  }
   return true;
+}
+
+// As much as goes now of `bytes`, which are what comes next.
+std::size_t FrameStream::write(std::span<const std::byte> bytes) {
+  std::size_t written = 0;
+  while (state_ == State::kOpen && written < bytes.size()) {
+    const auto [step, now] = stream_.write(bytes.subspan(written));
+    write_waits_for_read_ = step == TlsStream::Step::kWantRead;
+    if (!settled(step)) break;
+    written += now;
+  }
+  return written;
 }
 
 FrameStream::State FrameStream::fail(std::string why) {
@@ -59,12 +87,7 @@ FrameStream::State FrameStream::pump(FrameSink& sink, std::size_t budget) {
 
 void FrameStream::flush() {
   write_waits_for_read_ = false;
-  while (!idle()) {
-    const auto [step, bytes] = stream_.write(std::span(queue_).subspan(sent_));
-    write_waits_for_read_ = step == TlsStream::Step::kWantRead;
-    if (!settled(step)) break;
-    sent_ += bytes;
-  }
+  sent_ += write(std::span(queue_).subspan(sent_));
   if (idle() || sent_ >= kCompactBytes) {
     queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(sent_));
     sent_ = 0;
@@ -106,6 +129,7 @@ void FrameStream::receive(FrameSink& sink, std::size_t budget) {
         fail(stream_.peer() + ": " + taken.error().message);
         return;
       }
+      if (state_ != State::kOpen) return;  // it has sent
       continue;
     }
     if (received >= budget) {

@@ -42,8 +42,8 @@ class FrameStream {
  public:
   explicit FrameStream(TlsStream stream) : stream_(std::move(stream)) {}
 
-  // Copies the body's parts into the queue. False: the queue is full, and pump() has to make room first.
-  // REQUIRES: at most kFrameBytesMax bytes
+  // Sends what goes at once of a long frame, when nothing waits before it, and copies the rest into the queue. False:
+  // the queue is full, and pump() has to make room first. May fail the stream. REQUIRES: at most kFrameBytesMax bytes
   bool send(std::uint32_t kind, std::uint64_t id, std::initializer_list<std::span<const std::byte>> body);
   bool has_room() const { return queue_.size() - sent_ < kQueuedBytesMax; }
   bool idle() const { return queue_.size() == sent_; }
@@ -76,6 +76,7 @@ class FrameStream {
  private:
   State fail(std::string why);
   bool settled(TlsStream::Step step);  // false: nothing more goes now
+  std::size_t write(std::span<const std::byte> bytes);
   void receive(FrameSink& sink, std::size_t budget);
   bool begin_body(FrameSink& sink);
 

@@ -108,6 +108,28 @@ TEST_F(FrameStreams, AskForEventsUntilAllIsSent) {
   EXPECT_EQ(client->events(), static_cast<std::uint32_t>(EPOLLIN));
 }
 
+// It goes from where it lies as far as the socket takes it, and the rest is kept: the caller's bytes are its own again.
+TEST_F(FrameStreams, TakeALongFrameWithOneCall) {
+  connect();
+  Prng random(2);
+  std::vector<std::byte> body(kFrameBytesMax);
+  for (std::byte& byte : body) byte = static_cast<std::byte>(random.next());
+  const auto sent = body;
+  const std::vector<std::byte> small(10, std::byte{7});
+  ASSERT_TRUE(
+      client->send(1, 1, {std::span<const std::byte>(body).first(5), std::span<const std::byte>(body).subspan(5)}));
+  EXPECT_FALSE(client->idle()) << "the socket took all of it, so this shows nothing";
+  ASSERT_TRUE(client->send(2, 2, {small}));
+  std::ranges::fill(body, std::byte{0});
+  server->pump(to_server, kPlenty);
+  EXPECT_FALSE(to_server.bodies.empty()) << "nothing was sent at once";
+  while (!client->idle() || server->more()) step();
+  step();
+  ASSERT_EQ(to_server.heads.size(), 2U);
+  EXPECT_TRUE(to_server.bodies[0] == sent);
+  EXPECT_EQ(to_server.bodies[1], small);
+}
+
 TEST_F(FrameStreams, EndWithAnotherSecretOrCluster) {
   for (const TlsContext& stranger : {context('b'), context('a', "other")}) {
     connect(context('a'), stranger);

@@ -1,7 +1,9 @@
 #include "flexkv/net/nixl_agent.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <iterator>
 #include <utility>
 
 namespace flexkv::net {
@@ -40,6 +42,15 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
+// A name within metadata: its length, then its characters.
+std::vector<std::byte> as_told(const std::string& name) {
+  const std::uint64_t size = name.size();
+  const auto length = std::as_bytes(std::span(&size, 1));
+  std::vector<std::byte> told(length.begin(), length.end());
+  std::ranges::copy(std::as_bytes(std::span(name)), std::back_inserter(told));
+  return told;
+}
+
 // UCX, when it is loaded, takes SIGHUP for a debugger of its own. It belongs to the process, which may end by it.
 class KeepsSignal {
  public:
@@ -73,7 +84,18 @@ Result<std::unique_ptr<NixlAgent>> NixlAgent::create(const NixlLibrary& library,
   if (const Code code = library.create_backend(handle, kPlugin, params.get(), backend.out()); code != 0) {
     return failed("starting UCX", code);
   }
+  if (const Status learned = agent->learn_beginning(name); !learned.ok()) return learned.error();
   return agent;
+}
+
+// Where metadata says whose it is, learned from this agent's own.
+Status NixlAgent::learn_beginning(const std::string& name) {
+  const auto own = metadata();
+  if (!own.ok()) return own.error();
+  const auto found = std::ranges::search(own.value(), as_told(name));
+  if (found.empty()) return Error{ErrorCode::kUnsupported, "NIXL's metadata does not begin as that of 1.5.1 does"};
+  beginning_.assign(own.value().begin(), found.begin());
+  return {};
 }
 
 NixlAgent::~NixlAgent() { nixl_.destroy_agent(agent_); }
@@ -102,6 +124,12 @@ Result<std::vector<std::byte>> NixlAgent::metadata() const {
 }
 
 Status NixlAgent::add(const std::string& name, std::span<const std::byte> metadata) {
+  // Before NIXL sees it: what it knows of the other one would be overwritten, and forgotten below.
+  auto expected = beginning_;
+  std::ranges::copy(as_told(name), std::back_inserter(expected));
+  if (metadata.size() < expected.size() || !std::ranges::equal(metadata.first(expected.size()), expected)) {
+    return Error{ErrorCode::kPeer, "NIXL: node " + name + " gave the memory of another one"};
+  }
   char* said = nullptr;
   const Code code = nixl_.load_remote_md(agent_, metadata.data(), metadata.size(), &said);
   if (code != 0) return failed("understanding the memory of node " + name, code);

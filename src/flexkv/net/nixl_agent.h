@@ -30,7 +30,7 @@ class NixlAgent {
   // What others need in order to reach the memory registered so far.
   Result<std::vector<std::byte>> metadata() const;
 
-  // Fails when that is not the metadata of an agent of this name.
+  // Fails when that is not the metadata of an agent of this name. Of whom it is then is not touched by it.
   Status add(const std::string& name, std::span<const std::byte> metadata);
   void forget(const std::string& name);
 
@@ -58,8 +58,11 @@ class NixlAgent {
  private:
   NixlAgent(const NixlLibrary& library, NixlLibrary::Handle agent) : nixl_(library), agent_(agent) {}
 
+  Status learn_beginning(const std::string& name);
+
   const NixlLibrary nixl_;
   const NixlLibrary::Handle agent_;
+  std::vector<std::byte> beginning_;  // of everybody's metadata, up to the name
 };
 
 }  // namespace flexkv::net

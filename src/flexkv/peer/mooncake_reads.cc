@@ -99,13 +99,14 @@ MooncakeReads::MooncakeReads(std::vector<std::string> helper, const memory::Host
       words_(as_words(words_memory_)),
       wake_(std::move(wake)) {}
 
-MooncakeReads::~MooncakeReads() {
+bool MooncakeReads::end() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
   ipc::ring_eventfd(wake_.get());
   if (thread_.joinable()) thread_.join();
+  return true;
 }
 
 std::shared_ptr<const Window> MooncakeReads::window() const {

@@ -35,8 +35,7 @@ class MooncakeReads final : public OneSided {
   // this object. Does not wait for the process: window() says when it is ready.
   static Result<std::unique_ptr<MooncakeReads>> start(std::vector<std::string> helper, const std::string& host,
                                                       const memory::HostRegion& pool);
-  // Kills the process; `done` of reads that are under way is not called any more.
-  ~MooncakeReads() override;
+  ~MooncakeReads() override { (void)end(); }
 
   Transport transport() const override { return Transport::kMooncake; }
   std::shared_ptr<const Window> window() const override;
@@ -46,6 +45,7 @@ class MooncakeReads final : public OneSided {
              std::function<void(Fetched)> done) override;
   std::string trouble() const override;
   void forget(const std::string&) override {}  // Mooncake connects anew by itself
+  bool end() override;                         // kills the process
 
   // Of the process that is ready, for tests; 0: none is.
   pid_t helper_pid() const;

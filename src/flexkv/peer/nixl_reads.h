@@ -3,10 +3,9 @@
 // otherwise.
 #pragma once
 
-#include <condition_variable>
-#include <map>
-#include <mutex>
-#include <thread>
+#include <memory>
+#include <span>
+#include <string>
 
 #include "flexkv/base/time.h"
 #include "flexkv/net/nixl_agent.h"
@@ -17,6 +16,7 @@ namespace flexkv::peer {
 
 constexpr Nanos kLookMin = 50 * kMicrosecond;
 constexpr Nanos kLookMax = 10 * kMillisecond;
+constexpr Nanos kNixlPatience = 2 * kSecond;  // with NIXL's calls, at the end
 
 class NixlReads final : public OneSided {
  public:
@@ -24,50 +24,32 @@ class NixlReads final : public OneSided {
   // node's name. Nodes with the metadata can write to the pool as well (net/nixl_agent.h).
   static Result<std::unique_ptr<NixlReads>> start(const std::string& library, const std::string& node,
                                                   std::span<std::byte> pool);
-  // Reads that are under way are given up; `done` of these is not called any more.
-  ~NixlReads() override;
+  static Result<std::unique_ptr<NixlReads>> start(const net::NixlLibrary& library, const std::string& node,
+                                                  std::span<std::byte> pool);
+  ~NixlReads() override { (void)end(); }
 
   Transport transport() const override { return Transport::kNixl; }
   std::shared_ptr<const Window> window() const override { return window_; }
   std::span<const std::byte> pool() const override { return pool_; }
-  LeaseWords& words() override { return words_; }
+  LeaseWords& words() override;
   bool fetch(const std::string& owner, const Window& window, const Piece& piece,
              std::function<void(Fetched)> done) override;
   void forget(const std::string& owner) override;
+  // Waits up to kNixlPatience for a call of NIXL's. One that does not return is left behind, with all that it knows.
+  bool end() override;
 
  private:
   struct Order;
-  struct Owner {
-    bool known = false;  // to NIXL
-    bool gone = false;
-    std::size_t under_way = 0;
-  };
-  using Transfer = net::NixlAgent::Transfer;
+  struct Core;  // what the thread uses, which outlives this when NIXL hangs
 
-  NixlReads(std::unique_ptr<net::NixlAgent> agent, std::shared_ptr<Landing> landing, std::span<const std::byte> pool);
-
-  void run();
-  void begin(std::unique_ptr<Order> order);
-  bool look(Order& order);  // false: it has ended
-  void finish(Order& order, bool ok);
-  void drop_if_gone(const std::string& name);
+  NixlReads(std::span<const std::byte> pool, std::shared_ptr<Core> core) : pool_(pool), core_(std::move(core)) {}
+  void post(std::unique_ptr<Order> order);
 
   const std::span<const std::byte> pool_;
-  std::vector<std::uint64_t> words_memory_ = std::vector<std::uint64_t>(kLeasesByThemselves);
-  LeaseWords words_{words_memory_};
   std::shared_ptr<const Window> window_;
-  const std::shared_ptr<Landing> landing_;
-  std::unique_ptr<net::NixlAgent> agent_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<std::unique_ptr<Order>> ordered_;
-  bool stop_ = false;
-
-  // The thread's own.
-  std::map<std::string, Owner> owners_;
-  std::vector<std::unique_ptr<Order>> under_way_;
-  std::thread thread_;
+  const std::shared_ptr<Core> core_;
+  bool running_ = false;  // the thread, as far as is known
+  bool left_behind_ = false;
 };
 
 }  // namespace flexkv::peer

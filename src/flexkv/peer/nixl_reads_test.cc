@@ -4,9 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <future>
+#include <thread>
 
 #include "flexkv/peer/test_one_sided.h"
 
@@ -21,6 +23,8 @@ using testing::Wanted;
 std::unique_ptr<NixlReads> nixl_reads(const std::string& name, std::span<std::byte> pool) {
   return NixlReads::start(std::getenv("FLEXKV_TEST_NIXL"), name, pool).value();
 }
+
+std::span<std::byte> bytes_of(PoolSource& source) { return {source.pool.data(), source.pool.bytes()}; }
 
 struct NixlNode : Node {
   explicit NixlNode(const std::string& name)
@@ -91,6 +95,58 @@ TEST_P(NixlReadsTest, TellWhetherTheLeaseHadEnded) {
   }
   EXPECT_GT(over, 0U);
   RecordProperty("held", static_cast<int>(held));
+}
+
+TEST_P(NixlReadsTest, DoNotMixUpNodesWhenOneGivesTheMemoryOfAnother) {
+  PoolSource none;
+  const auto reader = NixlReads::start(std::getenv("FLEXKV_TEST_NIXL"), "reader", bytes_of(none)).value();
+  PoolSource source;
+  const auto owner = NixlReads::start(std::getenv("FLEXKV_TEST_NIXL"), "owner", bytes_of(source)).value();
+  const auto read_from = [&](const std::string& name) {
+    std::promise<bool> ok;
+    const Piece piece{owner->window()->pool, 4096, owner->window()->words};
+    EXPECT_TRUE(reader->fetch(name, *owner->window(), piece, [&](Fetched one) { ok.set_value(one.ok); }));
+    return ok.get_future().get();
+  };
+  EXPECT_TRUE(read_from("owner"));
+  EXPECT_FALSE(read_from("liar"));
+  EXPECT_TRUE(read_from("owner"));
+  EXPECT_TRUE(reader->end());
+}
+
+// What a call of NIXL's waits for that does not return.
+std::promise<void>& gate() {
+  static std::promise<void> opened;
+  return opened;
+}
+std::atomic<int> hanging = 0;
+std::atomic<int> called_back = 0;
+
+TEST(NixlReads, EndThoughACallOfNixlHangs) {
+  if (std::getenv("FLEXKV_TEST_NIXL") == nullptr) GTEST_SKIP() << "FLEXKV_TEST_NIXL is not set";
+  ::setenv("UCX_TLS", "tcp", 1);
+  auto library = net::NixlLibrary::load(std::getenv("FLEXKV_TEST_NIXL")).value();
+  library.post_xfer_req = [](void*, void*, void*) {
+    static const std::shared_future<void> opened = gate().get_future().share();
+    ++hanging;
+    opened.wait();
+    --hanging;
+    return -1;
+  };
+  static PoolSource reads_to;  // stays mapped, as end() demands
+  static PoolSource source;
+  auto reader = NixlReads::start(library, "reader", bytes_of(reads_to)).value();
+  const auto owner = NixlReads::start(std::getenv("FLEXKV_TEST_NIXL"), "owner", bytes_of(source)).value();
+  const Piece piece{owner->window()->pool, 4096, owner->window()->words};
+  ASSERT_TRUE(reader->fetch("owner", *owner->window(), piece, [](Fetched) { ++called_back; }));
+  while (hanging == 0) std::this_thread::yield();
+  EXPECT_FALSE(reader->end());
+  reader.reset();
+  gate().set_value();
+  while (hanging > 0) std::this_thread::yield();
+  EXPECT_TRUE(owner->end());
+  EXPECT_EQ(called_back, 0);
+  ::unsetenv("UCX_TLS");
 }
 
 TEST(NixlOwnerProcess, DISABLED_Serves) { testing::serve_until_closed(NixlNode("owner")); }

@@ -89,6 +89,10 @@ class OneSided {
   virtual std::string trouble() const { return {}; }
   // This owner is gone. Thread-safe; does not block.
   virtual void forget(const std::string& owner) = 0;
+  // Gives up reads that are under way; `done` of these is not called any more once this has returned. False: something
+  // that hangs still knows the pool, which must stay mapped from now on. A second call answers at once. REQUIRES: no
+  // other call meanwhile or after it
+  virtual bool end() = 0;
 };
 
 }  // namespace flexkv::peer

@@ -43,6 +43,7 @@ class SimReads final : public OneSided {
     return true;
   }
   void forget(const std::string&) override {}
+  bool end() override { return true; }
 
   struct Read {
     Piece piece;

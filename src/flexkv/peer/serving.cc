@@ -9,7 +9,7 @@ using net::FrameHead;
 
 namespace {
 
-// Of places that are summed up before other connections have their turn.
+// Of blocks that are summed up, and sent, before other connections have their turn.
 constexpr std::uint64_t kSummedAtOnce = 4U << 20;
 
 constexpr const char* kTakesNoAnswers = "it asks, and does not take the answers";
@@ -221,28 +221,52 @@ bool Serving::send_next(RequestId id, Lease& lease) {
   const std::span<const std::byte> bytes = lease.pinned.blocks[lease.block];
   FLEXKV_ASSERT(bytes.size() == lease.slot_bytes);
   if (lease.offset == bytes.size()) {
-    send_block_end(id, lease);
-    return true;
-  }
-  if (!lease.checksum) {
-    const auto& sums = lease.pinned.sums;
-    if (lease.block < sums.size() && !holds_sums(bytes, sums[lease.block])) {
+    if (holds_sums(lease)) {
+      send_block_end(id, lease);
+    } else {  // what the reader has of it is no block without its end
       source_.on_damaged(lease.pinned.pin, lease.block);
       end(id, Outcome::kMissing);
-      return true;
     }
-    lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
-  }
-  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
-  lease.checksum->add(part);
-  lease.offset += part.size();
-  if (lease.word) {
-    summed_bytes_ += part.size();
     return true;
   }
+  // Bytes are copied as little as can be: what the socket does not take now waits where it is.
+  if (!lease.word && !stream_.idle()) return false;
+  if (!lease.checksum) {
+    lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
+    lease.sums.assign(lease.extents().size(), {});
+  }
+  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
+  // All that is done to these bytes is done while they are in the processor's cache.
+  lease.checksum->add(part);
+  add_sums(lease, part);
+  lease.offset += part.size();
+  summed_bytes_ += part.size();
+  if (lease.word) return true;
   FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
   stats_.bytes += part.size();
   return true;
+}
+
+std::span<const SummedExtent> Serving::Lease::extents() const {
+  if (block >= pinned.sums.size()) return {};
+  return pinned.sums[block];
+}
+
+// Of what begins at lease.offset.
+void Serving::add_sums(Lease& lease, std::span<const std::byte> part) {
+  const std::uint64_t end = lease.offset + part.size();
+  for (std::size_t i = 0; i < lease.sums.size(); ++i) {
+    const SummedExtent& extent = lease.extents()[i];
+    const std::uint64_t from = std::max(extent.offset, lease.offset);
+    const std::uint64_t to = std::min(extent.offset + extent.bytes, end);
+    if (from < to) lease.sums[i].add(part.subspan(from - lease.offset, to - from));
+  }
+}
+
+// Whether the block is what the device held. REQUIRES: all of it has been added
+bool Serving::holds_sums(const Lease& lease) {
+  return std::ranges::equal(lease.sums, lease.extents(),
+                            [](const auto& sum, const auto& extent) { return sum.value() == extent.sum; });
 }
 
 void Serving::send_block_end(RequestId id, Lease& lease) {

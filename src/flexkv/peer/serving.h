@@ -67,9 +67,11 @@ class Serving final : public net::FrameSink {
     std::uint32_t block = 0;            // of those wanted
     std::uint64_t offset = 0;           // sent of the block, or summed up
     std::optional<BlockChecksum> checksum;
+    std::vector<BlockSummer> sums;  // of the block's summed extents, as far as `offset`
     std::size_t key_bytes = 0;
 
     std::size_t wanted() const { return keys.size() - first; }
+    std::span<const SummedExtent> extents() const;  // of the block that is its turn
     void forget_unwanted() {
       keys.erase(keys.begin(), keys.begin() + first);
       keys.shrink_to_fit();
@@ -87,6 +89,8 @@ class Serving final : public net::FrameSink {
   bool lies_in_window(const Pinned& pinned) const;
   std::uint64_t offset_in_pool(std::span<const std::byte> block) const;
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
+  static void add_sums(Lease& lease, std::span<const std::byte> part);
+  static bool holds_sums(const Lease& lease);
   void send_block_end(RequestId id, Lease& lease);
   void give_back(Lease& lease);
   void end(RequestId id, Outcome outcome);
@@ -108,7 +112,7 @@ class Serving final : public net::FrameSink {
   std::deque<std::pair<RequestId, Outcome>> endings_;
   std::uint64_t promised_bytes_ = 0;  // by leases
   std::size_t key_bytes_ = 0;         // of leases
-  std::uint64_t summed_bytes_ = 0;    // of places, since fill() was called
+  std::uint64_t summed_bytes_ = 0;    // since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;
 };

@@ -120,14 +120,15 @@ void ClusterBridge::leave(Nanos patience) {
   if (directory_ != nullptr) directory_->stop(patience);
 }
 
-void ClusterBridge::close() {
+bool ClusterBridge::close() {
   leave(0);
   apply_([&](node::Node&) { closing_ = true; });
   peers_.reset();
-  one_sided_.reset();
+  const bool quiet = one_sided_ == nullptr || one_sided_->end();
   apply_([&](node::Node& node) {
     for (const auto& [id, lending] : std::exchange(lending_, {})) node.end_loan(id, monotonic_now());
   });
+  return quiet;
 }
 
 ClusterBridge::Status ClusterBridge::status() const {

@@ -49,8 +49,8 @@ class ClusterBridge final : public node::RemotePort,
   // Runs a call on the node under its lock.
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
 
-  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays until close(). `reads` is told
-  // of what comes. `reset`: the cluster was, and the node is; under the node's lock.
+  // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close(), at least. `reads`
+  // is told of what comes. `reset`: the cluster was, and the node is; under the node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, const memory::HostRegion& pool,
                                                        SourceSink& reads, Apply apply,
                                                        std::function<void(cluster::Epoch epoch)> reset);
@@ -68,7 +68,8 @@ class ClusterBridge final : public node::RemotePort,
   // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
-  void close();
+  // False: a call of NIXL's hangs, and the pool must stay mapped for good.
+  bool close();
 
   // The node has forgotten what is older than these resets, of which it knows by its remote store; see hash_of_marks().
   // Nodes that do not know the same are not read from. Under the node's lock.

@@ -205,12 +205,12 @@ NodeServer::~NodeServer() {
   ipc::ring_eventfd(wake_.get());
   if (lane_.joinable()) lane_.join();
   if (toucher_.joinable()) toucher_.join();
-  if (cluster_ != nullptr) cluster_->close();
+  bool quiet = cluster_ == nullptr || cluster_->close();
   finish_writes();
   if (remote_ != nullptr) remote_->close();
-  if (disk_ == nullptr) return;
-  if (disk_->close(kDrivePatience)) return;
-  // A drive that hangs may still write to the pool: it stays mapped for the rest of the process's life.
+  quiet = (disk_ == nullptr || disk_->close(kDrivePatience)) && quiet;
+  if (quiet) return;
+  // A drive or NIXL that hangs may still use the pool: it stays mapped for the rest of the process's life.
   static auto* const kept = new std::vector<memory::HostRegion>;
   kept->push_back(std::move(pool_));
 }

@@ -180,7 +180,8 @@ void RemoteReads::settle(Read& read, peer::Outcome outcome, Nanos now) {
     rate_.end(read.space.slot_bytes, false, now);
   }
   const bool silent = outcome == peer::Outcome::kDeadline && came == 0;
-  if (outcome == peer::Outcome::kUnreachable || silent) {
+  const bool stops = outcome == peer::Outcome::kCanceled && !read.canceled;  // by the owner, then
+  if (outcome == peer::Outcome::kUnreachable || silent || stops) {
     // Reads that fail while it rests were asked before that: all together are one failure.
     if (now >= owner.rests_until) {
       owner.rests_until = now + owner.next_rest;

@@ -221,6 +221,20 @@ TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
   EXPECT_EQ(found(8, 0), 8U);
 }
 
+TEST_F(RemoteReadsTest, LetsAPeerRestThatStops) {
+  has(kA, 0, 8);
+  ASSERT_TRUE(read(8, 0));
+  reads.cancel(1);
+  EXPECT_TRUE(end(Outcome::kCanceled));
+  EXPECT_EQ(found(8, 0), 8U) << "this node called the read off, not the peer";
+  ASSERT_TRUE(read(8, 0));
+  deliver(2);
+  EXPECT_TRUE(end(Outcome::kCanceled));
+  EXPECT_EQ(found(8, 0), 0U);
+  now += kPeerRestMin;
+  EXPECT_EQ(found(8, 0), 8U);
+}
+
 TEST_F(RemoteReadsTest, ReadsThatFailTogetherAreOneFailure) {
   has(kA, 0, 8);
   for (node::RemoteOp op = 1; op <= 5; ++op) ASSERT_TRUE(read(8, 0, op));
