@@ -582,7 +582,7 @@ NB_MODULE(_core, m) {
       .def("ready", [](PyClient& client) { return client.get().ready(); })
       .def("served", &PyClient::served, "timeout_s"_a,
            "Whether all ranks are there; an embedded node's client waits for them that long, without the GIL.")
-      .def("close", &PyClient::close);
+      .def("close", &PyClient::close, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<PyAgent>(m, "RankAgent", "Copies blocks between one rank's device memory and its node. Thread-safe.")
       .def(nb::init<nb::dict, nb::list, std::uint32_t, std::string>(), "options"_a, "tensors"_a, "block_count"_a,

@@ -25,9 +25,10 @@ constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
 
 // Answers of a look: the epoch, its reset, whether this node's is known, the members, the bell's newest entry, then
 // what is asked of each space.
-constexpr std::size_t kMembers = 3;
-constexpr std::size_t kBell = 4;
-constexpr std::size_t kFirstAsk = 5;
+constexpr std::size_t kHeardWanted = 3;
+constexpr std::size_t kMembers = 4;
+constexpr std::size_t kBell = 5;
+constexpr std::size_t kFirstAsk = 6;
 
 std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
   std::uint64_t number = 0;
@@ -82,7 +83,6 @@ bool Directory::trusts(const Peer& peer) const { return peer.beat.resets == rese
 void Directory::enter_epoch(Nanos now) {
   FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
   epoch_ = *std::exchange(epoch_to_enter_, std::nullopt);
-  resets_done_ = resets_sent_;  // also of a request whose answer did not come
   names_.set_epoch(epoch_);
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
@@ -103,6 +103,10 @@ void Directory::note_epoch(const meta::Answers& answers) {
   store_epoch_ = {parse_number(answers[0]).value_or(0), 0};
   ResetId reset = 0;
   if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
+  // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).
+  if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
+    resets_done_ = resets_asked_;
+  }
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
   // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
@@ -127,12 +131,17 @@ void Directory::add_epoch(meta::Request& request) const {
   if (store_epoch_.number < epoch_.number) request.push_back(meta::put(names_.epoch(), number, 0));
   if (epoch_.reset != 0) {
     if (anew) request.push_back(meta::put_if_absent(names_.reset(), hex(epoch_.reset), 0));
-    request.push_back(meta::put(names_.heard(epoch_.reset), "1", kResetHeard));
+    // Not before it is seen there. Whose own lost against another node's, when several gave back what was lost, would
+    // take its own word for the store's that the other one's is later.
+    if (store_epoch_.reset == epoch_.reset) request.push_back(meta::put(names_.heard(epoch_.reset), "1", kResetHeard));
   }
-  if (!reset_wanted()) return;
-  request.push_back(meta::put(names_.heard(reset_asked_), "1", kResetHeard));
+  if (reset_wanted()) add_reset(request);
+}
+
+void Directory::add_reset(meta::Request& request) const {
   request.push_back(meta::increment(names_.epoch()));
   request.push_back(meta::put(names_.reset(), hex(reset_asked_), 0));
+  request.push_back(meta::put(names_.heard(reset_asked_), "1", kResetHeard));
 }
 
 // ---- orders --------------------------------------------------------------------------------------------------------
@@ -165,8 +174,10 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   if (order_due(now) > now) return std::nullopt;
   if (leaving_) {
     order_ = Order::kLeave;
-    return meta::Request{meta::put(names_.beat(options_.incarnation), own_beat(true), kFarewell),
-                         meta::ring(names_.bell())};
+    meta::Request farewell{meta::put(names_.beat(options_.incarnation), own_beat(true), kFarewell)};
+    if (reset_wanted()) add_reset(farewell);  // nobody else may know of it
+    farewell.push_back(meta::ring(names_.bell()));
+    return farewell;
   }
   if (looked_) {
     order_ = Order::kBeat;
@@ -197,7 +208,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
     looked_ = false;
     ring_ = true;
     round_due_ = now;
-    left_ = leaving_;
+    left_ = leaving_ && !reset_wanted();
     return;
   }
   switch (order) {
@@ -214,6 +225,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
       return want_round(now);
     }
     case Order::kLeave:
+      resets_done_ = resets_asked_;
       left_ = true;
       return;
     case Order::kNone:
@@ -225,7 +237,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
 
 meta::Request Directory::look_request() const {
   meta::Request request{meta::get(names_.epoch()), meta::get(names_.reset()), meta::get(names_.heard(epoch_.reset)),
-                        meta::members(names_.nodes()), meta::newest(names_.bell())};
+                        meta::get(names_.heard(reset_asked_)), meta::members(names_.nodes()), meta::newest(names_.bell())};
   for (const Space& space : spaces_) request.push_back(meta::get(names_.ask(space.id, options_.incarnation)));
   return request;
 }
@@ -288,14 +300,12 @@ meta::Request Directory::beat_request(Nanos now) {
   if (ring_ || reset_wanted()) request.push_back(meta::ring(names_.bell()));
   ring_ = false;
   if (reset_wanted()) want_round(now);
-  resets_sent_ = resets_asked_;
   request.push_back(meta::touch(names_.bell(), options_.time_to_live));
   return request;
 }
 
 void Directory::beat_done(const meta::Answers& answers, Nanos now) {
   looked_ = false;
-  resets_done_ = resets_sent_;
   joined_ = true;
   for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
 }

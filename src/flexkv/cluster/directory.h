@@ -126,6 +126,7 @@ class Directory {
   void look_done(const meta::Answers& answers, Nanos now);
   void note_epoch(const meta::Answers& answers);
   void add_epoch(meta::Request& request) const;
+  void add_reset(meta::Request& request) const;
   meta::Request beat_request(Nanos now);
   void beat_done(const meta::Answers& answers, Nanos now);
   std::string own_beat(bool leaving);
@@ -150,9 +151,8 @@ class Directory {
   std::uint64_t resets_known_ = 0;
   bool leaving_ = false;
   bool left_ = false;
-  // Resets of the cluster that were asked for, ever; of them, those that the store was told of, and that are done.
+  // Resets of the cluster that were asked for, ever, and how many of them are done.
   std::uint64_t resets_asked_ = 0;
-  std::uint64_t resets_sent_ = 0;
   std::uint64_t resets_done_ = 0;
   ResetId reset_asked_ = 0;  // the latest one
 

@@ -46,6 +46,7 @@ class DirectoryTest : public ::testing::Test {
       if (!request) continue;
       meta::Answers answers(request->size());
       answer_look(answers, after(epoch));
+      answers[3].found = heard_wanted;
       if (resets(*request) && lost) {
         directory.order_done(Error{ErrorCode::kPeer, "lost"}, now);
       } else {
@@ -70,7 +71,7 @@ class DirectoryTest : public ::testing::Test {
       ASSERT_TRUE(request);
       meta::Answers answers(request->size());
       const Names names(options_of_node().cluster);
-      if (request->front().key == names.epoch()) answers[3].members = {hex(8)};
+      if (request->front().key == names.epoch()) answers[4].members = {hex(8)};
       if (request->front().key == names.beat(8)) {
         answers[0].found = true;
         answers[0].value = beat;
@@ -84,6 +85,7 @@ class DirectoryTest : public ::testing::Test {
   }
 
   Nanos now = 100 * kSecond;
+  bool heard_wanted = false;  // the store has heard of the reset that this node asks for
   Replica replica{1000};
   Directory directory{options_of_node(), replica};
 };
@@ -127,7 +129,8 @@ TEST_F(DirectoryTest, KeepsWhatItHoldsIfThereWasNoResetThatItDoesNotKnow) {
     auto written = met.written;
     EXPECT_EQ(written[names.epoch()], "3");
     EXPECT_EQ(written[names.reset()], hex(after(3).reset));
-    EXPECT_EQ(written[names.heard(after(3).reset)], "1");
+    // Not before it is seen there: another node may be giving back a later one, and must not take this one for later.
+    EXPECT_FALSE(written.contains(names.heard(after(3).reset)));
   }
 }
 
@@ -156,16 +159,43 @@ TEST_F(DirectoryTest, ForgetsWhatItHoldsIfThereWasAResetThatItDoesNotKnow) {
 
 TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   enter(3);
-  directory.reset_cluster(55, now);
+  directory.reset_cluster(after(4).reset, now);
   EXPECT_TRUE(asks_for_reset(3, true));
   EXPECT_TRUE(asks_for_reset(3)) << "nobody heard the first";
+  EXPECT_TRUE(asks_for_reset(3)) << "the store has taken it, and lost it";
   enter(4);
   EXPECT_FALSE(asks_for_reset(4));
 
-  directory.reset_cluster(55, now);
+  directory.reset_cluster(after(5).reset, now);
   EXPECT_TRUE(asks_for_reset(4, true));
   enter(5);  // so the store had heard it
   EXPECT_FALSE(asks_for_reset(5));
+}
+
+TEST_F(DirectoryTest, AnothersResetDoesNotStandForOneThatWasAskedForHere) {
+  enter(3);
+  directory.reset_cluster(55, now);
+  enter(4);  // which may have happened before
+  EXPECT_TRUE(asks_for_reset(4));
+  heard_wanted = true;
+  enter(5);  // which happened after it
+  EXPECT_FALSE(asks_for_reset(5));
+}
+
+TEST_F(DirectoryTest, WhoLeavesTellsOfAResetThatIsStillWanted) {
+  enter(3);
+  directory.reset_cluster(55, now);
+  directory.leave(now);
+  const auto farewell = directory.next_order(now);
+  ASSERT_TRUE(farewell);
+  EXPECT_TRUE(resets(*farewell));
+  directory.order_done(Error{ErrorCode::kPeer, "lost"}, now);
+  EXPECT_FALSE(directory.left());
+  const auto again = directory.next_order(now);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(resets(*again));
+  directory.order_done(meta::Answers(again->size()), now);
+  EXPECT_TRUE(directory.left());
 }
 
 TEST_F(DirectoryTest, AHeartbeatThatTheStoreKeepsDoesNotBringADeadNodeBack) {

@@ -68,7 +68,7 @@ class ResidencyTable {
 
  private:
   using Place = std::uint32_t;
-  static constexpr std::size_t kRoomMin = 96;
+  static constexpr std::size_t kRoomMin = 99;
   static constexpr unsigned kSlots = 12;  // of a bucket
   static constexpr std::uint8_t kManyPassed = 255;
   static constexpr Place kNowhere = UINT32_MAX;

@@ -76,8 +76,9 @@ Result<HelperProcess> HelperProcess::start(std::span<const std::string> argv, st
   int next = kFirstFd;
   const auto give = [&](int fd) {
     high.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, kFdsFrom));
+    if (!high.back().valid()) return false;
     files.duplicate(high.back().get(), next++);
-    return high.back().valid();
+    return true;
   };
   bool given = give(other.get());
   for (const int fd : fds) given = given && give(fd);

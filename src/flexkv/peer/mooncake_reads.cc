@@ -247,7 +247,6 @@ Result<> MooncakeReads::take_answer(std::span<const std::byte> frame) {
       const std::string name = text_of(answer.text);
       if (helper_->ready || !is_mooncake_name(name)) return broken("ready as \"" + name + '"');
       helper_->ready = true;
-      rest_ = kMooncakeRestMin;
       auto window = std::make_shared<Window>();
       window->transport = Transport::kMooncake;
       window->metadata.resize(name.size());
@@ -277,6 +276,7 @@ Result<> MooncakeReads::take_end(std::uint64_t id, bool ok) {
   auto node = helper_->under_way.extract(id);
   if (node.empty()) return broken("the end of a read that was not ordered");
   Order& order = node.mapped();
+  if (ok) rest_ = kMooncakeRestMin;  // so it serves, which that it was ready does not show
   order.done(Landing::fetched(order.landing, order.landing_piece, order.piece.bytes, ok));
   return {};
 }

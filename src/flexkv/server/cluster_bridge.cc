@@ -63,27 +63,37 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
   peers.listen = options_.listen;
   peers.pinned_bytes_max = pool_.size();  // the node has a limit of its own, over all peers
   start_one_sided(peers.node);
-  auto lane = peer::PeerLane::start(std::move(peers), tls_, *this, *this, one_sided_.get());
-  if (!lane) return lane.error();
+  auto opened = peer::PeerLane::start(std::move(peers), tls_, *this, *this, one_sided_.get());
+  if (!opened) return not_joined(opened.error());
+  std::unique_ptr<peer::PeerLane> lane = std::move(opened).value();
   cluster::DirectoryLaneOptions directory;
   directory.directory.cluster = options_.cluster;
   directory.directory.name = options_.node;
-  directory.directory.address = lane.value()->address();
+  directory.directory.address = lane->address();
   directory.directory.incarnation = incarnation_;
   directory.directory.epoch = held_epoch;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
   auto started = cluster::DirectoryLane::start(directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); });
-  if (!started) return started.error();
+  if (!started) {
+    lane.reset();
+    return not_joined(started.error());
+  }
   // The lanes may call the node already.
   apply_([&](node::Node&) {
-    peers_ = std::move(lane).value();
+    peers_ = std::move(lane);
     directory_ = std::move(started).value();
     reads_.emplace(directory_->replica(), pool_, incarnation_,
                    RemoteReads::Peers{[this](peer::ReadRequest request) { peers_->read(std::move(request)); },
                                       [this](peer::RequestId id) { peers_->cancel(id); }});
   });
   return {};
+}
+
+// Nobody is to read here then.
+Error ClusterBridge::not_joined(Error why) {
+  if (one_sided_ != nullptr) (void)one_sided_->end();
+  return why;
 }
 
 void ClusterBridge::start_one_sided(const std::string& node) {

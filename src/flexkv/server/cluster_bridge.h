@@ -122,6 +122,7 @@ class ClusterBridge final : public node::RemotePort,
                 const memory::HostRegion& pool, SourceSink& reads, Apply apply,
                 std::function<void(cluster::Epoch epoch)> reset);
 
+  Error not_joined(Error why);
   void start_one_sided(const std::string& node);
   Result<std::unique_ptr<peer::OneSided>> open_one_sided(const std::string& node) const;
   void enter_epoch(cluster::Epoch epoch);

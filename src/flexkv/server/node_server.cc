@@ -244,6 +244,7 @@ void NodeServer::detach_client(node::EngineHandle engine) {
   MutexLock lock(mutex_);
   ended_.erase(engine);
   node_.detach_client(engine);
+  if (drain_) done_.notify_all();
 }
 
 node::Node::Lookup NodeServer::lookup(node::EngineHandle engine, const proto::LookupRequest& request) {
@@ -257,6 +258,7 @@ proto::Reason NodeServer::post(node::EngineHandle engine, const proto::FromClien
   MutexLock lock(mutex_);
   const proto::Reason reason = take(engine, message, monotonic_now());
   wake_if_earlier();
+  if (drain_) done_.notify_all();
   return reason;
 }
 

@@ -78,6 +78,7 @@ class PageStore:
         found: set[int] = set()
         pieces = []
         end = len(pages)
+        fetching = False  # one: no more are used
         while end > 0:
             sequence = self.client.open_sequence()
             end, _, from_drives = self.client.lookup_last(sequence, pages[:end])
@@ -85,7 +86,8 @@ class PageStore:
                 pieces.append(Piece(sequence, [pages[end - 1]], 0, end - 1, 1))
                 found.add(end - 1)
             else:
-                if end > 0:
+                if end > 0 and not fetching:
+                    fetching = True
                     self.client.prefetch(sequence, [pages[end - 1]])
                 self.client.close_sequence(sequence)
             end -= 1

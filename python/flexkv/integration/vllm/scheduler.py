@@ -127,7 +127,9 @@ class SchedulerSide:
         if self._at_boundaries and served > num_computed_tokens:
             parts = [(self._groups[i], self._clients[i], tracked.chains[i]) for i in self._at_boundaries]
             begin = num_computed_tokens
-            kept, states_on_drives = longest_with_states(parts, block_hashes, begin, served, self._alignment)
+            limit = tracked.boundary_limit(begin, served)
+            kept, states_on_drives = longest_with_states(parts, block_hashes, begin, limit, self._alignment)
+            tracked.remember_boundary(begin, served, kept)
             if self._trace and kept < served:
                 logger.debug(
                     "FlexKV: request %s: attention has %d tokens, states or windows there are after %d",

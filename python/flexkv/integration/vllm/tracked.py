@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 from flexkv.integration.common.saves import Offers
@@ -10,6 +11,8 @@ from flexkv.integration.vllm import identity
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
+
+_BOUNDARY_SECONDS = 1.0
 
 
 class Chain:
@@ -34,6 +37,7 @@ class Tracked:
     __slots__ = (
         "_adapter",
         "_adapter_hashes",
+        "_boundary",
         "chains",
         "load_async",
         "loaded_in_life",
@@ -57,6 +61,17 @@ class Tracked:
         self.tainted = False  # computes from blocks that a failed load left
         self._adapter = identity.adapter_stamp(getattr(request, "lora_request", None))
         self._adapter_hashes: list[bytes] = []
+        self._boundary = (0, 0, 0, 0.0)
+
+    def boundary_limit(self, begin: int, served: int) -> int:
+        """No prefix of more than so many of `served` tokens had its states and tails a moment ago, when it was last looked
+        for: a request that waits is asked in every step, and looking for them all takes a question for each."""
+        asked = self._boundary
+        return asked[2] if asked[:2] == (begin, served) and time.monotonic() < asked[3] else served
+
+    def remember_boundary(self, begin: int, served: int, kept: int) -> None:
+        if self._boundary[:2] != (begin, served) or time.monotonic() >= self._boundary[3]:
+            self._boundary = (begin, served, kept, time.monotonic() + _BOUNDARY_SECONDS)
 
     def block_hashes(self) -> list[bytes]:
         """vLLM's, and where there is an adapter, of its weights, too."""
