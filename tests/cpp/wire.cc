@@ -23,7 +23,10 @@ Wire::~Wire() {
   thread_.join();
 }
 
-void Wire::lead_to(std::string to) { to_ = std::make_shared<const std::string>(std::move(to)); }
+void Wire::lead_to(std::string to) {
+  MutexLock lock(mutex_);
+  to_ = std::move(to);
+}
 
 void Wire::delay(Nanos there, Nanos back) {
   there_ = there;
@@ -60,7 +63,12 @@ void Wire::run() {
     (void)::poll(&waiting, 1, 1);
     if (cut_.exchange(false)) pairs.clear();
     if (auto accepted = net::accept_tcp(listener_); accepted.ok() && accepted.value().valid()) {
-      auto far = net::connect_tcp(*to_.load());
+      std::string to;
+      {
+        MutexLock lock(mutex_);
+        to = to_;
+      }
+      auto far = net::connect_tcp(to);
       if (far.ok()) pairs.push_back({std::move(accepted).value(), std::move(far).value(), {}, {}});
     }
     std::erase_if(pairs, [&](Pair& pair) {

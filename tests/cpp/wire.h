@@ -3,12 +3,12 @@
 
 #include <atomic>
 #include <deque>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "flexkv/base/fd.h"
+#include "flexkv/base/mutex.h"
 #include "flexkv/base/time.h"
 #include "flexkv/net/tcp.h"
 
@@ -44,7 +44,8 @@ class Wire {
 
   Fd listener_;
   std::string address_;
-  std::atomic<std::shared_ptr<const std::string>> to_;
+  Mutex mutex_;
+  std::string to_ FLEXKV_GUARDED_BY(mutex_);
   std::atomic<Nanos> there_{0};
   std::atomic<Nanos> back_{0};
   std::atomic<bool> swallow_{false};
