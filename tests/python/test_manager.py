@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,11 +174,16 @@ def test_a_rank_that_stops_fails_its_tasks_and_they_can_be_repeated() -> None:
 @contextlib.contextmanager
 def stopped(group: Ranks) -> Iterator[None]:
     """The first rank is told of transfers and does nothing."""
-    os.kill(group.processes[0].pid, signal.SIGSTOP)
+    rank = group.processes[0].pid
+    os.kill(rank, signal.SIGSTOP)
+    # The signal has only been sent: a thread of the rank's may still be at work.
+    threads = Path(f"/proc/{rank}/task")
+    while not all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads.iterdir()):
+        time.sleep(0.001)
     try:
         yield
     finally:
-        os.kill(group.processes[0].pid, signal.SIGCONT)
+        os.kill(rank, signal.SIGCONT)
 
 
 def test_a_cancelled_task_has_ended_only_when_its_ranks_are_quiet() -> None:
