@@ -236,8 +236,12 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
 // ---- rounds --------------------------------------------------------------------------------------------------------
 
 meta::Request Directory::look_request() const {
-  meta::Request request{meta::get(names_.epoch()), meta::get(names_.reset()), meta::get(names_.heard(epoch_.reset)),
-                        meta::get(names_.heard(reset_asked_)), meta::members(names_.nodes()), meta::newest(names_.bell())};
+  meta::Request request{meta::get(names_.epoch()),
+                        meta::get(names_.reset()),
+                        meta::get(names_.heard(epoch_.reset)),
+                        meta::get(names_.heard(reset_asked_)),
+                        meta::members(names_.nodes()),
+                        meta::newest(names_.bell())};
   for (const Space& space : spaces_) request.push_back(meta::get(names_.ask(space.id, options_.incarnation)));
   return request;
 }

@@ -92,9 +92,12 @@ Result<std::unique_ptr<NixlAgent>> NixlAgent::create(const NixlLibrary& library,
 Status NixlAgent::learn_beginning(const std::string& name) {
   const auto own = metadata();
   if (!own.ok()) return own.error();
-  const auto found = std::ranges::search(own.value(), as_told(name));
-  if (found.empty()) return Error{ErrorCode::kUnsupported, "NIXL's metadata does not begin as that of 1.5.1 does"};
-  beginning_.assign(own.value().begin(), found.begin());
+  const auto told = as_told(name);
+  const auto found = std::search(own.value().begin(), own.value().end(), told.begin(), told.end());
+  if (found == own.value().end()) {
+    return Error{ErrorCode::kUnsupported, "NIXL's metadata does not begin as that of 1.5.1 does"};
+  }
+  beginning_.assign(own.value().begin(), found);
   return {};
 }
 
