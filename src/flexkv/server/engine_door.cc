@@ -195,7 +195,7 @@ void EngineDoor::run() {
     }
     std::vector<int> again;
     std::ranges::sort(due);
-    due.erase(std::ranges::unique(due).begin(), due.end());
+    due.erase(std::unique(due.begin(), due.end()), due.end());
     for (const int fd : due) {
       const auto found = visitors_.find(fd);
       if (found == visitors_.end()) continue;
