@@ -15,9 +15,8 @@ from flexkv.cli import cells
 from flexkv.cli.cluster_resets import cluster_of, not_told
 from flexkv.cli.cluster_tables import cluster_lines, peer_table
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
-from flexkv.cli.no_node import no_node
+from flexkv.cli.no_node import no_node, sockets_of_nodes
 from flexkv.cli.show_status import ask_all
-from flexkv.node_sockets import CannotRead, node_sockets
 from flexkv.status_fields import CLUSTER_OFF, mapping, messages
 
 
@@ -50,12 +49,7 @@ def show(as_json: bool, name: str | None, config: Path | None) -> None:
 
 def reset(name: str | None, config: Path | None) -> None:
     runtime_dir = load_settings(config).node_target.runtime_dir
-    try:
-        paths = node_sockets(runtime_dir, name)
-    except CannotRead as error:
-        fail(error)
-    if not paths:
-        fail(no_node(runtime_dir, name), EXIT_NO_NODE)
+    paths = sockets_of_nodes(runtime_dir, name)
     failed = False
     asked: set[str] = set()
     for path in paths:

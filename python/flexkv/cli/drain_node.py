@@ -12,9 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, fail, load_settings, print_json, require_core
-from flexkv.cli.no_node import no_node
-from flexkv.node_sockets import CannotRead, node_sockets
+from flexkv.cli.common import EXIT_FAILED, load_settings, print_json, require_core
+from flexkv.cli.no_node import sockets_of_nodes
 from flexkv.status_fields import mapping, number, undone
 
 _LOOK_AGAIN_S = 0.1
@@ -26,13 +25,7 @@ _LINE_S = 5.0
 
 def run(name: str | None, timeout: float | None, as_json: bool, config: Path | None) -> None:
     settings = load_settings(config)
-    runtime_dir = settings.node_target.runtime_dir
-    try:
-        paths = node_sockets(runtime_dir, name)
-    except CannotRead as error:
-        fail(error)
-    if not paths:
-        fail(no_node(runtime_dir, name), EXIT_NO_NODE)
+    paths = sockets_of_nodes(settings.node_target.runtime_dir, name)
     seconds = settings.drain_timeout_seconds if timeout is None else timeout
     results = _drain_all(paths, seconds)
     if as_json:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from flexkv.cli.common import EXIT_NO_NODE, fail
 from flexkv.node_sockets import CannotRead, node_sockets, somebody_listens
 
 _ROOTS_DIR = "/run/flexkv"
+
+
+def sockets_of_nodes(runtime_dir: str, name: str | None) -> list[Path]:
+    """Of those that the command is for; it ends when there is none."""
+    try:
+        paths = node_sockets(runtime_dir, name)
+    except CannotRead as error:
+        fail(error)
+    if not paths:
+        fail(no_node(runtime_dir, name), EXIT_NO_NODE)
+    return paths
 
 
 def no_node(runtime_dir: str, name: str | None) -> str:
