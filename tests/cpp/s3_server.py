@@ -1,5 +1,5 @@
 """A real S3 server (moto) of one test's own that checks signatures, with faults before it on demand.
-usage: s3_server.py PORT BUCKET
+usage: s3_server.py PORT BUCKET [ADDRESS]
 
 Prints once it can be used: the access key and secret of a user, then the access key, secret and session token of a role.
 `POST /faults/KIND/COUNT` makes the next COUNT requests meet a fault: status503, hang (until the process ends), cut (half of
@@ -61,7 +61,7 @@ class Faults:
         return [bytes(body)]
 
 
-def main(port: int, bucket: str) -> None:
+def main(port: int, bucket: str, address: str = "127.0.0.1") -> None:
     iam = iam_backends[ACCOUNT]["aws"]
     iam.create_user("us-east-1", "user")
     iam.put_user_policy("user", "policy", POLICY)
@@ -80,11 +80,11 @@ def main(port: int, bucket: str) -> None:
             pass
 
     application = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", port, Faults(application), threaded=True, request_handler=Quiet)
+    server = make_server(address, port, Faults(application), threaded=True, request_handler=Quiet)
     user = (key.access_key_id, key.secret_access_key)
     print(*user, role.access_key_id, role.secret_access_key, role.session_token, flush=True)
     server.serve_forever()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_REC_PRIVATE = 0x44000
 _TUNSETIFF, _TUN_WITHOUT_HEADER = 0x400454CA, 0x1001
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
 _UP = 0x1
@@ -47,7 +48,8 @@ CUT = Weather(loss=1.0)
 
 
 class Host:
-    """A namespace of its own. Processes started here see nothing of the network but this machine and the wire."""
+    """A namespace of its own. Processes started here see nothing of the network but this machine and the wire, in /sys,
+    too, where libraries look for interfaces."""
 
     def __init__(self, address: str) -> None:
         """OSError: not permitted, or no /dev/net/tun."""
@@ -60,9 +62,16 @@ class Host:
             raise
 
     def _enter(self) -> int:
-        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
-            error = ctypes.get_errno()
-            raise OSError(error, f"unshare(CLONE_NEWNET): {os.strerror(error)}")
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def call(name: str, *arguments: object) -> None:
+            if getattr(libc, name)(*arguments):
+                error = ctypes.get_errno()
+                raise OSError(error, f"{name}: {os.strerror(error)}")
+
+        call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
+        call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
+        call("mount", b"sysfs", b"/sys", b"sysfs", 0, None)
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", b"wire", _TUN_WITHOUT_HEADER))
