@@ -70,7 +70,10 @@ json render(const DrainStatus& drain, json& messages) {
           {"loans", undone.loans},
           {"lends", undone.lends},
           {"disk_writes", undone.disk_writes},
-          {"remote_writes", undone.store_writes}};
+          {"remote_writes", undone.store_writes},
+          {"host_only_blocks", undone.host_only},
+          {"looks", undone.looks},
+          {"offered_blocks", undone.offered}};
 }
 
 json render(const plan::PrefillTime& time) {
