@@ -18,8 +18,10 @@ constexpr Nanos kOfferPause = 200 * kMillisecond;
 
 void Node::drain(Nanos now, Nanos until) {
   tell_time(now);
-  if (!draining_ && store_ != nullptr) store_->offers.emplace().look(now_);
-  draining_ = true;
+  if (!std::exchange(draining_, true)) {
+    if (store_ != nullptr) store_->offers.emplace().look(now_);
+    close_feeds();
+  }
   if (store_ != nullptr) store_->offers->until = until;
   stop_scrub(now);
   flush_store(now);
@@ -119,7 +121,9 @@ void Node::look_for_offers() {
 // The part's last blocks that the store lacks, and what it lacks before them: they are found by that. False: the store
 // or its queue has no room for all of it now.
 bool Node::offer(const index::PrefixIndex::Part& part, Space& space) {
-  if (store_->port.write_blocks(space.number) == 0 || store_is_busy()) return false;
+  // Once: it may have gone off by the next time.
+  const std::uint32_t write_blocks = store_->port.write_blocks(space.number);
+  if (write_blocks == 0 || store_is_busy()) return false;
   std::optional<index::PinId> pin = space.index.pin_part(part);
   if (!pin) return true;
   std::uint32_t end = space.index.depth(*pin);
@@ -145,7 +149,7 @@ bool Node::offer(const index::PrefixIndex::Part& part, Space& space) {
     const auto only_here = static_cast<std::uint64_t>(std::ranges::count(on_drives, index::kNoSlot));
     offers.lacking -= std::min(offers.lacking, only_here);
     offers.offered += end - begin;
-    queue_for_store(space, *pin, begin, end);
+    queue_for_store(space, *pin, begin, end, write_blocks);
   }
   drop_pin(space, *pin);
   return end - begin == wanted;

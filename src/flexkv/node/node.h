@@ -573,7 +573,8 @@ class Node {
   void give_up_run(StoreRun& run, Reason reason);
   void disown_store_runs(Space& space);
   std::optional<Nanos> store_deadline() const;
-  void queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end);
+  void queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end,
+                       std::uint32_t write_blocks);
   std::uint64_t store_room(const Space& space) const;  // for so many blocks
   bool store_is_busy() const;
   void check_store_invariants() const;
@@ -586,6 +587,7 @@ class Node {
 
   // changes.cc
   void open_feed(Space& space);
+  void close_feeds();
   void describe_path(Space& space, index::PinId pin, std::uint32_t first,
                      std::span<const events::DescriptionRef> known);
   void describe_saved(const Job& job);

@@ -66,7 +66,8 @@ std::uint32_t Node::first_unstored(Space& space, index::PinId pin) {
 
 // Has those of the pinned path's blocks kept beyond the machine that are not and are worth it.
 void Node::store_beyond(Space& space, index::PinId pin) {
-  if (store_ == nullptr || store_->port.write_blocks(space.number) == 0) return;
+  const std::uint32_t write_blocks = store_ == nullptr ? 0 : store_->port.write_blocks(space.number);
+  if (write_blocks == 0) return;
   const std::uint32_t begin = first_unstored(space, pin);
   auto& slots = store_->slots;
   const auto in_host = std::find(slots.begin() + begin, slots.end(), index::kNoSlot) - slots.begin();
@@ -77,16 +78,17 @@ void Node::store_beyond(Space& space, index::PinId pin) {
   const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(verdict.count, store_room(space)));
   stats_.unstored_blocks[slot_of(Reason::kQueueFull)] += verdict.count - count;
   if (count == 0) return;
-  queue_for_store(space, pin, begin, begin + count);
+  queue_for_store(space, pin, begin, begin + count, write_blocks);
   pump_store();
 }
 
 // Blocks [begin, end) of the pinned path, of which store_->keys and store_->slots tell.
-void Node::queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end) {
+void Node::queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end,
+                           std::uint32_t write_blocks) {
   for (std::uint32_t i = begin; i < end; ++i) space.slots.mark(store_->slots[i], true);
   store_->blocks += end - begin;
   store_->bytes += (end - begin) * space.slots.slot_bytes();
-  gather(space, pin, begin, end, store_->port.write_blocks(space.number));
+  gather(space, pin, begin, end, write_blocks);
 }
 
 std::uint64_t Node::store_room(const Space& space) const {
