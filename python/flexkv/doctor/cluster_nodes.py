@@ -31,6 +31,7 @@ class Sign:
     address: str
     spaces: int
     expires_in: float  # seconds, without another sign
+    condition: str = "serves"  # or drains, drained, ends
 
 
 def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[Finding]:
@@ -46,8 +47,15 @@ def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[
             "nodes join when they start; if some run: is their cluster_name the same, and their Redis?",
         )
         return
-    ended = f"; {silent} that ended without a word" if silent else ""
-    yield Finding(looked_at, f"{len(signs)} there{ended}", figures={"nodes": len(signs), "silent": silent})
+    ended = [sign for sign in signs if sign.condition == "ends"]
+    signs = [sign for sign in signs if sign.condition != "ends"]
+    drained = [sign for sign in signs if sign.condition != "serves"]
+    found = f"{len(signs)} there"
+    for count, what in ((len(drained), "that drain or are drained"), (len(ended), "that just ended")):
+        found += f", {count} {what}" if count else ""
+    found += f"; {silent} that ended without a word" if silent else ""
+    figures = {"nodes": len(signs), "drained": len(drained), "ended": len(ended), "silent": silent}
+    yield Finding(looked_at, found, figures=figures)
     for name in sorted({sign.name for sign in signs if sum(other.name == sign.name for other in signs) > 1}):
         yield better(
             looked_at, f"several are named {name}", "give each a node_id of its own; all are served all the same"
@@ -61,13 +69,19 @@ def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[
         yield node(settings, sign, probed)
 
 
+_CONDITIONS = {
+    "drains": "it drains: it gives nothing more, and writes what it has to",
+    "drained": "it is drained: it gives nothing until it is started anew",
+}
+
+
 def node(settings: Settings, sign: Sign, probed: dict[str, Any] | str) -> Finding:
     """`probed`: what the core found there, or why it could not."""
     looked_at = f"node {sign.name} at {sign.address or 'no address'}"
     ttl = settings.node_ttl_seconds
     age = ttl - sign.expires_in
     life = f"sign of life {age:.0f} s ago" if age >= 0 else f"lives for {sign.expires_in:.0f} s without a sign"
-    found = f"{life}, models: {sign.spaces}"
+    found = f"{life}, {_CONDITIONS.get(sign.condition) or f'models: {sign.spaces}'}"
     figures: dict[str, float] = {"expires_in_s": sign.expires_in, "models": sign.spaces}
     if age >= 0:
         figures["silent_s"] = age
@@ -132,5 +146,6 @@ def _signs(settings: Settings, core: Any, client: RedisClient) -> tuple[list[Sig
         except RuntimeError as error:
             refused.append(str(error))
             continue
-        signs.append(Sign(incarnation, said["name"], said["address"], said["spaces"], max(expires_in, 0) / 1e3))
+        lives = max(expires_in, 0) / 1e3
+        signs.append(Sign(incarnation, said["name"], said["address"], said["spaces"], lives, said["condition"]))
     return sorted(signs, key=lambda sign: sign.name), refused, silent

@@ -19,6 +19,9 @@ constexpr Nanos kRoundGap = 200 * kMillisecond;
 // A node that has left says so for as long as it takes others to hear it.
 constexpr Nanos kFarewell = 10 * kSecond;
 
+// Of those that were asked for, for who asks what became of his.
+constexpr std::size_t kResetsRemembered = 64;
+
 // So long the store remembers a reset that nobody alive is of. Who comes back after that has everybody forget once
 // more.
 constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
@@ -93,9 +96,22 @@ void Directory::enter_epoch(Nanos now) {
 }
 
 void Directory::reset_cluster(ResetId reset, Nanos now) {
+  want_reset(reset);
+  want_round(now);
+}
+
+void Directory::want_reset(ResetId reset) {
   ++resets_asked_;
   reset_asked_ = reset;
-  want_round(now);
+  if (wanted_resets_.size() == kResetsRemembered) wanted_resets_.erase(wanted_resets_.begin());
+  wanted_resets_.push_back(reset);
+}
+
+void Directory::note_resets_told() {
+  told_resets_.insert(told_resets_.end(), wanted_resets_.begin(), wanted_resets_.end());
+  wanted_resets_.clear();
+  if (told_resets_.size() <= kResetsRemembered) return;
+  told_resets_.erase(told_resets_.begin(), told_resets_.end() - std::ptrdiff_t{kResetsRemembered});
 }
 
 // docs/decisions/0033 has the table of cases.
@@ -105,7 +121,7 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
   // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).
   if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
-    resets_done_ = resets_asked_;
+    note_resets_told();
   }
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
@@ -115,8 +131,7 @@ void Directory::note_epoch(const meta::Answers& answers) {
   // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
   // meanwhile, others may hold what that one was to make them forget.
   if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) {
-    ++resets_asked_;
-    reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
+    want_reset(std::max(Prng::mix(options_.incarnation + resets_asked_ + 1), ResetId{1}));
   }
   epoch_to_enter_ = store_epoch_;
   replica_.remove_all();
@@ -152,8 +167,16 @@ bool Directory::round_is_near(Nanos now) const {
 
 void Directory::want_round(Nanos now) { round_due_ = std::min(round_due_, std::max(now, round_begun_ + kRoundGap)); }
 
+void Directory::say(Condition condition, Nanos now) {
+  FLEXKV_ASSERT(condition != Condition::kEnds);
+  if (std::exchange(condition_, condition) == condition) return;
+  ring_ = true;
+  want_round(now);
+}
+
 void Directory::leave(Nanos now) {
   leaving_ = true;
+  condition_ = Condition::kEnds;
   round_due_ = now;
 }
 
@@ -174,7 +197,9 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   if (order_due(now) > now) return std::nullopt;
   if (leaving_) {
     order_ = Order::kLeave;
-    meta::Request farewell{meta::put(names_.beat(options_.incarnation), own_beat(true), kFarewell)};
+    // Who is named without a heartbeat has died.
+    const Incarnation self = options_.incarnation;
+    meta::Request farewell{meta::put(names_.beat(self), own_beat(), kFarewell), meta::drop(names_.nodes(), hex(self))};
     if (reset_wanted()) add_reset(farewell);  // nobody else may know of it
     farewell.push_back(meta::ring(names_.bell()));
     return farewell;
@@ -225,7 +250,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
       return want_round(now);
     }
     case Order::kLeave:
-      resets_done_ = resets_asked_;
+      note_resets_told();
       left_ = true;
       return;
     case Order::kNone:
@@ -271,10 +296,11 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   looked_ = true;
 }
 
-std::string Directory::own_beat(bool leaving) {
-  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_};
+std::string Directory::own_beat() {
+  beat_says_ = condition_;
+  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_, condition_};
   for (const Space& space : spaces_) {
-    if (leaving) break;
+    if (condition_ != Condition::kServes) break;
     beat.spaces.push_back(space.publisher.description());
     beat.spaces.back().id = space.id;
   }
@@ -286,7 +312,7 @@ meta::Request Directory::beat_request(Nanos now) {
   for (const Incarnation node : listening_) request.push_back(meta::get(names_.beat(node)));
   add_epoch(request);
   const Incarnation self = options_.incarnation;
-  request.push_back(meta::put(names_.beat(self), own_beat(false), options_.time_to_live));
+  request.push_back(meta::put(names_.beat(self), own_beat(), options_.time_to_live));
   request.push_back(meta::add(names_.nodes(), hex(self)));
   for (const Incarnation node : departed_) request.push_back(meta::drop(names_.nodes(), hex(node)));
   departed_.clear();
@@ -311,6 +337,7 @@ meta::Request Directory::beat_request(Nanos now) {
 void Directory::beat_done(const meta::Answers& answers, Nanos now) {
   looked_ = false;
   joined_ = true;
+  told_ = beat_says_;
   for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
 }
 
@@ -370,7 +397,7 @@ DirectoryStats Directory::stats() const {
   DirectoryStats stats;
   stats.epoch = epoch_.number;
   stats.joined = joined_;
-  stats.left = left_;
+  stats.left = left_ || told_ != Condition::kServes;
   stats.peers = peers_.size();
   for (const auto& [node, peer] : peers_) {
     if (peer.seen_alive && peer.beat.name == options_.name) ++stats.same_name;
@@ -386,12 +413,15 @@ DirectoryStats Directory::stats() const {
     stats.snapshot_bytes += space.publisher.snapshot_bytes();
   }
   stats.followed = followed_;
+  stats.told_resets = told_resets_;
   return stats;
 }
 
 std::vector<PeerInfo> Directory::peers(Nanos now) const {
   std::vector<PeerInfo> all;
-  for (const auto& [node, peer] : peers_) all.push_back({node, peer.beat.name, peer.beat.address, now - peer.heard});
+  for (const auto& [node, peer] : peers_) {
+    all.push_back({node, peer.beat.name, peer.beat.address, now - peer.heard, peer.beat.condition});
+  }
   return all;
 }
 

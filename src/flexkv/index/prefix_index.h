@@ -124,7 +124,8 @@ class PrefixIndex {
   // A scan that is not brought to its end has to be ended: until then what it is to visit is kept up to date.
   void end_scan() { scan_ = {}; }
 
-  // ---- visiting a tier by use ----------------------------------------------------------------------------------------
+  // ---- visiting a tier by use
+  // ----------------------------------------------------------------------------------------
 
   // Blocks of a tier in a row that were used alike.
   struct Part {

@@ -64,8 +64,8 @@ std::optional<Nanos> Node::offers_deadline() const {
 void Node::pump_offers() {
   Offers& offers = *store_->offers;
   // What is left once the time is over is only counted.
-  if (offers.again && (offers.state == Offers::State::kDone ||
-                       (offers.state == Offers::State::kOffering && now_ >= offers.until))) {
+  if (offers.again &&
+      (offers.state == Offers::State::kDone || (offers.state == Offers::State::kOffering && now_ >= offers.until))) {
     offers.look(now_ + kOfferPause);
   }
   if (offers.state == Offers::State::kLooking && now_ >= offers.due) look_for_offers();
@@ -134,8 +134,7 @@ bool Node::offer(const index::PrefixIndex::Part& part, Space& space) {
   space.index.collect(*pin, kHostTier, 0, slots);
   space.index.collect_keys(*pin, 0, keys);
   const auto lacks = [&](std::uint32_t at) {
-    return slots[at] != index::kNoSlot && !space.slots.marked(slots[at]) &&
-           !store_->port.has(space.number, keys[at]);
+    return slots[at] != index::kNoSlot && !space.slots.marked(slots[at]) && !store_->port.has(space.number, keys[at]);
   };
   while (end > 0 && !lacks(end - 1)) --end;
   std::uint32_t begin = end;

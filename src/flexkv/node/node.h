@@ -287,9 +287,9 @@ class Node {
   // Its block `index` is not what its sums say; on_store_written follows.
   void on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now);
   // From now on nothing is found or taken for engines any more: to them this is a node without blocks. What was found
-  // before is loaded, saves under way end, what waits to be written to drives or the store is. What only host memory has
-  // is offered to the store until `until`, what is used most first, whether or not it is worth it otherwise. To other
-  // nodes it lends until stop_lending(). There is no way back; asked once more, only that time is another one.
+  // before is loaded, saves under way end, what waits to be written to drives or the store is. What only host memory
+  // has is offered to the store until `until`, what is used most first, whether or not it is worth it otherwise. To
+  // other nodes it lends until stop_lending(). There is no way back; asked once more, only that time is another one.
   void drain(Nanos now, Nanos until);
   bool draining() const { return draining_; }
   // Other nodes get nothing from now on; loans that were given last as long as they do.
