@@ -99,7 +99,7 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     remember(socket, [a])
     remember(socket, [b, a])
     assert recall(socket) == [a, b]
-    assert [path.name for path in tmp_path.iterdir()] == ["default.machines"]
+    assert [path.name for path in tmp_path.glob("default*")] == ["default.machines"]
     file_of(socket).write_text('[{"address": 1}]')
     with pytest.raises(ValueError, match=r"default\.machines cannot be read: remove it"):
         recall(socket)

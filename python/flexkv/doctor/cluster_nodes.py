@@ -31,7 +31,7 @@ class Sign:
     address: str
     spaces: int
     expires_in: float  # seconds, without another sign
-    condition: str = "serves"  # or drains, drained, ends
+    condition: str = "serves"  # or drains, drained
 
 
 def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[Finding]:
@@ -47,15 +47,11 @@ def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[
             "nodes join when they start; if some run: is their cluster_name the same, and their Redis?",
         )
         return
-    ended = [sign for sign in signs if sign.condition == "ends"]
-    signs = [sign for sign in signs if sign.condition != "ends"]
-    drained = [sign for sign in signs if sign.condition != "serves"]
+    drained = sum(sign.condition != "serves" for sign in signs)
     found = f"{len(signs)} there"
-    for count, what in ((len(drained), "that drain or are drained"), (len(ended), "that just ended")):
-        found += f", {count} {what}" if count else ""
+    found += f", {drained} of them drained or about to be" if drained else ""
     found += f"; {silent} that ended without a word" if silent else ""
-    figures = {"nodes": len(signs), "drained": len(drained), "ended": len(ended), "silent": silent}
-    yield Finding(looked_at, found, figures=figures)
+    yield Finding(looked_at, found, figures={"nodes": len(signs), "drained": drained, "silent": silent})
     for name in sorted({sign.name for sign in signs if sum(other.name == sign.name for other in signs) > 1}):
         yield better(
             looked_at, f"several are named {name}", "give each a node_id of its own; all are served all the same"
@@ -145,6 +141,8 @@ def _signs(settings: Settings, core: Any, client: RedisClient) -> tuple[list[Sig
             said = core.decode_heartbeat(beat, place)
         except RuntimeError as error:
             refused.append(str(error))
+            continue
+        if said["condition"] == "ends":
             continue
         lives = max(expires_in, 0) / 1e3
         signs.append(Sign(incarnation, said["name"], said["address"], said["spaces"], lives, said["condition"]))
