@@ -138,7 +138,9 @@ def test_routers_hear_at_once_that_a_node_that_drains_gives_nothing(tmp_path: Pa
             node.drain(60)
             wait_for(0)
             assert told()[-1] == {"type": "AllBlocksCleared"}
-            assert {(kind, hash_) for kind, _, hash_, *_ in client.take_changes()} == {("removed", h) for h in hashes(3)}
+            assert {(kind, hash_) for kind, _, hash_, *_ in client.take_changes()} == {
+                ("removed", h) for h in hashes(3)
+            }
             again = client.open_sequence()
             assert client.lookup(again, hashes(3))[0] == 0, "as it was told"
             client.describe(again, 0, hashes(3), [11, 12, 21, 22, 31, 32], DETAILS)

@@ -14,7 +14,7 @@ from rich.text import Text
 from flexkv.cli import cells
 from flexkv.cli.cluster_resets import cluster_of, not_told, other_machines_not_reset, reset_node
 from flexkv.cli.cluster_tables import cluster_lines, peer_table
-from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
+from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json
 from flexkv.cli.no_node import no_node, sockets_of_nodes
 from flexkv.cli.show_status import ask_all
 from flexkv.status_fields import CLUSTER_OFF, mapping, messages
