@@ -306,6 +306,33 @@ TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
   EXPECT_TRUE(a->loads_all(2));
 }
 
+TEST_F(RemoteNodesTest, WhoDrainsGivesTheStoreWhatOnlyItsMemoryHas) {
+  constexpr std::uint64_t kPrompts = 8;
+  Machine::Options late;
+  late.url = "file://" + dir_ + "/mounted-late";
+  late.pool_bytes = 8U << 20;
+  const auto a = machine("a", late);
+  ASSERT_TRUE(a->says("is not there"));
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) a->compute(seed);
+  const auto drain = [&] { return a->status().at("node").at("drain"); };
+  a->node().drain(100 * kMillisecond);
+  EXPECT_FALSE(a->node().wait_drained()) << "the store is not there";
+  ASSERT_TRUE(eventually([&] { return drain().at("host_only_blocks") == kPrompts * kBlocks; })) << drain();
+  EXPECT_EQ(drain().at("state"), "late");
+  fs::create_directory(dir_ + "/mounted-late");
+  a->node().drain(60 * kSecond);
+  EXPECT_TRUE(a->node().wait_drained()) << a->node().status_json();
+  EXPECT_EQ(drain().at("offered_blocks"), kPrompts * kBlocks);
+  EXPECT_EQ(drain().at("host_only_blocks"), 0);
+  EXPECT_EQ(a->remote().at("written").at("blocks"), kPrompts * kBlocks) << "each once";
+  a->stop();
+  const auto b = machine("b", late);
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) EXPECT_TRUE(b->loads_all(seed));
+  b->node().drain(60 * kSecond);
+  EXPECT_TRUE(b->node().wait_drained());
+  EXPECT_EQ(b->status().at("node").at("drain").at("offered_blocks"), 0) << "the store has all of it";
+}
+
 TEST_F(RemoteNodesTest, OverS3) {
   const testing::S3Server server;
   Machine::Options s3;

@@ -209,8 +209,8 @@ DirectoryLaneStatus DirectoryLane::status() const {
   return status;
 }
 
-void DirectoryLane::leave() {
-  order([this](Nanos now) { directory_.leave(now); });
+void DirectoryLane::say(Condition condition) {
+  order([this, condition](Nanos now) { directory_.say(condition, now); });
 }
 
 void DirectoryLane::stop(Nanos patience) {
@@ -219,7 +219,7 @@ void DirectoryLane::stop(Nanos patience) {
     MutexLock lock(mutex_);
     stop_by_ = monotonic_now() + patience;
   }
-  leave();
+  order([this](Nanos now) { directory_.leave(now); });
   thread_.join();
 }
 

@@ -62,9 +62,8 @@ class DirectoryLane {
   const Replica& replica() const { return replica_; }
   void reset_cluster(ResetId reset);
   DirectoryLaneStatus status() const;  // as it was when the lane last went to sleep
-  // Tells the others that this node goes, and from then on nothing. DirectoryStats::left says when that is done.
-  void leave();
-  // leave(), as far as that is possible within `patience`, and ends the thread.
+  void say(Condition condition);       // see Directory; DirectoryStats::left tells when others can have heard it
+  // Tells the others that this node ends, as far as that is possible within `patience`, and ends the thread.
   void stop(Nanos patience);
 
  private:

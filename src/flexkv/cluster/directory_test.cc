@@ -80,8 +80,29 @@ class DirectoryTest : public ::testing::Test {
     }
     directory.expire(now);
   }
-  static std::string beat_of_8(std::uint64_t number) {
-    return encode_beat({number, "eight", "address", {}, 0}, Names(options_of_node().cluster).beat(8));
+  static std::string beat_of_8(std::uint64_t number, Condition condition = Condition::kServes) {
+    return encode_beat({number, "eight", "address", {}, 0, condition}, Names(options_of_node().cluster).beat(8));
+  }
+  // What the request says of this node; nothing: it is none of those that do.
+  static std::optional<Beat> own_beat(const meta::Request& request) {
+    const std::string place = Names(options_of_node().cluster).beat(options_of_node().incarnation);
+    for (const meta::Op& op : request) {
+      if (op.key == place && op.kind == meta::Op::Kind::kPut) return decode_beat(op.value, place).value();
+    }
+    return std::nullopt;
+  }
+  // The one of the next round.
+  Beat next_beat() {
+    now += options_of_node().time_to_live / 3;
+    std::optional<Beat> beat;
+    for (int i = 0; i < 2 && !beat; ++i) {
+      const auto request = directory.next_order(now);
+      if (!request) break;
+      beat = own_beat(*request);
+      directory.order_done(meta::Answers(request->size()), now);
+    }
+    EXPECT_TRUE(beat);
+    return beat.value_or(Beat());
   }
 
   Nanos now = 100 * kSecond;
@@ -182,6 +203,21 @@ TEST_F(DirectoryTest, AnothersResetDoesNotStandForOneThatWasAskedForHere) {
   EXPECT_FALSE(asks_for_reset(5));
 }
 
+TEST_F(DirectoryTest, SaysWhichResetsWereToldWhateverTheNumberOfTheEpoch) {
+  using Resets = std::vector<ResetId>;
+  enter(9);
+  directory.reset_cluster(55, now);
+  EXPECT_TRUE(asks_for_reset(9));
+  EXPECT_EQ(directory.stats().told_resets, Resets{}) << "the store may lose it";
+  enter(4);  // Redis came back older, and somebody has reset it
+  EXPECT_EQ(directory.stats().told_resets, Resets{}) << "which may have been before";
+  directory.reset_cluster(66, now);  // a later one will do for both
+  EXPECT_TRUE(asks_for_reset(4));
+  heard_wanted = true;
+  enter(5);
+  EXPECT_EQ(directory.stats().told_resets, (Resets{55, 66}));
+}
+
 TEST_F(DirectoryTest, WhoLeavesTellsOfAResetThatIsStillWanted) {
   enter(3);
   directory.reset_cluster(55, now);
@@ -196,6 +232,37 @@ TEST_F(DirectoryTest, WhoLeavesTellsOfAResetThatIsStillWanted) {
   EXPECT_TRUE(resets(*again));
   directory.order_done(meta::Answers(again->size()), now);
   EXPECT_TRUE(directory.left());
+}
+
+TEST_F(DirectoryTest, WhoDrainsShowsNoBlocksAndStaysInTheCluster) {
+  ASSERT_TRUE(directory.add_space(SpaceId{1}, now));
+  EXPECT_EQ(next_beat().spaces.size(), 1U);
+  directory.say(Condition::kDrains, now);
+  EXPECT_FALSE(directory.stats().left) << "nobody can have heard it";
+  const Beat drains = next_beat();
+  EXPECT_EQ(drains.condition, Condition::kDrains);
+  EXPECT_TRUE(drains.spaces.empty());
+  EXPECT_TRUE(directory.stats().left);
+  directory.say(Condition::kDrained, now);
+  EXPECT_EQ(next_beat().condition, Condition::kDrained);
+  EXPECT_EQ(next_beat().condition, Condition::kDrained) << "it still gives signs of life";
+  directory.leave(now);
+  const auto farewell = directory.next_order(now);
+  ASSERT_TRUE(farewell);
+  EXPECT_EQ(own_beat(*farewell).value_or(Beat()).condition, Condition::kEnds);
+  const std::string nodes = Names(options_of_node().cluster).nodes();
+  EXPECT_TRUE(std::ranges::any_of(*farewell, [&](const meta::Op& op) {
+    return op.kind == meta::Op::Kind::kDrop && op.key == nodes;
+  })) << "who is named without a sign has died";
+}
+
+TEST_F(DirectoryTest, TellsTheConditionOfOthers) {
+  for (std::uint64_t number = 1; number < 5; ++number) {
+    const auto condition = static_cast<Condition>(number - 1);
+    round_with(beat_of_8(number, condition));
+    ASSERT_EQ(directory.peers(now).size(), 1U);
+    EXPECT_EQ(directory.peers(now)[0].condition, condition);
+  }
 }
 
 TEST_F(DirectoryTest, AHeartbeatThatTheStoreKeepsDoesNotBringADeadNodeBack) {

@@ -16,6 +16,9 @@ constexpr std::uint32_t kBeatMagic = 0x32484446;   // "FDH2"
 constexpr std::size_t kChecksumBytes = 8;
 constexpr std::uint8_t kClearedFlag = 1;
 constexpr unsigned kMasks = 1U << kTierCount;
+// The highest byte of a heartbeat's number is the condition: to versions that do not know it, it is another number.
+constexpr unsigned kConditionShift = 56;
+constexpr std::uint64_t kNumberMask = (std::uint64_t{1} << kConditionShift) - 1;
 
 std::uint64_t checksum(std::string_view bytes, std::string_view place) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), XXH3_64bits(place.data(), place.size()));
@@ -81,6 +84,20 @@ Result<std::string_view> unseal(std::string_view bytes, std::uint32_t magic, std
 
 }  // namespace
 
+const char* condition_name(Condition condition) {
+  switch (condition) {
+    case Condition::kServes:
+      return "serves";
+    case Condition::kDrains:
+      return "drains";
+    case Condition::kDrained:
+      return "drained";
+    case Condition::kEnds:
+      return "ends";
+  }
+  return "unknown";
+}
+
 void seal_entry(std::string& bytes, std::string_view place) { append(bytes, checksum(bytes, place)); }
 
 std::string encode_batch(const Batch& batch, std::string_view place) {
@@ -135,7 +152,7 @@ std::string encode_beat(const Beat& beat, std::string_view place) {
   FLEXKV_ASSERT(beat.name.size() <= kNameMax && beat.address.size() <= kAddressMax && beat.spaces.size() <= kSpacesMax);
   std::string out;
   append(out, kBeatMagic);
-  append(out, beat.number);
+  append(out, (beat.number & kNumberMask) | static_cast<std::uint64_t>(beat.condition) << kConditionShift);
   append(out, beat.resets);
   append(out, static_cast<std::uint16_t>(beat.name.size()));
   out += beat.name;
@@ -158,7 +175,11 @@ Result<Beat> decode_beat(std::string_view bytes, std::string_view place) {
   if (!body) return body.error();
   Cursor cursor(body.value());
   Beat beat;
-  beat.number = cursor.take<std::uint64_t>();
+  const auto number = cursor.take<std::uint64_t>();
+  beat.number = number & kNumberMask;
+  const std::uint64_t condition = number >> kConditionShift;
+  if (condition >= kConditionCount) return refuse(place, "no such condition of a node");
+  beat.condition = static_cast<Condition>(condition);
   beat.resets = cursor.take<std::uint64_t>();
   const auto name_size = cursor.take<std::uint16_t>();
   if (name_size > kNameMax) return refuse(place, "its name is too long");

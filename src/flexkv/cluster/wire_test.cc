@@ -55,6 +55,22 @@ TEST(Wire, ABeatComesBack) {
   EXPECT_EQ(decoded.value(), some_beat());
 }
 
+TEST(Wire, ABeatSaysInWhatConditionTheNodeIsAndOlderVersionsReadItAsANumber) {
+  Beat beat = some_beat();
+  const std::string serves = encode_beat(beat, "here");
+  for (const auto condition : {Condition::kServes, Condition::kDrains, Condition::kDrained, Condition::kEnds}) {
+    beat.condition = condition;
+    const std::string bytes = encode_beat(beat, "here");
+    const auto decoded = decode_beat(bytes, "here");
+    ASSERT_TRUE(decoded.ok());
+    EXPECT_EQ(decoded.value(), beat);
+    ASSERT_EQ(bytes.size(), serves.size());
+    for (std::size_t at = 0; at + 8 < bytes.size(); ++at) EXPECT_TRUE(bytes[at] == serves[at] || at == 11) << at;
+  }
+  beat.condition = static_cast<Condition>(kConditionCount);
+  EXPECT_FALSE(decode_beat(encode_beat(beat, "here"), "here").ok());
+}
+
 TEST(Wire, WhatStandsInTheWrongPlaceIsRefused) {
   EXPECT_FALSE(decode_batch(encode_batch({1, false, {{5, 1}}}, "here"), "there").ok());
   EXPECT_FALSE(decode_beat(encode_beat(some_beat(), "here"), "there").ok());

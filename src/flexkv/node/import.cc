@@ -252,6 +252,7 @@ void Node::publish(Import& import, std::vector<JobKey>& arrived) {
   space.index.insert(import.pin, kHostTier, chain.subspan(next, count),
                      std::span(import.slots).subspan(import.published, count), now_, rejected);
   for (const index::Slot slot : rejected) space.slots.give_back(slot);
+  if (store_ != nullptr && store_->offers) store_->offers->again = true;
   for (std::uint32_t i = import.published; i < import.arrived; ++i) {
     import.slots[i] = index::kNoSlot;
     space.importing.erase(chain[import.first + i]);  // its own, as it is of this generation

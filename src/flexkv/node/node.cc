@@ -642,6 +642,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     note_saved(job);
     write_behind(space, job.pin);
     store_beyond(space, job.pin);
+    if (store_ != nullptr && store_->offers) store_->offers->again = true;
     for (const JobKey& follower_key : job.followers) {
       Job& follower = *jobs_.at(follower_key);
       const auto match =

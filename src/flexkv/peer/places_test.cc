@@ -292,6 +292,32 @@ TEST_F(Places, AreReadAgainAlthoughOneNeverEnds) {
   EXPECT_EQ(reading->stats().one_sided_blocks, 2U);
 }
 
+TEST_F(Places, OfAnOwnerThatFailsAgainAreLeftAloneForLonger) {
+  // Whether the next read is tried this way.
+  const auto tried = [&](bool comes) {
+    const auto before = reading->stats();
+    const auto id = read({0}, kSecond);
+    run(comes);
+    if (!comes) {
+      now += kSecond;
+      run(false);
+    }
+    EXPECT_TRUE(outcome(id));
+    const auto after = reading->stats();
+    return after.one_sided_failures > before.one_sided_failures || after.one_sided_blocks > before.one_sided_blocks;
+  };
+  for (Nanos rest = kOneSidedRest; rest <= 2 * kOneSidedRestMax; rest *= 2) {
+    EXPECT_TRUE(tried(false)) << "it hangs";
+    now += std::min(rest, kOneSidedRestMax) - 2 * kSecond;
+    EXPECT_FALSE(tried(true)) << rest / kSecond << " s are not over";
+    now += 2 * kSecond;
+  }
+  EXPECT_TRUE(tried(true)) << "it is back";
+  EXPECT_TRUE(tried(false));
+  now += kOneSidedRest;
+  EXPECT_TRUE(tried(true)) << "what was before counts no more";
+}
+
 TEST_F(Places, AreDoneWithoutWhereThereIsNoRoom) {
   reads.room = 0;
   const auto first = read({0, 1});

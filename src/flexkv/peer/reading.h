@@ -18,7 +18,9 @@
 
 namespace flexkv::peer {
 
-constexpr Nanos kOneSidedRest = 30 * kSecond;  // after a read by itself failed or hung
+// After a read by itself failed or hung; doubled with each time until one has come.
+constexpr Nanos kOneSidedRest = 30 * kSecond;
+constexpr Nanos kOneSidedRestMax = 480 * kSecond;
 
 struct ReadingStats {
   std::uint64_t requests = 0;
@@ -108,6 +110,7 @@ class Reading final : public net::FrameSink {
 
   OneSided* const one_sided_;
   Nanos one_sided_from_ = 0;
+  Nanos one_sided_rest_ = kOneSidedRest;  // the next one
   Nanos now_ = 0;
   const Post post_;
   const std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();

@@ -144,6 +144,7 @@ void Reading::take_piece(RequestId id, const Fetch& fetch) {
   }
   ++stats_.blocks;
   ++stats_.one_sided_blocks;
+  one_sided_rest_ = kOneSidedRest;
   sink_.on_block(id, request.block++);
   end_if_all(id);
 }
@@ -159,7 +160,9 @@ void Reading::end_if_all(RequestId id) {
 // What is under way is dropped when it comes, which may be never.
 void Reading::rest_from_one_sided() {
   fetches_.clear();
-  one_sided_from_ = now_ + kOneSidedRest;
+  // What hangs at that owner may cost this node what it reads from others with.
+  one_sided_from_ = now_ + one_sided_rest_;
+  one_sided_rest_ = std::min(2 * one_sided_rest_, kOneSidedRestMax);
   one_sided_->forget(owner_);  // the next one begins with a connection of its own
   ++stats_.one_sided_failures;
   for (auto& [id, request] : requests_) {

@@ -119,10 +119,14 @@ Result<std::unique_ptr<peer::OneSided>> ClusterBridge::open_one_sided(const std:
   return as_one_sided(peer::MooncakeReads::start(options_.mooncake_helper, host, region_));
 }
 
-bool ClusterBridge::begin_leaving() {
+void ClusterBridge::tell_drained() {
+  if (directory_ != nullptr && !closing_) directory_->say(cluster::Condition::kDrained);
+}
+
+bool ClusterBridge::drain() {
   if (directory_ == nullptr || closing_) return false;
   const cluster::DirectoryStats told = directory_->status().directory;
-  directory_->leave();
+  directory_->say(cluster::Condition::kDrains);
   return told.peers > 0 && told.blocks_told > 0;
 }
 

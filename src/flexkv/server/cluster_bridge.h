@@ -62,10 +62,12 @@ class ClusterBridge final : public node::RemotePort,
   // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
   // on drives. REQUIRES: the node knows no space yet
   Result<> start(const cluster::Epoch& held_epoch);
-  // Begins to tell the others that this node goes, under the node's lock. False: none of them finds blocks here, so
-  // none can be about to read some.
-  bool begin_leaving();
-  // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
+  // Begins to tell the others that this node gives nothing more, under the node's lock. False: none of them finds
+  // blocks here, so none can be about to read some.
+  bool drain();
+  // And that it has nothing left to do; the same.
+  void tell_drained();
+  // Tells the others that this node ends, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
   // False: a call of NIXL's hangs, and the pool must stay mapped for good.

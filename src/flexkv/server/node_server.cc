@@ -75,7 +75,7 @@ void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
   MutexLock lock(mutex_);
   call(node_);
   if (stopping_ && node_.disk_queues().writes == 0 && node_.store_queue() == 0) written_.notify_all();
-  if (drain_) done_.notify_all();
+  if (drain_) advance_drain(monotonic_now());
   wake_if_earlier();
 }
 
@@ -266,6 +266,7 @@ void NodeServer::reset_all() {
   node::ResetId reset = 0;
   while (reset == 0) fill_random(&reset, sizeof reset);
   MutexLock lock(mutex_);
+  last_reset_ = reset;
   node_.reset_all(reset, monotonic_now());
 }
 
@@ -373,6 +374,7 @@ std::string NodeServer::status_json() const {
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
   if (drain_) identity.drain = drain_status(identity.now);
+  identity.last_reset = last_reset_;
   if (door_ != nullptr) identity.door_address = door_->address();
   if (!door_off_why_.empty()) identity.messages.push_back(door_off_why_);
   if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);
