@@ -87,9 +87,14 @@ void Directory::enter_epoch(Nanos now) {
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
   peers_.clear();
-  joined_ = looked_ = false;
+  joined_ = looked_ = current_ = false;
   ring_ = true;
   round_due_ = now;
+}
+
+std::optional<Epoch> Directory::current_epoch() const {
+  if (!current_ || epoch_.reset == 0 || epoch_to_enter_ || reset_wanted()) return std::nullopt;
+  return epoch_;
 }
 
 void Directory::reset_cluster(ResetId reset, Nanos now) {
@@ -107,6 +112,8 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
     resets_done_ = resets_asked_;
   }
+  current_ = store_epoch_ == epoch_;
+  if (options_.needs_reset && store_epoch_.reset == 0 && epoch_.reset == 0 && !reset_wanted()) want_own_reset();
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
   // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
@@ -114,13 +121,15 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (store_epoch_.reset == epoch_.reset && (lower || store_epoch_.number == epoch_.number)) return;
   // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
   // meanwhile, others may hold what that one was to make them forget.
-  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) {
-    ++resets_asked_;
-    reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
-  }
+  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) want_own_reset();
   epoch_to_enter_ = store_epoch_;
   replica_.remove_all();
   peers_.clear();
+}
+
+void Directory::want_own_reset() {
+  ++resets_asked_;
+  reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
 }
 
 // What the store has lost of this node's epoch, and a reset that is wanted.

@@ -30,6 +30,9 @@ struct DirectoryOptions {
   Incarnation incarnation = 0;        // random, never 0
   Epoch epoch;                        // of the cluster, as what the node holds from earlier runs belongs to
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
+  // Something outlives all nodes in which blocks are found by the epoch's reset alone: there is to be one. A node that
+  // knows of none, and finds none in the store, resets the cluster.
+  bool needs_reset = false;
   PublisherLimits limits;
 };
 
@@ -86,6 +89,9 @@ class Directory {
   // once that is so and apply() knows it, nothing is asked of the store.
   std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
+  // The epoch that this node is in, if it began with a reset and is the store's, and no reset is wanted. What the store
+  // said last counts while it is away.
+  std::optional<Epoch> current_epoch() const;
   // Resets the cluster, this node included.
   void reset_cluster(ResetId reset, Nanos now);
 
@@ -125,6 +131,7 @@ class Directory {
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
   void note_epoch(const meta::Answers& answers);
+  void want_own_reset();
   void add_epoch(meta::Request& request) const;
   void add_reset(meta::Request& request) const;
   meta::Request beat_request(Nanos now);
@@ -155,6 +162,7 @@ class Directory {
   std::uint64_t resets_asked_ = 0;
   std::uint64_t resets_done_ = 0;
   ResetId reset_asked_ = 0;  // the latest one
+  bool current_ = false;     // this epoch was the store's when it was last asked
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;
