@@ -88,6 +88,7 @@ void Directory::enter_epoch(Nanos now) {
   replica_.remove_all();
   peers_.clear();
   joined_ = looked_ = current_ = false;
+  seen_since_.reset();
   ring_ = true;
   round_due_ = now;
 }
@@ -112,7 +113,12 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
     resets_done_ = resets_asked_;
   }
-  current_ = store_epoch_ == epoch_;
+  if (store_epoch_ != epoch_) {
+    seen_since_.reset();
+  } else if (!seen_since_) {
+    seen_since_ = round_begun_;
+  }
+  current_ = seen_since_ && round_begun_ - *seen_since_ >= beat_gap();
   if (options_.needs_reset && store_epoch_.reset == 0 && epoch_.reset == 0 && !reset_wanted()) want_own_reset();
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;

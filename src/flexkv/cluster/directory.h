@@ -89,8 +89,9 @@ class Directory {
   // once that is so and apply() knows it, nothing is asked of the store.
   std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
-  // The epoch that this node is in, if it began with a reset and is the store's, and no reset is wanted. What the store
-  // said last counts while it is away.
+  // The epoch that this node is in, if it began with a reset, no other one is wanted, and the store has said for as
+  // long as there is between two looks of a node that it is the cluster's: who knows better, because the store came
+  // back older than it was, has had the time to say so. While the store is away, what it said last counts.
   std::optional<Epoch> current_epoch() const;
   // Resets the cluster, this node included.
   void reset_cluster(ResetId reset, Nanos now);
@@ -161,8 +162,9 @@ class Directory {
   // Resets of the cluster that were asked for, ever, and how many of them are done.
   std::uint64_t resets_asked_ = 0;
   std::uint64_t resets_done_ = 0;
-  ResetId reset_asked_ = 0;  // the latest one
-  bool current_ = false;     // this epoch was the store's when it was last asked
+  ResetId reset_asked_ = 0;          // the latest one
+  bool current_ = false;             // this epoch was the store's when it was last asked, and some time before
+  std::optional<Nanos> seen_since_;  // as the store's
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;
