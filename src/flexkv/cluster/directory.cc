@@ -1,12 +1,10 @@
 #include "flexkv/cluster/directory.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <set>
 
 #include "flexkv/base/assert.h"
-#include "flexkv/base/prng.h"
 #include "flexkv/cluster/wire.h"
 
 namespace flexkv::cluster {
@@ -19,24 +17,10 @@ constexpr Nanos kRoundGap = 200 * kMillisecond;
 // A node that has left says so for as long as it takes others to hear it.
 constexpr Nanos kFarewell = 10 * kSecond;
 
-// So long the store remembers a reset that nobody alive is of. Who comes back after that has everybody forget once
-// more.
-constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
-
-// Answers of a look: the epoch, its reset, whether this node's is known, the members, the bell's newest entry, then
-// what is asked of each space.
-constexpr std::size_t kHeardWanted = 3;
+// Answers of a look: those of note_epoch(), the members, the bell's newest entry, then what is asked of each space.
 constexpr std::size_t kMembers = 4;
 constexpr std::size_t kBell = 5;
 constexpr std::size_t kFirstAsk = 6;
-
-std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
-  std::uint64_t number = 0;
-  const char* const end = answer.value.data() + answer.value.size();
-  const auto [stop, error] = std::from_chars(answer.value.data(), end, number);
-  if (!answer.found || error != std::errc{} || stop != end) return std::nullopt;
-  return number;
-}
 
 }  // namespace
 
@@ -77,87 +61,6 @@ void Directory::know_resets(std::uint64_t resets, Nanos now) {
 
 // Who knows of fewer resets may have older blocks, as may who hears of none. Numbers do not tell who knows of more.
 bool Directory::trusts(const Peer& peer) const { return peer.beat.resets == resets_known_; }
-
-// ---- epochs --------------------------------------------------------------------------------------------------------
-
-void Directory::enter_epoch(Nanos now) {
-  FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
-  epoch_ = *std::exchange(epoch_to_enter_, std::nullopt);
-  names_.set_epoch(epoch_);
-  for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
-  replica_.remove_all();
-  peers_.clear();
-  joined_ = looked_ = current_ = false;
-  seen_since_.reset();
-  ring_ = true;
-  round_due_ = now;
-}
-
-std::optional<Epoch> Directory::current_epoch() const {
-  if (!current_ || epoch_.reset == 0 || epoch_to_enter_ || reset_wanted()) return std::nullopt;
-  return epoch_;
-}
-
-void Directory::reset_cluster(ResetId reset, Nanos now) {
-  ++resets_asked_;
-  reset_asked_ = reset;
-  want_round(now);
-}
-
-// docs/decisions/0033 has the table of cases.
-void Directory::note_epoch(const meta::Answers& answers) {
-  store_epoch_ = {parse_number(answers[0]).value_or(0), 0};
-  ResetId reset = 0;
-  if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
-  // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).
-  if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
-    resets_done_ = resets_asked_;
-  }
-  if (store_epoch_ != epoch_) {
-    seen_since_.reset();
-  } else if (!seen_since_) {
-    seen_since_ = round_begun_;
-  }
-  current_ = seen_since_ && round_begun_ - *seen_since_ >= beat_gap();
-  if (options_.needs_reset && store_epoch_.reset == 0 && epoch_.reset == 0 && !reset_wanted()) want_own_reset();
-  // It has begun anew, and there was no reset since: what this node knows holds.
-  if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
-  // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
-  const bool lower = store_epoch_.reset != 0 && store_epoch_.number < epoch_.number;
-  if (store_epoch_.reset == epoch_.reset && (lower || store_epoch_.number == epoch_.number)) return;
-  // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
-  // meanwhile, others may hold what that one was to make them forget.
-  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) want_own_reset();
-  epoch_to_enter_ = store_epoch_;
-  replica_.remove_all();
-  peers_.clear();
-}
-
-void Directory::want_own_reset() {
-  ++resets_asked_;
-  reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
-}
-
-// What the store has lost of this node's epoch, and a reset that is wanted.
-void Directory::add_epoch(meta::Request& request) const {
-  const std::string number = std::to_string(epoch_.number);
-  const bool anew = store_epoch_ == Epoch{};
-  if (anew) request.push_back(meta::put_if_absent(names_.epoch(), number, 0));
-  if (store_epoch_.number < epoch_.number) request.push_back(meta::put(names_.epoch(), number, 0));
-  if (epoch_.reset != 0) {
-    if (anew) request.push_back(meta::put_if_absent(names_.reset(), hex(epoch_.reset), 0));
-    // Not before it is seen there. Whose own lost against another node's, when several gave back what was lost, would
-    // take its own word for the store's that the other one's is later.
-    if (store_epoch_.reset == epoch_.reset) request.push_back(meta::put(names_.heard(epoch_.reset), "1", kResetHeard));
-  }
-  if (reset_wanted()) add_reset(request);
-}
-
-void Directory::add_reset(meta::Request& request) const {
-  request.push_back(meta::increment(names_.epoch()));
-  request.push_back(meta::put(names_.reset(), hex(reset_asked_), 0));
-  request.push_back(meta::put(names_.heard(reset_asked_), "1", kResetHeard));
-}
 
 // ---- orders --------------------------------------------------------------------------------------------------------
 
@@ -268,7 +171,7 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
     const meta::Answer& ask = answers[s + kFirstAsk];
     spaces_[s].asked = ask.found;
-    if (const auto generation = parse_number(ask)) spaces_[s].publisher.ask(*generation, now);
+    if (const auto generation = parse_number(ask.value)) spaces_[s].publisher.ask(*generation, now);
   }
   // Who rang before is heard in this round, whoever rings from now on in the next one.
   bell_after_ = answers[kBell].value;
