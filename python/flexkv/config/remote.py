@@ -29,8 +29,8 @@ class RemoteSettings:
         ),
         "",
         "Where blocks are kept beyond this machine, for all nodes that give the same: a directory of a shared file "
-        "system, which has to exist; a bucket of an S3-compatible store; or a Mooncake Store, by its master, for nodes of a "
-        "cluster only, which needs `pip install mooncake-transfer-engine-non-cuda` (docs/operations/remote.md).",
+        "system, which has to exist; a bucket of an S3-compatible store; or, for nodes of a cluster, a Mooncake Store by its "
+        "master, which needs `pip install mooncake-transfer-engine-non-cuda` (docs/operations/remote.md).",
         topic=_TOPIC,
         default_text="none",
     )
@@ -94,9 +94,9 @@ def remote_problems(settings: Settings) -> list[str]:
         found.append(f"{missing}: needed with {there} ({settings.origin(there)}): a request is signed with both")
     if settings.remote_url.startswith(_MOONCAKE_URL) and not in_cluster(settings):
         found.append(
-            f"remote_url: mooncake:// ({settings.origin('remote_url')}) is for nodes of a cluster only: Mooncake Store may lose "
-            "what says that it was reset, so Redis has to know. Give enable_p2p_cpu=1, redis_host and cluster_secret_file "
-            "(docs/operations/cluster.md), or a file:// or s3:// store"
+            f"remote_url: mooncake:// ({settings.origin('remote_url')}) is for nodes of a cluster only: Mooncake Store "
+            "may lose what says that it was reset, so Redis has to know. Give enable_p2p_cpu=1, redis_host and "
+            "cluster_secret_file (docs/operations/cluster.md), or a file:// or s3:// store"
         )
     if settings.remote_url:
         return found

@@ -57,10 +57,10 @@ class _Store:
         code = self._store.setup(address, "P2PHANDSHAKE", 0, 0, "tcp", "", master)
         if code != 0:
             raise OSError(f"Mooncake's client does not start with the master at {master}: error {code}")
-        self._memory, size = map_given(0, writable=True)
-        code = self._store.register_buffer(self._memory, size)
+        self._memory, self._size = map_given(0, writable=True)
+        code = self._store.register_buffer(self._memory, self._size)
         if code != 0:
-            raise OSError(f"Mooncake's client does not take {size} bytes of memory: error {code}")
+            raise OSError(f"Mooncake's client does not take {self._size} bytes of memory: error {code}")
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._under_way = 0  # guarded by the lock
@@ -77,9 +77,12 @@ class _Store:
             with self._lock:
                 busy = self._under_way > 0
             for frame in self._node.frames(_ORDER.size, _SIGN_EVERY if busy else None):
+                order = _ORDER.unpack(frame)
+                if order[2] + order[3] > self._size:
+                    sys.exit("the node ordered something where there is no memory")
                 with self._lock:
                     self._under_way += 1
-                self._orders.put(_ORDER.unpack(frame))
+                self._orders.put(order)
             if busy and time.monotonic() >= sign_at:
                 self._say(_ALIVE)
                 sign_at = time.monotonic() + _SIGN_EVERY
