@@ -72,7 +72,7 @@ nb::list probe_store(const nb::dict& options, double within_s) {
   const server::RemoteOptions remote = remote_options(options);
   const auto steps = [&] {
     const nb::gil_scoped_release without_gil;
-    const auto store = value_or_raise(remote::open_store(remote.url, remote.s3));
+    const auto store = value_or_raise(remote::open_store(remote.url, remote.s3, remote.mooncake));
     return remote::probe_store(*store, nanos(within_s));
   }();
   nb::list out;

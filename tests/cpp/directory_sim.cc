@@ -40,6 +40,7 @@ struct DirectorySim::Node {
   cluster::Directory directory;
   SimMetaChannel orders;
   SimMetaChannel reads;
+  bool uses_outliving = false;
   std::vector<std::size_t> spaces;  // by SpaceIndex
   std::array<Content, kSimSpaces> content;
   cluster::Epoch epoch;   // as it was entered,
@@ -80,9 +81,11 @@ void DirectorySim::add_node() {
     drives_.pop_back();
   }
   options.epoch = drive.epoch;
+  options.needs_reset = loop_.chance(500);
   auto alive = std::make_shared<Node*>(nullptr);
   auto node = std::make_unique<Node>(loop_, store_, options, [this, alive] { pump(**alive); });
   *alive = node.get();
+  node->uses_outliving = options.needs_reset;
   node->epoch = drive.epoch;
   node->holds_since = drive.holds_since;
   node->knows = drive.knows;
@@ -134,6 +137,7 @@ void DirectorySim::pump(Node& node) {
     loop_.note("node enters epoch", node.incarnation, node.directory.stats().epoch);
     ++totals_.resets;
   }
+  use_outliving(node);
   const auto done = [&](auto report) {
     return [this, &node, alive = node.alive, report](Result<meta::Answers> answers) {
       if (!*alive) return;
@@ -161,6 +165,16 @@ void DirectorySim::pump(Node& node) {
     node.wakeup = INT64_MAX;
     pump(node);
   });
+}
+
+// It stores what it holds, and may find what others have stored: nothing that it knows to be forgotten.
+void DirectorySim::use_outliving(Node& node) {
+  const auto epoch = node.directory.current_epoch();
+  if (!node.uses_outliving || !epoch) return;
+  SIM_CHECK(*epoch == node.epoch && epoch->reset != 0);
+  const auto [stored, first] = outliving_.try_emplace({epoch->number, epoch->reset}, node.holds_since);
+  stored->second = std::min(stored->second, node.holds_since);
+  SIM_CHECK(stored->second >= node.knows);
 }
 
 void DirectorySim::change(Node& node, Change change) {
@@ -327,6 +341,13 @@ std::uint64_t DirectorySim::run(DirectorySimTotals& totals) {
   // Nobody holds what somebody else knows that it was to be forgotten, whatever Redis has forgotten meanwhile.
   for (const auto& knower : nodes_) {
     for (const auto& other : nodes_) SIM_CHECK(other->holds_since >= knower->knows);
+  }
+  // Nor does anybody find that in what outlives them all; and who may look there, does.
+  for (const auto& reader : nodes_) {
+    if (!reader->uses_outliving) continue;
+    const auto epoch = reader->directory.current_epoch();
+    SIM_CHECK(epoch);
+    for (const auto& knower : nodes_) SIM_CHECK(outliving_.at({epoch->number, epoch->reset}) >= knower->knows);
   }
   totals_.slowest = agreed - 1;
   for (const auto& node : nodes_) {

@@ -177,7 +177,7 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
     const meta::Answer& ask = answers[s + kFirstAsk];
     spaces_[s].asked = ask.found;
-    if (const auto generation = parse_number(ask)) spaces_[s].publisher.ask(*generation, now);
+    if (const auto generation = parse_number(ask.value)) spaces_[s].publisher.ask(*generation, now);
   }
   // Who rang before is heard in this round, whoever rings from now on in the next one.
   bell_after_ = answers[kBell].value;

@@ -30,6 +30,9 @@ struct DirectoryOptions {
   Incarnation incarnation = 0;        // random, never 0
   Epoch epoch;                        // of the cluster, as what the node holds from earlier runs belongs to
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
+  // Something outlives all nodes in which blocks are found by the epoch's reset alone: there is to be one. A node that
+  // knows of none, and finds none in the store, resets the cluster.
+  bool needs_reset = false;
   PublisherLimits limits;
 };
 
@@ -89,6 +92,10 @@ class Directory {
   // once that is so and apply() knows it, nothing is asked of the store.
   std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
+  // The epoch that this node is in, if it began with a reset, no other one is wanted, and the store has said for as
+  // long as there is between two looks of a node that it is the cluster's: who knows better, because the store came
+  // back older than it was, has had the time to say so. While the store is away, what it said last counts.
+  std::optional<Epoch> current_epoch() const;
   // Resets the cluster, this node included.
   void reset_cluster(ResetId reset, Nanos now);
 
@@ -133,6 +140,7 @@ class Directory {
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
   void note_epoch(const meta::Answers& answers);
+  void want_own_reset();
   void add_epoch(meta::Request& request) const;
   void add_reset(meta::Request& request) const;
   meta::Request beat_request(Nanos now);
@@ -166,6 +174,8 @@ class Directory {
   ResetId reset_asked_ = 0;             // the latest one of them
   std::vector<ResetId> wanted_resets_;  // those that are not done: the latest one will do for all
   std::vector<ResetId> told_resets_;    // the latest ones that are
+  bool current_ = false;             // this epoch was the store's when it was last asked, and some time before
+  std::optional<Nanos> seen_since_;  // as the store's
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;

@@ -1,4 +1,4 @@
-// The part of Directory that resets the cluster, and hears of resets: docs/decisions/0033.
+// Which epoch a node is in, what it makes of the one that it finds in the store, and resets (docs/decisions/0033).
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -27,9 +27,15 @@ void Directory::enter_epoch(Nanos now) {
   for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
   replica_.remove_all();
   peers_.clear();
-  joined_ = looked_ = false;
+  joined_ = looked_ = current_ = false;
+  seen_since_.reset();
   ring_ = true;
   round_due_ = now;
+}
+
+std::optional<Epoch> Directory::current_epoch() const {
+  if (!current_ || epoch_.reset == 0 || epoch_to_enter_ || reset_wanted()) return std::nullopt;
+  return epoch_;
 }
 
 void Directory::reset_cluster(ResetId reset, Nanos now) {
@@ -42,6 +48,10 @@ void Directory::want_reset(ResetId reset) {
   reset_asked_ = reset;
   if (wanted_resets_.size() == kResetsRemembered) wanted_resets_.erase(wanted_resets_.begin());
   wanted_resets_.push_back(reset);
+}
+
+void Directory::want_own_reset() {
+  want_reset(std::max(Prng::mix(options_.incarnation + resets_asked_ + 1), ResetId{1}));
 }
 
 void Directory::note_resets_told() {
@@ -60,6 +70,13 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
     note_resets_told();
   }
+  if (store_epoch_ != epoch_) {
+    seen_since_.reset();
+  } else if (!seen_since_) {
+    seen_since_ = round_begun_;
+  }
+  current_ = seen_since_ && round_begun_ - *seen_since_ >= beat_gap();
+  if (options_.needs_reset && store_epoch_.reset == 0 && epoch_.reset == 0 && !reset_wanted()) want_own_reset();
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
   // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
@@ -67,9 +84,7 @@ void Directory::note_epoch(const meta::Answers& answers) {
   if (store_epoch_.reset == epoch_.reset && (lower || store_epoch_.number == epoch_.number)) return;
   // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
   // meanwhile, others may hold what that one was to make them forget.
-  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) {
-    want_reset(std::max(Prng::mix(options_.incarnation + resets_asked_ + 1), ResetId{1}));
-  }
+  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) want_own_reset();
   epoch_to_enter_ = store_epoch_;
   replica_.remove_all();
   peers_.clear();

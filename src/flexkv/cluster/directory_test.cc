@@ -178,6 +178,70 @@ TEST_F(DirectoryTest, ForgetsWhatItHoldsIfThereWasAResetThatItDoesNotKnow) {
   }
 }
 
+// Rounds of a node that something outlives, each a third of its time to live after the one before.
+class NeedingAReset : public DirectoryTest {
+ protected:
+  static DirectoryOptions needing(const Epoch& held) {
+    DirectoryOptions options = options_of_node(held);
+    options.needs_reset = true;
+    return options;
+  }
+  // The store says that this is the cluster's epoch. Whether the node asks for a reset.
+  bool round(Directory& node, const Epoch& met) {
+    now += options_of_node().time_to_live / 3;
+    bool asked = false;
+    for (int i = 0; i < 2 && !node.epoch_to_enter(); ++i) {
+      const auto request = node.next_order(now);
+      meta::Answers answers(request->size());
+      if (i == 0) answer_look(answers, met);
+      asked = asked || resets(*request);
+      node.order_done(answers, now);
+    }
+    return asked;
+  }
+};
+
+TEST_F(NeedingAReset, WhoFindsNoneResetsTheCluster) {
+  for (const Epoch& without : {Epoch{}, Epoch{4, 0}}) {
+    Directory node(needing(without), replica);
+    EXPECT_TRUE(round(node, without));
+    EXPECT_FALSE(node.current_epoch());
+    round(node, after(without.number + 1));
+    ASSERT_TRUE(node.epoch_to_enter());
+  }
+  Directory without_need(options_of_node(), replica);
+  EXPECT_FALSE(round(without_need, Epoch{}));
+  // Redis began anew: it is given what it has lost.
+  Directory knows(needing(after(3)), replica);
+  EXPECT_FALSE(round(knows, Epoch{}));
+  EXPECT_FALSE(knows.current_epoch()) << "not before it is seen there";
+}
+
+TEST_F(NeedingAReset, TheEpochIsCurrentOnceItHasStoodForAWhileAndUntilAnotherOneIsSeenOrWanted) {
+  Directory node(needing(after(3)), replica);
+  EXPECT_FALSE(round(node, after(3)));
+  EXPECT_FALSE(node.current_epoch()) << "others may know better";
+  round(node, after(3));
+  EXPECT_EQ(node.current_epoch(), after(3));
+  now += options_of_node().time_to_live;
+  ASSERT_TRUE(node.next_order(now));
+  node.order_done(Error{ErrorCode::kPeer, "Redis is gone"}, now);
+  EXPECT_EQ(node.current_epoch(), after(3)) << "as nobody has said otherwise";
+  node.reset_cluster(after(4).reset, now);
+  EXPECT_FALSE(node.current_epoch());
+  EXPECT_TRUE(round(node, after(3)));
+  EXPECT_FALSE(node.current_epoch());
+  round(node, after(4));
+  EXPECT_FALSE(node.current_epoch());
+  node.enter_epoch(now);
+  EXPECT_FALSE(node.current_epoch());
+  round(node, after(4));
+  round(node, after(4));
+  EXPECT_EQ(node.current_epoch(), after(4));
+  round(node, Epoch{9, after(4).reset});  // a late repetition: what was stored by that name may be older
+  EXPECT_FALSE(node.current_epoch());
+}
+
 TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   enter(3);
   directory.reset_cluster(after(4).reset, now);

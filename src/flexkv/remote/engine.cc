@@ -274,8 +274,12 @@ void Engine::order_write(RequestId id, Writing& writing, std::size_t first, std:
   object->chain.parent = blocks[0].parent;
   for (const WriteRequest::Block& block : blocks) object->chain.keys.push_back(block.key);
   object->name = space->codec.name_of(object->chain);
-  const auto make = [space, object, blocks, buffers]() -> Dispatch::StoreOp {
+  const auto make = [this, space, object, blocks, buffers]() -> Dispatch::StoreOp {
     PutOp op{space->codec.path_of(object->name), {}};
+    {
+      const MutexLock lock(mutex_);
+      op.replace = space->catalog.condemned(object->name);
+    }
     object->header = space->codec.encode_header(object->chain);
     object->heads.resize(blocks.size());
     op.parts.emplace_back(object->header);

@@ -29,22 +29,22 @@ cluster::Incarnation random_incarnation() {
 
 }  // namespace
 
-Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options,
-                                                             const memory::HostRegion& pool, SourceSink& reads,
-                                                             Apply apply,
-                                                             std::function<void(cluster::Epoch epoch)> reset) {
+Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(
+    const ClusterOptions& options, const memory::HostRegion& pool, SourceSink& reads, Apply apply,
+    std::function<void(cluster::Epoch epoch)> reset, std::function<void(std::optional<cluster::Epoch>)> current) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
   if (!tls) return tls.error();
-  return std::unique_ptr<ClusterBridge>(new ClusterBridge(options, std::move(tls).value(),
-                                                          secret.value().derive("block keys of " + options.cluster),
-                                                          pool, reads, std::move(apply), std::move(reset)));
+  return std::unique_ptr<ClusterBridge>(
+      new ClusterBridge(options, std::move(tls).value(), secret.value().derive("block keys of " + options.cluster),
+                        pool, reads, std::move(apply), std::move(reset), std::move(current)));
 }
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                              const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                             std::function<void(cluster::Epoch epoch)> reset)
+                             std::function<void(cluster::Epoch epoch)> reset,
+                             std::function<void(std::optional<cluster::Epoch>)> current)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
@@ -53,11 +53,12 @@ ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls,
       pool_(pool.data(), pool.bytes()),
       sink_(reads),
       apply_(std::move(apply)),
-      reset_(std::move(reset)) {}
+      reset_(std::move(reset)),
+      current_(std::move(current)) {}
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
-Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
+Result<> ClusterBridge::start(const cluster::Epoch& held_epoch, bool needs_reset) {
   peer::PeerOptions peers;
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
@@ -72,9 +73,12 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
   directory.directory.address = lane->address();
   directory.directory.incarnation = incarnation_;
   directory.directory.epoch = held_epoch;
+  directory.directory.needs_reset = needs_reset;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started = cluster::DirectoryLane::start(directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); });
+  auto started = cluster::DirectoryLane::start(
+      directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); },
+      [this](std::optional<cluster::Epoch> epoch) { know_epoch(epoch); });
   if (!started) {
     lane.reset();
     return not_joined(started.error());
@@ -175,6 +179,15 @@ void ClusterBridge::enter_epoch(cluster::Epoch epoch) {
     node.reset_here(monotonic_now());
     resetting_ = false;
     reset_(epoch);
+  });
+}
+
+void ClusterBridge::know_epoch(std::optional<cluster::Epoch> epoch) {
+  apply_([&](node::Node&) {
+    if (closing_) return;
+    // The node has been reset, and the directory is yet to hear of it.
+    if (directory_ != nullptr && directory_->reset_ordered()) epoch.reset();
+    current_(epoch);
   });
 }
 

@@ -50,18 +50,21 @@ class ClusterBridge final : public node::RemotePort,
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
 
   // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close(), at least. `reads`
-  // is told of what comes. `reset`: the cluster was, and the node is; under the node's lock.
+  // is told of what comes. `reset`: the cluster was, and the node is. `current`: this is known to be the cluster's
+  // epoch, and began with a reset; none: it is not known any more, which comes before each `reset`. Both under the
+  // node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, const memory::HostRegion& pool,
                                                        SourceSink& reads, Apply apply,
-                                                       std::function<void(cluster::Epoch epoch)> reset);
+                                                       std::function<void(cluster::Epoch epoch)> reset,
+                                                       std::function<void(std::optional<cluster::Epoch>)> current);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
   const net::Secret::Key& key_secret() const { return key_secret_; }
   // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
   // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
-  // on drives. REQUIRES: the node knows no space yet
-  Result<> start(const cluster::Epoch& held_epoch);
+  // on drives. `needs_reset`: see DirectoryOptions. REQUIRES: the node knows no space yet
+  Result<> start(const cluster::Epoch& held_epoch, bool needs_reset);
   // Begins to tell the others that this node gives nothing more, under the node's lock. False: none of them finds
   // blocks here, so none can be about to read some.
   bool drain();
@@ -122,12 +125,14 @@ class ClusterBridge final : public node::RemotePort,
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                 const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                std::function<void(cluster::Epoch epoch)> reset);
+                std::function<void(cluster::Epoch epoch)> reset,
+                std::function<void(std::optional<cluster::Epoch>)> current);
 
   Error not_joined(Error why);
   void start_one_sided(const std::string& node);
   Result<std::unique_ptr<peer::OneSided>> open_one_sided(const std::string& node) const;
   void enter_epoch(cluster::Epoch epoch);
+  void know_epoch(std::optional<cluster::Epoch> epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -146,6 +151,7 @@ class ClusterBridge final : public node::RemotePort,
   SourceSink& sink_;
   const Apply apply_;
   const std::function<void(cluster::Epoch)> reset_;
+  const std::function<void(std::optional<cluster::Epoch>)> current_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;

@@ -111,6 +111,7 @@ class NodeServer final : private node::Outbox {
   void open_door();
   void call_node(const std::function<void(node::Node&)>& call);
   void note_resets(const std::function<void(ResetsSeen&)>& change) FLEXKV_REQUIRES(mutex_);
+  void tell_marks() FLEXKV_REQUIRES(mutex_);
   void finish_writes();
   DrainStatus drain_status(Nanos now) const FLEXKV_REQUIRES(mutex_);
   void advance_drain(Nanos now) FLEXKV_REQUIRES(mutex_);

@@ -42,22 +42,35 @@ Result<net::Secret> secret_of(const RemoteOptions& options) {
   return net::Secret::from_text("FlexKV: blocks in a store that everybody who has them may read");
 }
 
+remote::Mark first_of(const key::Root& digest) {
+  remote::Mark mark{};
+  std::copy_n(digest.begin(), mark.size(), mark.begin());
+  return mark;
+}
+
 // The same at all nodes that hear of a reset, which they do by the cluster or by the mark itself.
 remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) {
   key::NamespaceBuilder name = hash();
   const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
                                .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&reset, 1)))
                                .finish();
-  remote::Mark mark{};
-  std::copy_n(digest.begin(), mark.size(), mark.begin());
-  return mark;
+  return first_of(digest);
+}
+
+// With its number: the id of an epoch may come back to Redis, by a request that was repeated late (0033).
+remote::Mark mark_of(const std::string& cluster, const cluster::Epoch& epoch) {
+  const std::array numbers{epoch.number, epoch.reset};
+  key::NamespaceBuilder name = hash();
+  return first_of(name.add(key::Field::kUserNamespace, cluster)
+                      .add(key::Field::kWeightEpoch, std::as_bytes(std::span(numbers)))
+                      .finish());
 }
 
 }  // namespace
 
 Result<std::unique_ptr<RemoteBridge>> RemoteBridge::create(const RemoteOptions& options, std::span<std::byte> pool,
                                                            SourceSink& reads, Apply apply, Forgotten forgotten) {
-  auto store = remote::open_store(options.url, options.s3);
+  auto store = remote::open_store(options.url, options.s3, options.mooncake);
   if (!store.ok()) return store.error();
   auto secret = secret_of(options);
   if (!secret) return secret.error();
@@ -75,7 +88,8 @@ RemoteBridge::RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote:
       reads_(reads),
       apply_(std::move(apply)),
       forgotten_(std::move(forgotten)),
-      store_(std::move(store)) {}
+      store_(std::move(store)),
+      keeps_marks_(store_->keeps()) {}
 
 RemoteBridge::~RemoteBridge() { FLEXKV_ASSERT(tier_ == nullptr); }
 
@@ -84,7 +98,11 @@ void RemoteBridge::start(const std::optional<key::Root>& held_marks) {
   apply_([&](node::Node&) {
     held_marks_ = held_marks;
     tier_ = std::make_unique<remote::RemoteTier>(options_.tier, std::move(store_), sink);
-    tier_->watch_marks();
+    if (keeps_marks_) {
+      tier_->watch_marks();
+    } else {
+      unlisted_ = true;
+    }
   });
 }
 
@@ -98,6 +116,9 @@ RemoteBridge::Status RemoteBridge::status() const {
   status.url = options_.url;
   if (closing_ || tier_ == nullptr) return status;
   status.tier = tier_->stats();
+  if (!keeps_marks_ && !listed_) {
+    status.tier.trouble = "nothing is read or written until Redis has told of the cluster's latest reset";
+  }
   status.waiting_bytes = rate_.waiting_bytes();
   status.bytes_per_second = rate_.bytes_per_second();
   status.reading = readings_.size();
@@ -122,7 +143,8 @@ void RemoteBridge::close_space(node::SpaceNumber number) {
 
 void RemoteBridge::open(Space& space) {
   if (space.slot_bytes > remote::kSlotBytesMax) return;
-  key::NamespaceBuilder name = hash();
+  // Of several clusters that share a store that keeps no marks, each has spaces of its own, as it has resets.
+  key::NamespaceBuilder name = keeps_marks_ ? hash() : key::NamespaceBuilder(key_secret_);
   name.add(key::Field::kModel, std::as_bytes(std::span(space.name)));
   for (const remote::Mark& mark : marks_) name.add(key::Field::kWeightEpoch, std::as_bytes(std::span(mark)));
   space.there = name.finish();
@@ -159,12 +181,32 @@ void RemoteBridge::end_write(node::RemoteOp op, node::RemoteOutcome outcome) {
 }
 
 void RemoteBridge::reset(node::ResetId reset) {
-  if (!closing_ && tier_ != nullptr) add_mark(mark_of(options_.cluster, reset));
+  if (closing_ || tier_ == nullptr) return;
+  if (keeps_marks_) {
+    add_mark(mark_of(options_.cluster, reset));
+  } else {
+    leave_epoch();
+  }
 }
 
 void RemoteBridge::enter_epoch(const cluster::Epoch& epoch) {
-  if (closing_ || tier_ == nullptr) return;
+  if (closing_ || tier_ == nullptr || !keeps_marks_) return;
   add_mark(mark_of(options_.cluster, epoch.reset != 0 ? epoch.reset : epoch.number));
+}
+
+void RemoteBridge::know_epoch(const std::optional<cluster::Epoch>& epoch) {
+  if (closing_ || tier_ == nullptr || keeps_marks_) return;
+  leave_epoch();
+  if (!epoch) return;
+  marks_ = {mark_of(options_.cluster, *epoch)};
+  listed_ = true;
+  for (auto& [number, space] : spaces_) open(space);
+}
+
+// Reads and writes of it that are under way may end: they are of its spaces.
+void RemoteBridge::leave_epoch() {
+  if (!std::exchange(listed_, false)) return;
+  for (const auto& [number, space] : spaces_) tier_->close_space(space.there);
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
@@ -288,6 +330,7 @@ bool RemoteBridge::has(node::SpaceNumber number, const key::BlockKey& key) const
 
 void RemoteBridge::write(node::StoreWrite write) {
   if (!listed_) {
+    if (!keeps_marks_) return end_write(write.op, node::RemoteOutcome::kStoreOff);
     early_.push_back(std::move(write));
     return;
   }

@@ -6,6 +6,9 @@
 // A reset, of whichever node, begins an epoch: it leaves a mark in the store, and the marks that a node knows are part
 // of the name of each space, so what was stored before is not found by who knows of the reset, nor what came after by
 // who does not. Who learns of a reset forgets what it has, too.
+//
+// In a store that may lose marks none are left: there the cluster's epoch is part of the names, and as long as it is
+// not known nothing is found or written (docs/decisions/0036).
 #pragma once
 
 #include <functional>
@@ -27,8 +30,9 @@
 namespace flexkv::server {
 
 struct RemoteOptions {
-  std::string url;       // file:///DIRECTORY or s3://BUCKET/PREFIX
-  remote::S3Options s3;  // for s3://
+  std::string url;                   // file:///DIRECTORY, s3://BUCKET/PREFIX or mooncake://HOST:PORT/PREFIX
+  remote::S3Options s3;              // for s3://
+  remote::MooncakeOptions mooncake;  // for mooncake://
   // Who share a store share their blocks if they have these alike: keys are derived from them.
   std::string cluster = "default";
   std::string secret_file;  // of the cluster, see net::Secret; empty: none, who can read the store knows all there is
@@ -50,6 +54,8 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
 
   // Of the keys of blocks, the same at all nodes that share the store.
   const net::Secret::Key& key_secret() const { return key_secret_; }
+  // Otherwise it needs know_epoch().
+  bool keeps_marks() const { return keeps_marks_; }
   // apply is not called before that. `held_marks`: see hash_of_marks(), as the node knew them that kept what this one
   // has on drives; none: it has nothing. REQUIRES: the node knows no space yet
   void start(const std::optional<key::Root>& held_marks);
@@ -59,6 +65,9 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   // it is one reset for all who share the store. One that comes late, too: should no node with this store have heard of
   // it, what is stored is older. Under the node's lock.
   void enter_epoch(const cluster::Epoch& epoch);
+  // The cluster's epoch, in which the node is and which began with a reset; none: it is not known. Under the node's
+  // lock.
+  void know_epoch(const std::optional<cluster::Epoch>& epoch);
 
   struct Status {
     std::string url;
@@ -111,6 +120,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   bool serves() const { return !closing_ && tier_ != nullptr && listed_; }
   void add_mark(const remote::Mark& mark);
   void drop_early();
+  void leave_epoch();
   void end_write(node::RemoteOp op, node::RemoteOutcome outcome);
   void open(Space& space);
   void reopen();
@@ -124,6 +134,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   const Apply apply_;
   const Forgotten forgotten_;
   std::unique_ptr<remote::Store> store_;  // until start()
+  const bool keeps_marks_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceNumber, Space> spaces_;
@@ -131,9 +142,9 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   std::map<node::RemoteOp, remote::RequestId> requests_;  // of readings_
   std::map<remote::RequestId, node::RemoteOp> writings_;
   remote::RequestId next_request_ = 1;
-  std::set<remote::Mark> marks_;
+  std::set<remote::Mark> marks_;         // if the store keeps none: one, of the epoch
   std::optional<key::Root> held_marks_;  // of start()
-  bool listed_ = false;                  // the marks in the store are known
+  bool listed_ = false;                  // the marks in the store, or the epoch, are known
   bool unlisted_ = false;                // and could not be listed so far
   std::vector<node::StoreWrite> early_;  // wait for that
   bool closing_ = false;
