@@ -12,11 +12,6 @@ namespace {
 
 constexpr std::uint64_t kNamesBytes = 1 << 20;  // of one page of a listing
 
-template <typename... Cases>
-struct Overloaded : Cases... {
-  using Cases::operator()...;
-};
-
 }  // namespace
 
 Result<std::unique_ptr<Store>> MooncakeStore::open(const Location& location, const MooncakeOptions& options) {
@@ -53,26 +48,23 @@ bool MooncakeStore::start(OpId id, AnyOp& op) {
   order.id = id;
   order.memory_offset = MooncakeMemory::offset(*piece);
   std::string key = prefix_;
-  std::visit(Overloaded{[](std::monostate) {},
-                        [&](const PutOp& put) {
-                          order.kind = MooncakeOrder::Kind::kPut;
-                          order.bytes = bytes_of(put.parts);
-                          order.argument = put.replace ? 1 : 0;
-                          key += put.path;
-                        },
-                        [&](const GetOp& get) {
-                          order.kind = MooncakeOrder::Kind::kGet;
-                          order.bytes = bytes_of(get.parts);
-                          order.argument = get.offset;
-                          key += get.path;
-                        },
-                        [&](const ListOp& list) {
-                          order.kind = MooncakeOrder::Kind::kList;
-                          order.bytes = kNamesBytes;
-                          order.argument = prefix_.size() + list.folder.size();
-                          key += list.from.empty() ? list.folder : list.from;
-                        }},
-             op);
+  if (const auto* const put = std::get_if<PutOp>(&op)) {
+    order.kind = MooncakeOrder::Kind::kPut;
+    order.bytes = bytes_of(put->parts);
+    order.argument = put->replace ? 1 : 0;
+    key += put->path;
+  } else if (const auto* const get = std::get_if<GetOp>(&op)) {
+    order.kind = MooncakeOrder::Kind::kGet;
+    order.bytes = bytes_of(get->parts);
+    order.argument = get->offset;
+    key += get->path;
+  } else {
+    const auto& list = std::get<ListOp>(op);
+    order.kind = MooncakeOrder::Kind::kList;
+    order.bytes = kNamesBytes;
+    order.argument = prefix_.size() + list.folder.size();
+    key += list.from.empty() ? list.folder : list.from;
+  }
   const auto refuse = [&](StoreOutcome outcome, const std::string& why) {
     memory->give_back(*piece);
     fail(id, outcome, why);

@@ -59,7 +59,7 @@ remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) {
 
 // With its number: the id of an epoch may come back to Redis, by a request that was repeated late (0033).
 remote::Mark mark_of(const std::string& cluster, const cluster::Epoch& epoch) {
-  const std::array numbers{epoch.number, epoch.reset};
+  const std::array<std::uint64_t, 2> numbers{epoch.number, epoch.reset};
   key::NamespaceBuilder name = hash();
   return first_of(name.add(key::Field::kUserNamespace, cluster)
                       .add(key::Field::kWeightEpoch, std::as_bytes(std::span(numbers)))
