@@ -30,6 +30,10 @@ class FakeRemote : public RemotePort {
   void read(RemoteRead read) override { reads.emplace_back(std::move(read)); }
   void cancel(RemoteOp op) override { canceled.insert(op); }
   void reset(ResetId) override { stored.clear(); }
+  std::optional<Nanos> next_time() const override { return time; }
+  void on_time(Nanos now) override {
+    if (time && *time <= now) time.reset();
+  }
 
   std::map<SpaceNumber, SpaceName> spaces;
   std::uint64_t slot_bytes = 0;
@@ -37,6 +41,7 @@ class FakeRemote : public RemotePort {
   double bytes_per_second = 0;
   std::vector<RemoteRead> reads;
   std::set<RemoteOp> canceled;
+  std::optional<Nanos> time;
 };
 
 class NodeImportTest : public NodeTest {

@@ -329,5 +329,16 @@ TEST_F(NodeLoansFromDrivesTest, ALoadThatIsCanceledLeavesItsReadsToThem) {
   report(agents[0], 10, JobStatus::kCanceled);
 }
 
+TEST_F(NodeImportTest, WhatLiesBeyondIsCalledInItsTime) {
+  start(16);
+  EXPECT_FALSE(node->next_deadline());
+  remote.time = now + kSecond;
+  EXPECT_EQ(node->next_deadline(), now + kSecond);
+  node->on_time(now);
+  EXPECT_TRUE(remote.time);
+  node->on_time(now + kSecond);
+  EXPECT_FALSE(remote.time);
+}
+
 }  // namespace
 }  // namespace flexkv::node

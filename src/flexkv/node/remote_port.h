@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -60,6 +61,9 @@ class RemotePort {
   virtual void reset(ResetId reset) = 0;
   // Asks, of a read that nobody waits for any more. Node::on_remote_end follows all the same.
   virtual void cancel(RemoteOp op) = 0;
+  // When on_time() must be called next; nullopt: nothing waits.
+  virtual std::optional<Nanos> next_time() const { return std::nullopt; }
+  virtual void on_time(Nanos /*now*/) {}
 };
 
 // Blocks of this node that another one reads.

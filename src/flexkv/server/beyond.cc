@@ -90,6 +90,18 @@ void Beyond::cancel(node::RemoteOp op) {
   sources_[found->second.source]->cancel(found->second.part);
 }
 
+std::optional<Nanos> Beyond::next_time() const {
+  std::optional<Nanos> next;
+  for (const node::RemotePort* const source : sources_) {
+    if (const auto one = source->next_time()) next = std::min(next.value_or(*one), *one);
+  }
+  return next;
+}
+
+void Beyond::on_time(Nanos now) {
+  for (node::RemotePort* const source : sources_) source->on_time(now);
+}
+
 void Beyond::on_block(node::Node& node, node::RemoteOp part, std::uint32_t index, Nanos now) {
   Read& read = reads_.at(parts_.at(part));
   FLEXKV_ASSERT(read.part == part && read.begun + index == read.done && index < read.ordered);

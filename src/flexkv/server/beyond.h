@@ -38,6 +38,8 @@ class Beyond final : public node::RemotePort, public SourceSink {
   void read(node::RemoteRead read) override;
   void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
+  std::optional<Nanos> next_time() const override;
+  void on_time(Nanos now) override;
 
   void on_block(node::Node& node, node::RemoteOp part, std::uint32_t index, Nanos now) override;
   void on_end(node::Node& node, node::RemoteOp part, node::RemoteOutcome outcome, Nanos now) override;

@@ -107,6 +107,16 @@ TEST_F(BeyondTest, WhenNeitherBringsItTheBeginningIsKept) {
   EXPECT_EQ(result(10)->good_blocks, 3U);
 }
 
+TEST_F(BeyondTest, TheSourcesAreCalledInTheirTimes) {
+  EXPECT_FALSE(both.next_time());
+  store.time = 7;
+  EXPECT_EQ(both.next_time(), 7);
+  peers.time = 5;
+  EXPECT_EQ(both.next_time(), 5);
+  both.on_time(6);
+  EXPECT_EQ(both.next_time(), 7);
+}
+
 TEST_F(BeyondTest, WhatNobodyWaitsForIsAskedOfNobodyElse) {
   const auto keys = keys_of(1, 6);
   give(peers, keys, 0, 6);

@@ -112,7 +112,7 @@ ClusterNode::ClusterNode(SimLoop& loop, SimMeta& store, const Config& config, Re
              config.directory.incarnation,
              {[this, read = std::move(read)](const peer::ReadRequest& request) { read(*this, request); },
               // It only asks; what is on its way comes all the same.
-              [](peer::RequestId) {}}) {
+              [](peer::RequestId) {}, [](peer::RequestId) {}}) {
   cache_ = std::make_unique<SimCache>(config.blocks, config.slot_bytes, static_cast<node::RemotePort*>(this));
   cache_->node().follow();
   settle();
@@ -146,7 +146,7 @@ void ClusterNode::settle() {
   directory_.pump();
 }
 
-void ClusterNode::on_time() {
+void ClusterNode::pass_time() {
   cache_->node().on_time(loop_.now());
   settle();
 }

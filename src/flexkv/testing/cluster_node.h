@@ -92,7 +92,7 @@ class ClusterNode : private node::RemotePort {
   node::Loan lend(node::LoanId id, const peer::ReadRequest& request);
   void end_loan(node::LoanId id);
   // Passes what has changed to the directory, and time to the node.
-  void on_time();
+  void pass_time();
 
   SimDirectory& directory() { return directory_; }
   const SimDirectory& directory() const { return directory_; }
