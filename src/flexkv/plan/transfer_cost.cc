@@ -11,6 +11,8 @@ constexpr double kSpread = 0.05;
 // Of the time of a transfer of mean size, at least so much is speed: what is read next may be larger.
 constexpr double kSpeedShare = 0.01;
 
+constexpr double kOthers = 0.1;  // what the others count, in transfers: they matter once what is known here is old
+
 }  // namespace
 
 void TransferCost::observe(std::uint64_t bytes, Nanos duration, Nanos now) {
@@ -45,7 +47,7 @@ TransferTime TransferCost::time(const TransferTime& others, Nanos now) const {
   if (!others.known()) return fitted_;
   const double age = static_cast<double>(std::max<Nanos>(now - latest_, 0));
   const double own = count_ * std::exp2(-age / kHalf);
-  const auto mixed = [&](double here, double there) { return (own * here + there) / (own + 1); };
+  const auto mixed = [&](double here, double there) { return (own * here + kOthers * there) / (own + kOthers); };
   return {mixed(fitted_.fixed, others.fixed), mixed(fitted_.per_byte, others.per_byte)};
 }
 

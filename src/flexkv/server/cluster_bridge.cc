@@ -208,9 +208,9 @@ void ClusterBridge::close_space(node::SpaceNumber space) {
 }
 
 node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                      Nanos now) {
+                                      double block_nanos, Nanos now) {
   if (!reads_ || closing_ || resetting_ || !directory_->knows_resets()) return {};
-  return reads_->find(space, keys, first, now);
+  return reads_->find(space, keys, first, block_nanos, now);
 }
 
 void ClusterBridge::read(node::RemoteRead read) {

@@ -104,7 +104,7 @@ class ClusterBridge final : public node::RemotePort,
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   // All nodes of the cluster forget their blocks. Until this one has, it finds nothing at others.
   void reset(node::ResetId reset) override;

@@ -204,7 +204,7 @@ void RemoteBridge::on_no_marks() {
 // ---- reads ---------------------------------------------------------------------------------------------------------
 
 node::RemoteFound RemoteBridge::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                     Nanos now) {
+                                     double /*block_nanos*/, Nanos now) {
   const auto space = spaces_.find(number);
   if (!serves() || source_.resting(now) || space == spaces_.end() || first >= keys.size()) return {};
   keys = keys.subspan(first);

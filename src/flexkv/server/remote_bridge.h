@@ -77,7 +77,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   // Until the store has heard of it, whoever starts anew finds what was there before.
   void reset(node::ResetId reset) override;

@@ -12,6 +12,7 @@ namespace flexkv::server {
 namespace {
 
 constexpr std::size_t kKnownMax = 4096;
+constexpr std::size_t kPlacesMax = 32;  // looked at for a choice
 
 // Longer chains end there: a peer is asked by all keys of the chain.
 std::span<const key::BlockKey> askable(std::span<const key::BlockKey> keys) {
@@ -60,42 +61,56 @@ peer::Outcome to_peer(node::Loan::Limit limit) {
   return peer::Outcome::kExpired;
 }
 
-// Who has the longest beginning of `keys`; of several, who has the least to send us. Who that is, if all have nothing
-// to send, differs from node to node.
-const cluster::Replica::Holding* RemoteReads::choose(const Space& space, std::span<const key::BlockKey> keys,
-                                                     std::span<const cluster::Incarnation> tried, Nanos now) {
+// Who to read a beginning of `keys` from; see choose_read(). Those who are as good have their turns.
+std::optional<RemoteReads::Choice> RemoteReads::choose(const Space& space, std::span<const key::BlockKey> keys,
+                                                       std::span<const cluster::Incarnation> tried, double block_nanos,
+                                                       Nanos now) {
   replica_.lookup(space.index, keys, now, holdings_);
-  const cluster::Replica::Holding* best = nullptr;
-  std::pair<std::uint64_t, std::uint64_t> best_order;
-  for (const auto& holding : holdings_) {
-    if (best != nullptr && holding.blocks < best->blocks) break;  // the longest come first
-    if (std::ranges::find(tried, holding.node) != tried.end()) continue;
-    const Flow now_of = flow(holding.node, now);
-    if (now_of.resting) continue;
-    const std::pair order{now_of.waiting_bytes, Prng::mix(holding.node ^ own_)};
-    if (best == nullptr || order < best_order) {
-      best = &holding;
-      best_order = order;
-    }
+  std::erase_if(holdings_, [&](const auto& holding) {
+    return std::ranges::find(tried, holding.node) != tried.end() || flow(holding.node, now).resting;
+  });
+  if (holdings_.empty()) return std::nullopt;
+  const std::uint64_t turn = Prng::mix(own_ + ++choices_);
+  if (holdings_.size() > kPlacesMax) {  // the longest come first; of many that have as much, some
+    const std::uint32_t most = holdings_.front().blocks;
+    const auto shorter = std::ranges::find_if(holdings_, [&](const auto& one) { return one.blocks < most; });
+    const auto alike = static_cast<std::size_t>(shorter - holdings_.begin());
+    const std::size_t skipped = alike > kPlacesMax ? turn % (alike - kPlacesMax + 1) : 0;
+    holdings_.erase(holdings_.begin(), holdings_.begin() + static_cast<std::ptrdiff_t>(skipped));
+    holdings_.resize(kPlacesMax);
   }
-  return best;
+  const auto slot_bytes = static_cast<double>(space.slot_bytes);
+  bool known = true;
+  places_.clear();
+  for (const auto& holding : holdings_) {
+    const auto peer = known_.find(holding.node);
+    const ReadSource& source = peer == known_.end() ? unknown_ : peer->second.source;
+    plan::TransferTime time = source.time(tier_of(holding), costs_, now);
+    known &= time.known();
+    // Nothing has come from anybody: then only what they have to send counts.
+    if (!time.known()) time.per_byte = 1;
+    places_.push_back({holding.blocks, time.estimate(static_cast<double>(source.waiting_bytes())),
+                       time.per_byte * slot_bytes, Prng::mix(holding.node ^ turn)});
+  }
+  return Choice{choose_read(places_, known ? block_nanos : 0), known};
 }
 
 node::RemoteFound RemoteReads::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                    Nanos now) {
+                                    double block_nanos, Nanos now) {
   const auto space = spaces_.find(number);
   keys = askable(keys);
   if (space == spaces_.end() || first >= keys.size()) return {};
-  const auto* holding = choose(space->second, keys.subspan(first), {}, now);
-  if (holding == nullptr) return {};
-  peer(holding->node, now).promised_until = now + kPromise;
+  const auto choice = choose(space->second, keys.subspan(first), {}, block_nanos, now);
+  if (!choice) return {};
+  for (const std::size_t place : {choice->first, choice->then.value_or(choice->first)}) {
+    peer(holdings_[place].node, now).promised_until = now + kPromise;
+  }
   node::RemoteFound found;
-  found.blocks = holding->blocks;
-  const ReadSource& owner = peer(holding->node, now).source;
-  const plan::TransferTime time = owner.time(tier_of(*holding), costs_, now);
-  if (time.known()) {
-    found.bytes_per_second = kSecond / time.per_byte;
-    found.wait = static_cast<Nanos>(time.estimate(static_cast<double>(owner.waiting_bytes())));
+  found.blocks = choice->blocks;
+  if (choice->known) {
+    const double bytes = static_cast<double>(space->second.slot_bytes) * choice->blocks;
+    found.bytes_per_second = bytes / choice->reading * kSecond;
+    found.wait = static_cast<Nanos>(choice->wait);
   }
   return found;
 }
@@ -112,8 +127,10 @@ bool RemoteReads::read(node::RemoteRead asked, Nanos now) {
 
 std::optional<RemoteReads::Source> RemoteReads::source(const Read& read, std::span<const key::BlockKey> keys,
                                                        Nanos now) {
-  if (const auto* holding = choose(read.space, keys, read.tried, now)) {
-    return Source{holding->node, replica_.address(holding->node, now), holding->blocks, tier_of(*holding)};
+  // All that was found is wanted.
+  if (const auto choice = choose(read.space, keys, read.tried, 0, now)) {
+    const auto& holding = holdings_[choice->first];
+    return Source{holding.node, replica_.address(holding.node, now), holding.blocks, tier_of(holding)};
   }
   for (const auto& [node, one] : known_) {
     const bool promised = now < one.promised_until && !one.source.resting(now);

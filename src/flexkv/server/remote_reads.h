@@ -16,6 +16,7 @@
 #include "flexkv/cluster/replica.h"
 #include "flexkv/node/remote_port.h"
 #include "flexkv/peer/types.h"
+#include "flexkv/server/read_choice.h"
 #include "flexkv/server/read_source.h"
 
 namespace flexkv::server {
@@ -47,7 +48,8 @@ class RemoteReads {
   }
   void close_space(node::SpaceNumber number) { spaces_.erase(number); }
 
-  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos now);
+  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                         double block_nanos, Nanos now);
   // False: nobody has the first block any more, and nothing was begun.
   bool read(node::RemoteRead read, Nanos now);
   void cancel(node::RemoteOp op);
@@ -107,8 +109,11 @@ class RemoteReads {
     std::uint32_t wanted() const { return static_cast<std::uint32_t>(asked.host_offsets.size()); }
   };
 
-  const cluster::Replica::Holding* choose(const Space& space, std::span<const key::BlockKey> keys,
-                                          std::span<const cluster::Incarnation> tried, Nanos now);
+  struct Choice : ReadChoice {  // of places in holdings_
+    bool known = false;         // how long it takes
+  };
+  std::optional<Choice> choose(const Space& space, std::span<const key::BlockKey> keys,
+                               std::span<const cluster::Incarnation> tried, double block_nanos, Nanos now);
   std::optional<Source> source(const Read& read, std::span<const key::BlockKey> keys, Nanos now);
   bool begin(Read&& read, Nanos now);
   Peer& peer(cluster::Incarnation node, Nanos now);
@@ -123,10 +128,13 @@ class RemoteReads {
   std::unordered_map<peer::RequestId, Read> reads_;
   std::unordered_map<node::RemoteOp, peer::RequestId> requests_;
   std::unordered_map<cluster::Incarnation, Peer> known_;  // that were asked
+  const ReadSource unknown_;                              // as whoever was never asked
   TierCosts costs_;                                       // of all together
   ReadWatch watch_;                                       // of reads_
   std::uint64_t given_up_ = 0;
-  std::vector<cluster::Replica::Holding> holdings_;  // scratch
+  std::vector<cluster::Replica::Holding> holdings_;  // scratch,
+  std::vector<ReadPlace> places_;                    // the same ones
+  std::uint64_t choices_ = 0;                        // made so far
   peer::RequestId next_request_ = 1;
 };
 

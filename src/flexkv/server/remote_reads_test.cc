@@ -1,109 +1,10 @@
-#include "flexkv/server/remote_reads.h"
-
-#include <gtest/gtest.h>
-
-#include <map>
-#include <utility>
-
-#include "flexkv/base/prng.h"
-#include "flexkv/cluster/names.h"
-#include "flexkv/peer/messages.h"
-#include "flexkv/peer/reading.h"
+#include "flexkv/server/remote_reads_fixture.h"
 
 namespace flexkv::server {
 namespace {
 
 using node::RemoteOutcome;
 using peer::Outcome;
-
-constexpr std::uint64_t kSlotBytes = 4096;
-constexpr node::SpaceNumber kSpace = 5;
-constexpr cluster::Incarnation kA = 0xA;
-constexpr cluster::Incarnation kB = 0xB;
-
-std::vector<key::BlockKey> chain(std::uint32_t blocks) {
-  std::vector<key::BlockKey> keys;
-  for (std::uint32_t i = 0; i < blocks; ++i) keys.push_back({i + 1, ~std::uint64_t{i}});
-  return keys;
-}
-
-// A replica in the test's hands, and peers that only take note of what they are asked for.
-class RemoteReadsTest : public ::testing::Test {
- protected:
-  RemoteReadsTest() {
-    reads.open_space(kSpace, 0, {7}, kSlotBytes);
-    for (const auto node : {kA, kB}) replica.refresh(node, "address of " + cluster::hex(node), now + 1000 * kSecond);
-  }
-  // Blocks [begin, end) of the chain.
-  void has(cluster::Incarnation node, std::uint32_t begin, std::uint32_t end) {
-    const auto keys = chain(end);
-    for (std::uint32_t i = begin; i < end; ++i) {
-      const cluster::Residency residency{cluster::tag_of(keys[i]), 1};
-      ASSERT_TRUE(replica.apply(node, 0, {&residency, 1}));
-    }
-  }
-  // Of a chain of so many blocks, those from `first` on.
-  bool read(std::uint32_t blocks, std::uint32_t first, node::RemoteOp op = 1) {
-    node::RemoteRead wanted;
-    wanted.op = op;
-    wanted.space = kSpace;
-    wanted.keys = chain(blocks);
-    wanted.first = first;
-    for (std::uint32_t i = first; i < blocks; ++i) wanted.host_offsets.push_back(i * kSlotBytes);
-    wanted.deadline = now + load_timeout;
-    return reads.read(std::move(wanted), now);
-  }
-  std::uint32_t found(std::uint32_t blocks, std::uint32_t first) {
-    return reads.find(kSpace, chain(blocks), first, now).blocks;
-  }
-  // The latest request delivers so many blocks.
-  void deliver(std::uint32_t blocks) {
-    for (std::uint32_t i = 0; i < blocks; ++i) {
-      now += kMillisecond;
-      const auto arrived = reads.on_block(asked.back().id, now);
-      ASSERT_TRUE(arrived);
-      came.push_back(arrived->index);
-    }
-  }
-  void wait_until_given_up() {
-    for (const std::size_t before = given_up.size(); given_up.size() == before;) {
-      ASSERT_TRUE(reads.next_time());
-      now = *reads.next_time();
-      ASSERT_LT(now, asked.back().deadline);
-      reads.on_time(now);
-    }
-  }
-  std::optional<RemoteReads::Ended> end(Outcome outcome, bool may_go_on = true) {
-    return reads.on_end(asked.back().id, outcome, may_go_on, now);
-  }
-  void expect_asked(cluster::Incarnation node, std::uint32_t first, std::uint32_t blocks) {
-    const peer::ReadRequest& request = asked.back();
-    EXPECT_EQ(request.node, cluster::hex(node));
-    EXPECT_EQ(request.address, "address of " + cluster::hex(node));
-    EXPECT_EQ(request.first, first);
-    EXPECT_EQ(request.keys, chain(first + blocks));
-    ASSERT_EQ(request.buffers.size(), blocks);
-    for (std::uint32_t i = 0; i < blocks; ++i) {
-      EXPECT_EQ(request.buffers[i].data(), pool.data() + (first + i) * kSlotBytes);
-    }
-    EXPECT_EQ(peer::problem_of(request), "");
-  }
-
-  Nanos now = 1000 * kSecond;
-  Nanos load_timeout = 10 * kSecond;
-  cluster::Replica replica{1 << 20};
-  std::vector<std::byte> pool = std::vector<std::byte>(64 * kSlotBytes);
-  std::vector<peer::ReadRequest> asked;
-  std::vector<peer::RequestId> canceled;
-  std::vector<peer::RequestId> given_up;
-  std::vector<std::uint32_t> came;
-  RemoteReads reads{
-      replica,
-      pool,
-      77,
-      {[this](peer::ReadRequest request) { asked.push_back(std::move(request)); },
-       [this](peer::RequestId id) { canceled.push_back(id); }, [this](peer::RequestId id) { given_up.push_back(id); }}};
-};
 
 TEST_F(RemoteReadsTest, AsksWhoHasLeftForWhatWasFoundThereAMomentAgo) {
   has(kA, 0, 8);
@@ -131,7 +32,7 @@ TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
   has(kB, 0, 6);
   EXPECT_EQ(found(10, 4), 4U);
   EXPECT_EQ(found(10, 8), 0U);
-  EXPECT_EQ(reads.find(kSpace + 1, chain(10), 4, now).blocks, 0U);
+  EXPECT_EQ(reads.find(kSpace + 1, chain(10), 4, 0, now).blocks, 0U);
   ASSERT_TRUE(read(8, 4));
   expect_asked(kA, 4, 4);
   deliver(4);
@@ -142,7 +43,7 @@ TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
   EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3}));
   EXPECT_EQ(reads.reading(), 0U);
   // Four blocks in four milliseconds.
-  EXPECT_NEAR(reads.find(kSpace, chain(8), 4, now).bytes_per_second, 1000.0 * kSlotBytes, 100.0 * kSlotBytes);
+  EXPECT_NEAR(reads.find(kSpace, chain(8), 4, 0, now).bytes_per_second, 1000.0 * kSlotBytes, 100.0 * kSlotBytes);
 }
 
 TEST_F(RemoteReadsTest, NobodyHasIt) {
@@ -232,152 +133,6 @@ TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
   deliver(1);
   EXPECT_TRUE(end(Outcome::kDeadline));
   EXPECT_EQ(found(8, 0), 8U);
-}
-
-TEST_F(RemoteReadsTest, GivesUpAReadThatHasStopped) {
-  load_timeout = 600 * kSecond;
-  has(kA, 0, 8);
-  has(kB, 0, 7);
-  ASSERT_TRUE(read(8, 0));
-  deliver(2);
-  wait_until_given_up();
-  EXPECT_EQ(given_up, std::vector{asked.back().id});
-  EXPECT_TRUE(canceled.empty());
-  EXPECT_FALSE(end(Outcome::kDeadline));
-  expect_asked(kB, 2, 5);
-  deliver(5);
-  EXPECT_EQ(end(Outcome::kDone)->outcome, RemoteOutcome::kMissing) << "only a had the last one";
-  EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3, 4, 5, 6}));
-  EXPECT_FALSE(reads.next_time());
-  EXPECT_EQ(reads.given_up(), 1U);
-  EXPECT_EQ(found(8, 0), 7U) << "the next load would walk into the same stall";
-}
-
-TEST_F(RemoteReadsTest, AReadThatGoesOnIsNotGivenUp) {
-  load_timeout = 600 * kSecond;
-  has(kA, 0, 8);
-  ASSERT_TRUE(read(8, 0));
-  for (int block = 0; block < 7; ++block) {
-    now += kPatienceMin - 2 * kMillisecond;
-    reads.on_time(now);
-    deliver(1);
-  }
-  EXPECT_TRUE(given_up.empty());
-  // One that was given up, and came all the same: the peers found another way to bring it.
-  wait_until_given_up();
-  deliver(1);
-  EXPECT_EQ(end(Outcome::kDone)->outcome, RemoteOutcome::kDone);
-  EXPECT_EQ(found(8, 0), 8U);
-}
-
-// Owners that stop in the middle, for ever or for a while, with answers that cross with what this node has said.
-TEST_F(RemoteReadsTest, EveryReadEndsBeforeItsTimeAndNothingComesOfItAfterwards) {
-  constexpr std::uint32_t kBlocks = 12;
-  const auto keys = chain(kBlocks);
-  std::uint64_t stopped_reads = 0;
-  std::uint64_t whole = 0;
-  for (std::uint64_t seed = 0; seed < 1000; ++seed) {
-    SCOPED_TRACE(seed);
-    Prng random(seed);
-    struct Owner {
-      bool stopped = false;
-      Nanos each = kMillisecond;
-    };
-    struct Request {
-      peer::ReadRequest asked;
-      std::uint32_t came = 0;
-      Nanos next = 0;
-      std::optional<Outcome> ended;  // by this node
-    };
-    std::map<cluster::Incarnation, Owner> owners;
-    for (const auto node : {kA, kB}) {
-      replica.clear(node, 0);
-      has(node, 0, static_cast<std::uint32_t>(1 + random.below(kBlocks)));
-      owners[node] = {random.chance(40), static_cast<Nanos>(1 + random.below(100)) * kMillisecond};
-    }
-    std::map<peer::RequestId, Request> lane;
-    std::map<node::RemoteOp, std::uint32_t> wanted;
-    std::map<node::RemoteOp, std::uint32_t> got;
-    RemoteReads tested(replica, pool, random.next(),
-                       {[&](peer::ReadRequest request) {
-                          const auto id = request.id;
-                          lane[id] = {std::move(request), 0, now + kMillisecond, {}};
-                        },
-                        [&](peer::RequestId id) {
-                          if (lane.contains(id)) lane.at(id).ended = Outcome::kCanceled;
-                        },
-                        [&](peer::RequestId id) {
-                          if (lane.contains(id)) lane.at(id).ended = Outcome::kDeadline;
-                        }});
-    tested.open_space(kSpace, 0, {7}, kSlotBytes);
-    node::RemoteOp last = 0;
-    for (int step = 0; step < 400; ++step) {
-      now += static_cast<Nanos>(random.below(random.chance(10) ? kSecond : 5 * kMillisecond));
-      if (random.chance(5)) owners[random.chance(50) ? kA : kB].stopped ^= true;
-      if (last < 6 && random.chance(20)) {
-        const auto first = static_cast<std::uint32_t>(random.below(kBlocks));
-        node::RemoteRead asking;
-        asking.op = ++last;
-        asking.space = kSpace;
-        asking.keys = keys;
-        asking.first = first;
-        for (std::uint32_t i = first; i < kBlocks; ++i) asking.host_offsets.push_back(i * kSlotBytes);
-        asking.deadline = now + 600 * kSecond;  // far beyond what this test waits for
-        if (tested.read(std::move(asking), now)) wanted[last] = kBlocks - first;
-      }
-      if (!wanted.empty() && random.chance(2)) tested.cancel(wanted.begin()->first);
-      if (tested.next_time() && *tested.next_time() <= now) tested.on_time(now);
-      for (auto at = lane.begin(); at != lane.end();) {
-        auto& [id, request] = *at;
-        const Owner& owner = owners.at(request.asked.node == cluster::hex(kA) ? kA : kB);
-        std::optional<Outcome> outcome = request.ended;
-        const auto blocks = static_cast<std::uint32_t>(request.asked.buffers.size());
-        if (!outcome && !owner.stopped && request.next <= now) {
-          if (request.came == blocks) {
-            outcome = Outcome::kDone;
-          } else {
-            const auto arrived = tested.on_block(id, now);
-            ASSERT_TRUE(arrived);
-            ASSERT_TRUE(wanted.contains(arrived->op)) << "a block of a read that has ended";
-            ASSERT_EQ(arrived->index, got[arrived->op]++);
-            ++request.came;
-            request.next = now + owner.each;
-          }
-        }
-        if (!outcome) {
-          ++at;
-          continue;
-        }
-        stopped_reads += *outcome == Outcome::kDeadline;
-        const auto request_id = id;
-        at = lane.erase(at);
-        if (const auto ended = tested.on_end(request_id, *outcome, true, now)) {
-          ASSERT_EQ(wanted.erase(ended->op), 1U) << "it has ended before";
-          whole += ended->outcome == RemoteOutcome::kDone;
-        }
-        break;  // the next one may have been asked for meanwhile
-      }
-    }
-    // Nobody says anything any more: all that is left is given up, long before its deadline.
-    for (const Nanos end = now + 120 * kSecond; !wanted.empty() && now < end;) {
-      ASSERT_TRUE(tested.next_time()) << "nothing would end it";
-      now = std::max(now, *tested.next_time());
-      tested.on_time(now);
-      for (const auto& [id, request] : std::map(lane)) {
-        if (!request.ended) continue;
-        lane.erase(id);
-        if (const auto ended = tested.on_end(id, *request.ended, true, now)) wanted.erase(ended->op);
-      }
-    }
-    EXPECT_TRUE(wanted.empty());
-    EXPECT_FALSE(tested.next_time());
-    EXPECT_EQ(tested.reading(), 0U);
-    for (const auto node : {kA, kB}) EXPECT_EQ(tested.flow(node, now).waiting_bytes, 0U);
-    now += 1000 * kSecond;
-    for (const auto node : {kA, kB}) replica.refresh(node, "address of " + cluster::hex(node), now + 10000 * kSecond);
-  }
-  EXPECT_GT(stopped_reads, 100U);
-  EXPECT_GT(whole, 500U);
 }
 
 TEST_F(RemoteReadsTest, LetsAPeerRestThatStops) {

@@ -166,9 +166,9 @@ std::vector<cluster::Tag> ClusterNode::content() {
 // ---- reads ---------------------------------------------------------------------------------------------------------
 
 node::RemoteFound ClusterNode::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                    Nanos now) {
+                                    double block_nanos, Nanos now) {
   const Nanos begin = monotonic_now();
-  const auto found = reads_.find(space, keys, first, now);
+  const auto found = reads_.find(space, keys, first, block_nanos, now);
   lookup_times_.push_back(monotonic_now() - begin);
   return found;
 }

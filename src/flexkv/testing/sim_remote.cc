@@ -27,7 +27,7 @@ void SimRemote::close_space(node::SpaceNumber space) {
 }
 
 node::RemoteFound SimRemote::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                  Nanos) {
+                                  double /*block_nanos*/, Nanos) {
   SIM_CHECK(first < keys.size());
   const Space& space = spaces_.at(number);
   const Chain chain{space, {keys.begin(), keys.end()}};
