@@ -515,6 +515,7 @@ class Node {
   void drop_bad(const DiskIo& io, DiskOutcome outcome);
 
   // import.cc: from beyond the machine to host memory
+  double block_nanos(const Engine& engine, const Sequence& sequence) const;
   void look_beyond(Engine& engine, Sequence& sequence, Served& served);
   std::uint32_t coming(const Space& space, std::span<const key::BlockKey> keys, double& bytes) const;
   Import* begin_import(Space& space, std::span<const key::BlockKey> keys, index::PinId pin, std::uint32_t first,

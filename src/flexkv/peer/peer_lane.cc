@@ -163,6 +163,14 @@ void PeerLane::cancel(RequestId id) {
   });
 }
 
+void PeerLane::give_up(RequestId id) {
+  post([this, id] {
+    for (const auto& [fd, link] : links_) {
+      if (link->reading) link->reading->give_up(id);
+    }
+  });
+}
+
 PeerStats PeerLane::stats() const {
   const MutexLock lock(mutex_);
   return stats_;

@@ -278,6 +278,20 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
   sink.check_untouched();
 }
 
+TEST_F(Places, GoOnAsBytesWhenTheReadIsGivenUpAndEndWhereItsOwnerIsSilent) {
+  const auto hangs = read({0, 1});
+  run(false);
+  reading->give_up(hangs);
+  run(false);
+  EXPECT_EQ(outcome(hangs), Outcome::kDone);
+  const auto silent = read({0, 1});
+  reading->fill(now);
+  reading->give_up(silent);
+  EXPECT_EQ(outcome(silent), Outcome::kDeadline);
+  run();  // both answer after all
+  sink.check_untouched();
+}
+
 TEST_F(Places, AreReadAgainAlthoughOneNeverEnds) {
   const auto hangs = read({0}, kSecond);
   run(false);
@@ -388,6 +402,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
       if (random.next() % 40 == 0) reads.hide();
       if (random.next() % 20 == 0) reads.show();
       if (random.next() % 8 == 0) serving->on_time(now + kLeaseTimeMax);
+      if (random.next() % 60 == 0 && last > 0) reading->give_up(last - random.next() % std::min<RequestId>(last, 4));
       if (random.next() % 200 == 0 && !reads.under_way.empty()) reads.end(reads.under_way.begin(), false);
       now += static_cast<Nanos>(random.next() % 3) * kMillisecond;
     }

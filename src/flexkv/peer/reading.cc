@@ -165,6 +165,14 @@ void Reading::end_all(Outcome outcome) {
   while (!requests_.empty()) end(requests_.begin()->first, outcome);
 }
 
+void Reading::give_up(RequestId id) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) return;
+  // The owner may answer all the same.
+  if (found->second.form == Request::Form::kPlaces && !fetches_.empty()) return rest_from_one_sided();
+  end(id, Outcome::kDeadline);
+}
+
 void Reading::fill(Nanos now) {
   now_ = now;
   if (!greeted_) return;

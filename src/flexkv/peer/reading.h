@@ -48,6 +48,8 @@ class Reading final : public net::FrameSink {
   // Ends the request now, if there still is one: nothing is written to its buffers any more.
   void end(RequestId id, Outcome outcome);
   void end_all(Outcome outcome);
+  // Its owner has stopped: what reads by itself goes on with bytes, all else ends with kDeadline.
+  void give_up(RequestId id);
   // Sends what waits to be sent, as far as the stream has room.
   void fill(Nanos now);
   void on_time(Nanos now);

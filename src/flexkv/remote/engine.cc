@@ -334,20 +334,21 @@ void Engine::end_all() {
   publish();
 }
 
-void Engine::end_overdue(Nanos now) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const RequestId id = deadlines_.begin()->second;
-    const auto slow = [&](OpId op) { return dispatch_.slow(op, now); };
-    if (const auto reading = readings_.find(id); reading != readings_.end()) {
-      const bool gave_up = std::ranges::any_of(reading->second.ops, slow);
-      end_reading(id, Outcome::kDeadline);
-      if (gave_up) dispatch_.gave_up(Dispatch::Kind::kRead, now);
-    } else {
-      const bool gave_up = std::ranges::any_of(writings_.at(id).ops, slow);
-      end_writing(id, Outcome::kDeadline);
-      if (gave_up) dispatch_.gave_up(Dispatch::Kind::kWrite, now);
-    }
+void Engine::give_up(RequestId id, Nanos now) {
+  const auto slow = [&](OpId op) { return dispatch_.slow(op, now); };
+  if (const auto reading = readings_.find(id); reading != readings_.end()) {
+    const bool gave_up = std::ranges::any_of(reading->second.ops, slow);
+    end_reading(id, Outcome::kDeadline);
+    if (gave_up) dispatch_.gave_up(Dispatch::Kind::kRead, now);
+  } else if (const auto writing = writings_.find(id); writing != writings_.end()) {
+    const bool gave_up = std::ranges::any_of(writing->second.ops, slow);
+    end_writing(id, Outcome::kDeadline);
+    if (gave_up) dispatch_.gave_up(Dispatch::Kind::kWrite, now);
   }
+}
+
+void Engine::end_overdue(Nanos now) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) give_up(deadlines_.begin()->second, now);
 }
 
 void Engine::take(std::vector<Ended>& ended, Nanos now) {

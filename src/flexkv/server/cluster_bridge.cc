@@ -70,7 +70,7 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch, bool needs_reset
   cluster::DirectoryLaneOptions directory;
   directory.directory.cluster = options_.cluster;
   directory.directory.name = options_.node;
-  directory.directory.address = lane->address();
+  directory.directory.address = options_.told_address.empty() ? lane->address() : options_.told_address;
   directory.directory.incarnation = incarnation_;
   directory.directory.epoch = held_epoch;
   directory.directory.needs_reset = needs_reset;
@@ -89,7 +89,8 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch, bool needs_reset
     directory_ = std::move(started).value();
     reads_.emplace(directory_->replica(), pool_, incarnation_,
                    RemoteReads::Peers{[this](peer::ReadRequest request) { peers_->read(std::move(request)); },
-                                      [this](peer::RequestId id) { peers_->cancel(id); }});
+                                      [this](peer::RequestId id) { peers_->cancel(id); },
+                                      [this](peer::RequestId id) { peers_->give_up(id); }});
   });
   return {};
 }
@@ -164,6 +165,7 @@ ClusterBridge::Status ClusterBridge::status() const {
   }
   status.peers = peers_->stats();
   status.reading = reads_->reading();
+  status.given_up = reads_->given_up();
   status.lending = lending_.size();
   return status;
 }
@@ -223,9 +225,9 @@ void ClusterBridge::close_space(node::SpaceNumber space) {
 }
 
 node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                      Nanos now) {
+                                      double block_nanos, Nanos now) {
   if (!reads_ || closing_ || resetting_ || !directory_->knows_resets()) return {};
-  return reads_->find(space, keys, first, now);
+  return reads_->find(space, keys, first, block_nanos, now);
 }
 
 void ClusterBridge::read(node::RemoteRead read) {
@@ -240,6 +242,14 @@ void ClusterBridge::read(node::RemoteRead read) {
 
 void ClusterBridge::cancel(node::RemoteOp op) {
   if (reads_ && !closing_) reads_->cancel(op);
+}
+
+std::optional<Nanos> ClusterBridge::next_time() const {
+  return reads_ && !closing_ ? reads_->next_time() : std::nullopt;
+}
+
+void ClusterBridge::on_time(Nanos now) {
+  if (reads_ && !closing_) reads_->on_time(now);
 }
 
 void ClusterBridge::on_block(peer::RequestId id, std::uint32_t) {

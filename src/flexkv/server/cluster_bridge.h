@@ -32,6 +32,7 @@ struct ClusterOptions {
   std::string node;                 // for people
   std::string secret_file;          // of the cluster; see net::Secret
   std::string listen;               // HOST:PORT, where other nodes reach this one; port 0: any
+  std::string told_address;         // if they reach it elsewhere: through what a test puts between them
   meta::RedisOptions redis;
   Nanos time_to_live = 30 * kSecond;
   bool share_host = true;     // tells the others of blocks in host memory
@@ -99,6 +100,7 @@ class ClusterBridge final : public node::RemotePort,
     std::vector<PeerStatus> nodes;  // the others
     peer::PeerStats peers;
     std::size_t reading = 0;  // reads under way
+    std::uint64_t given_up = 0;
     std::size_t lending = 0;
   };
   // Under the node's lock.
@@ -107,11 +109,13 @@ class ClusterBridge final : public node::RemotePort,
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   // All nodes of the cluster forget their blocks. Until this one has, it finds nothing at others.
   void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
+  std::optional<Nanos> next_time() const override;
+  void on_time(Nanos now) override;
 
  private:
   struct Lending {

@@ -89,7 +89,8 @@ RemoteBridge::RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote:
       apply_(std::move(apply)),
       forgotten_(std::move(forgotten)),
       store_(std::move(store)),
-      keeps_marks_(store_->keeps()) {}
+      keeps_marks_(store_->keeps()),
+      source_(options.tier.engine.object_bytes) {}
 
 RemoteBridge::~RemoteBridge() { FLEXKV_ASSERT(tier_ == nullptr); }
 
@@ -119,8 +120,10 @@ RemoteBridge::Status RemoteBridge::status() const {
   if (!keeps_marks_ && !listed_) {
     status.tier.trouble = "nothing is read or written until Redis has told of the cluster's latest reset";
   }
-  status.waiting_bytes = rate_.waiting_bytes();
-  status.bytes_per_second = rate_.bytes_per_second();
+  status.waiting_bytes = source_.waiting_bytes();
+  status.bytes_per_second = source_.bytes_per_second();
+  status.resting = source_.resting(monotonic_now());
+  status.given_up = given_up_;
   status.reading = readings_.size();
   status.writing = writings_.size();
   status.read_latency = read_latency_;
@@ -243,16 +246,17 @@ void RemoteBridge::on_no_marks() {
 // ---- reads ---------------------------------------------------------------------------------------------------------
 
 node::RemoteFound RemoteBridge::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                     Nanos) {
+                                     double /*block_nanos*/, Nanos now) {
   const auto space = spaces_.find(number);
-  if (!serves() || space == spaces_.end() || first >= keys.size()) return {};
+  if (!serves() || source_.resting(now) || space == spaces_.end() || first >= keys.size()) return {};
   keys = keys.subspan(first);
   keys = keys.first(std::min(keys.size(), remote::kKeysMax));
   node::RemoteFound found;
   found.blocks = static_cast<std::uint32_t>(tier_->contains(space->second.there, keys));
-  found.bytes_per_second = rate_.bytes_per_second();
-  if (found.bytes_per_second > 0) {
-    found.wait = static_cast<Nanos>(static_cast<double>(rate_.waiting_bytes()) / found.bytes_per_second * kSecond);
+  const plan::TransferTime time = source_.time(Tier::kMemory, costs_, now);
+  if (time.known()) {
+    found.bytes_per_second = kSecond / time.per_byte;
+    found.wait = static_cast<Nanos>(time.estimate(static_cast<double>(source_.waiting_bytes())));
   }
   return found;
 }
@@ -279,12 +283,33 @@ void RemoteBridge::read(node::RemoteRead read) {
   }
   request.deadline = read.deadline;
   const Nanos now = monotonic_now();
-  const Reading reading{op, request.slot_bytes, static_cast<std::uint32_t>(count), 0, now};
   const remote::RequestId id = request.id;
+  const std::uint64_t slot_bytes = request.slot_bytes;
   if (!tier_->read(std::move(request))) return refuse(node::RemoteOutcome::kBusy);
-  readings_.emplace(id, reading);
+  Reading& reading = readings_[id];
+  reading = {op, source_.begin(Tier::kMemory, slot_bytes, static_cast<std::uint32_t>(count), now), read.deadline};
   requests_.emplace(op, id);
-  for (std::uint32_t i = 0; i < reading.blocks; ++i) rate_.begin(reading.slot_bytes, now);
+  watch(id, reading, now);
+}
+
+// When nothing more comes of it, unless its time is over first.
+void RemoteBridge::watch(remote::RequestId id, const Reading& reading, Nanos now) {
+  const Nanos at = source_.stops_at(reading.there, costs_, now);
+  if (at < reading.deadline) watch_.watch(id, at);
+}
+
+void RemoteBridge::on_time(Nanos now) {
+  if (closing_) return;
+  for (const remote::RequestId id : watch_.take_due(now)) {
+    Reading& reading = readings_.at(id);
+    if (now < source_.stops_at(reading.there, costs_, now)) {
+      watch(id, reading, now);
+      continue;
+    }
+    source_.stopped(reading.there, now);
+    ++given_up_;
+    tier_->give_up(id);
+  }
 }
 
 void RemoteBridge::cancel(node::RemoteOp op) {
@@ -296,9 +321,8 @@ void RemoteBridge::on_block(remote::RequestId id, std::uint32_t index) {
   apply_([&](node::Node& node) {
     const Nanos now = monotonic_now();
     Reading& reading = readings_.at(id);
-    ++reading.came;
-    rate_.end(reading.slot_bytes, true, now);
-    read_latency_.record(now - reading.begun);
+    source_.came(reading.there, now);
+    read_latency_.record(now - reading.there.begun);
     reads_.on_block(node, reading.op, index, now);
   });
 }
@@ -308,7 +332,11 @@ void RemoteBridge::on_end(remote::RequestId id, remote::Outcome outcome) {
     const Nanos now = monotonic_now();
     const Reading reading = readings_.extract(id).mapped();
     requests_.erase(reading.op);
-    for (std::uint32_t i = reading.came; i < reading.blocks; ++i) rate_.end(reading.slot_bytes, false, now);
+    watch_.forget(id);
+    using End = ReadSource::End;
+    const bool cut = outcome == remote::Outcome::kCanceled || outcome == remote::Outcome::kDeadline;
+    const End how = reading.there.given_up ? End::kFailed : cut ? End::kCut : End::kAnswered;
+    source_.end(reading.there, how, costs_, now);
     reads_.on_end(node, reading.op, to_node(outcome), now);
   });
 }

@@ -21,10 +21,10 @@
 #include "flexkv/cluster/types.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/node/node.h"
-#include "flexkv/plan/flow_rate.h"
 #include "flexkv/remote/location.h"
 #include "flexkv/remote/remote_tier.h"
 #include "flexkv/server/beyond.h"
+#include "flexkv/server/read_source.h"
 #include "flexkv/server/resets_seen.h"
 
 namespace flexkv::server {
@@ -74,6 +74,8 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
     remote::RemoteStats tier;
     std::uint64_t waiting_bytes = 0;  // to be read
     double bytes_per_second = 0;      // of reads, so far; 0: not known
+    bool resting = false;             // it is not asked for a while, because a read stopped
+    std::uint64_t given_up = 0;       // reads that stopped
     std::size_t reading = 0;          // requests under way
     std::size_t writing = 0;
     telemetry::Histogram read_latency;  // of a block, since it was asked for
@@ -84,11 +86,13 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   // Until the store has heard of it, whoever starts anew finds what was there before.
   void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
+  std::optional<Nanos> next_time() const override { return closing_ ? std::nullopt : watch_.next(); }
+  void on_time(Nanos now) override;
 
   std::uint32_t write_blocks(node::SpaceNumber space) const override;
   bool has(node::SpaceNumber space, const key::BlockKey& key) const override;
@@ -102,10 +106,8 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   };
   struct Reading {
     node::RemoteOp op = 0;
-    std::uint64_t slot_bytes = 0;
-    std::uint32_t blocks = 0;
-    std::uint32_t came = 0;
-    Nanos begun = 0;
+    ReadSource::Read there;
+    Nanos deadline = 0;
   };
 
   RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote::Store> store, const net::Secret::Key& key_secret,
@@ -118,6 +120,7 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   void on_no_marks() override;
 
   bool serves() const { return !closing_ && tier_ != nullptr && listed_; }
+  void watch(remote::RequestId id, const Reading& reading, Nanos now);
   void add_mark(const remote::Mark& mark);
   void drop_early();
   void leave_epoch();
@@ -148,7 +151,10 @@ class RemoteBridge final : public node::RemotePort, public node::StorePort, priv
   bool unlisted_ = false;                // and could not be listed so far
   std::vector<node::StoreWrite> early_;  // wait for that
   bool closing_ = false;
-  plan::FlowRate rate_;
+  ReadSource source_;
+  TierCosts costs_;
+  ReadWatch watch_;  // of readings_
+  std::uint64_t given_up_ = 0;
   telemetry::Histogram read_latency_;
 
   std::unique_ptr<remote::RemoteTier> tier_;
