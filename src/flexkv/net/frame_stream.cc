@@ -29,13 +29,13 @@ bool FrameStream::send(std::uint32_t kind, std::uint64_t id, std::initializer_li
   const FrameHead head{static_cast<std::uint32_t>(bytes), kind, id};
   const auto raw = std::as_bytes(std::span(&head, 1));
   const auto enqueue = [&](std::span<const std::byte> part) { queue_.insert(queue_.end(), part.begin(), part.end()); };
-  const bool direct = idle() && state_ == State::kOpen && bytes >= kDirectBytesMin;
+  const bool direct = !stuck_ && state_ == State::kOpen && bytes >= kDirectBytesMin;
   enqueue(raw);
   for (auto part : body) {
     if (direct && !part.empty()) {
       // One record of the head and as much of the body as fits; what comes behind is encrypted where it lies.
-      const std::size_t first =
-          idle() ? 0 : std::min(part.size(), kRecordBytes - std::min(queue_.size() - sent_, kRecordBytes));
+      const std::size_t waiting = queue_.size() - sent_;
+      const std::size_t first = idle() ? 0 : std::min(part.size(), kRecordBytes - std::min(waiting, kRecordBytes));
       enqueue(part.first(first));
       part = part.subspan(first);
       flush();
@@ -55,6 +55,7 @@ std::size_t FrameStream::write(std::span<const std::byte> bytes) {
     if (!settled(step)) break;
     written += now;
   }
+  stuck_ = written < bytes.size();
   return written;
 }
 
