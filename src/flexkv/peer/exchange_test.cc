@@ -112,10 +112,78 @@ TEST_F(Exchange, BringsWhatComesBeforeADamagedBlockAndSaysWhichThatIs) {
   source.damage(3);
   const auto all = read({1, 2, 3, 4}, 100'000);
   run();
-  EXPECT_EQ(outcome(all), Outcome::kMissing);
+  EXPECT_EQ(outcome(all), Outcome::kChecksum);
   EXPECT_EQ(got(all), 2U);
   EXPECT_EQ(source.found_damaged(), std::vector<std::uint32_t>{2});
   EXPECT_EQ(source.pins(), 0U);
+}
+
+// Of what was sent before, nothing is wrong.
+TEST_F(Exchange, BringsNoBlockThatChangesWhileItIsSent) {
+  constexpr std::size_t kBlockBytes = 4U << 20;
+  for (const std::size_t at : {std::size_t{1000}, kBlockBytes - 2}) {
+    Exchange::SetUp();
+    run();
+    const auto id = read({1}, kBlockBytes);
+    reading->fill(now);
+    reader_stream->flush();
+    owner_stream->pump(*serving, kPlenty);
+    for (auto& command : std::exchange(posted, {})) command();
+    serving->fill(now);
+    ASSERT_GT(serving->stats().bytes, 1000U);
+    ASSERT_LT(serving->stats().bytes, kBlockBytes);  // what the socket takes
+    source.overwrite_pinned(at);
+    run();
+    EXPECT_EQ(outcome(id), at == 1000 ? Outcome::kDone : Outcome::kChecksum);
+    EXPECT_EQ(source.pins(), 0U);
+  }
+}
+
+TEST_F(Exchange, LendsABlockUntilTheReaderHasIt) {
+  const auto id = read({1}, 100);
+  run();
+  ASSERT_EQ(outcome(id), Outcome::kDone);
+  const auto next = read({2}, 100);
+  reading->fill(now);
+  reader_stream->flush();
+  for (int i = 0; i < 5; ++i) {
+    owner_stream->pump(*serving, kPlenty);
+    for (auto& command : std::exchange(posted, {})) command();
+    serving->fill(now);
+    owner_stream->flush();
+  }
+  EXPECT_EQ(serving->stats().blocks, 2U);
+  EXPECT_EQ(source.pins(), 1U) << "the reader may find it to be damaged";
+  run();
+  EXPECT_EQ(outcome(next), Outcome::kDone);
+  EXPECT_EQ(source.pins(), 0U);
+}
+
+TEST_F(Exchange, AnOwnerLooksForItselfWhetherABlockIsDamaged) {
+  run();
+  const auto doubt = [&](RequestId id, std::uint32_t block) {
+    Read message;
+    message.slot_bytes = 100;
+    message.milliseconds = 1000;
+    message.keys = {{9, 1}, {9, 2}};
+    ASSERT_TRUE(reader_stream->send(static_cast<std::uint32_t>(Kind::kRead), id, {encode(message)}));
+    reader_stream->flush();
+    owner_stream->pump(*serving, kPlenty);
+    for (auto& command : std::exchange(posted, {})) command();
+    ASSERT_EQ(source.pins(), 1U);
+    ASSERT_TRUE(reader_stream->send(static_cast<std::uint32_t>(Kind::kDamaged), id, {encode(Damaged{block})}));
+    reader_stream->flush();
+    owner_stream->pump(*serving, kPlenty);
+  };
+  doubt(1, 1);
+  EXPECT_EQ(source.pins(), 0U);
+  EXPECT_TRUE(source.found_damaged().empty());
+  source.damage(2);
+  doubt(2, 1);
+  EXPECT_EQ(source.pins(), 0U);
+  EXPECT_EQ(source.found_damaged(), std::vector<std::uint32_t>{1});
+  doubt(3, 2);
+  EXPECT_EQ(owner_stream->state(), net::FrameStream::State::kFailed);
 }
 
 TEST_F(Exchange, BringsTheEndOfAChain) {
@@ -252,8 +320,12 @@ class LyingOwner : public Exchange {
       body.resize(head.bytes);
       return std::span(body);
     }
-    Status on_frame(const net::FrameHead&) override { return {}; }
+    Status on_frame(const net::FrameHead& head) override {
+      kinds.push_back(static_cast<Kind>(head.kind));
+      return {};
+    }
     std::vector<std::byte> body;
+    std::vector<Kind> kinds;
   };
   void SetUp() override {
     Exchange::SetUp();
@@ -284,7 +356,7 @@ TEST_F(LyingOwner, CannotPassOffAnotherBlock) {
   const auto id = read({1}, 100);
   exchange();
   const auto other = bytes_of({9, 2}, 100);
-  BlockChecksum checksum(SpaceName{}, 100, {9, 2});
+  BlockChecksum checksum(SpaceName{}, 100, {9, 2}, {}, BlockChecksum::Side::kOwner);
   checksum.add(other);
   say(Kind::kData, id, other);
   say(Kind::kBlock, id, encode(Block{checksum.value()}));
@@ -295,12 +367,33 @@ TEST_F(LyingOwner, CannotPassOffAnotherBlock) {
   EXPECT_FALSE(broken());
 }
 
-TEST_F(LyingOwner, IsNotBelievedToBeDone) {
+// The owner's memory went wrong after the block was saved, or the way to the reader's did.
+TEST_F(LyingOwner, CannotPassOffBytesThatAreNotWhatTheirSumSays) {
   const auto id = read({1}, 100);
   exchange();
-  say(Kind::kEnd, id, encode(End{Outcome::kDone}));
+  auto bytes = bytes_of({9, 1}, 100);
+  const std::vector<SummedExtent> sums{{0, 100, block_sum(bytes)}};
+  BlockChecksum checksum(SpaceName{}, 100, {9, 1}, sums, BlockChecksum::Side::kOwner);
+  checksum.add(bytes);
+  bytes[50] ^= std::byte{4};
+  say(Kind::kSums, id, encode(Sums{sums}));
+  say(Kind::kData, id, bytes);
+  say(Kind::kBlock, id, encode(Block{checksum.value()}));
   exchange();
-  EXPECT_EQ(outcome(id), Outcome::kMissing);
+  EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  EXPECT_EQ(got(id), 0U);
+  EXPECT_FALSE(broken());
+  EXPECT_EQ(ignore.kinds.back(), Kind::kDamaged);
+}
+
+TEST_F(LyingOwner, IsNotBelievedToBeDone) {
+  for (const Kind kind : {Kind::kEnd, Kind::kSent}) {
+    const auto id = read({1}, 100);
+    exchange();
+    say(kind, id, encode(End{Outcome::kDone}));
+    exchange();
+    EXPECT_EQ(outcome(id), Outcome::kMissing);
+  }
 }
 
 TEST_F(LyingOwner, IsLeftWhenItSendsWhatHasNoPlace) {
@@ -312,6 +405,21 @@ TEST_F(LyingOwner, IsLeftWhenItSendsWhatHasNoPlace) {
       [&](RequestId id) { say(Kind::kBlock, id, encode(Block{})); },  // without bytes
       [&](RequestId id) { say(Kind::kBlock, id + 1, encode(Block{})); },
       [&](RequestId id) { say(Kind::kEnd, id + 1, encode(End{})); },
+      [&](RequestId id) { say(Kind::kSent, id + 1, encode(Sent{})); },
+      [&](RequestId id) {  // within a block
+        say(Kind::kData, id, std::span(bytes).first(10));
+        say(Kind::kSent, id, encode(Sent{}));
+      },
+      [&](RequestId id) { say(Kind::kSums, id + 1, encode(Sums{})); },
+      [&](RequestId id) { say(Kind::kSums, id, encode(Sums{{{50, 51, 1}}})); },
+      [&](RequestId id) {  // twice
+        say(Kind::kSums, id, encode(Sums{{{0, 100, 1}}}));
+        say(Kind::kSums, id, encode(Sums{{{0, 100, 1}}}));
+      },
+      [&](RequestId id) {
+        say(Kind::kData, id, std::span(bytes).first(10));
+        say(Kind::kSums, id, encode(Sums{{{0, 100, 1}}}));
+      },
       [&](RequestId id) { say(Kind::kEnd, id, bytes); },
       [&](RequestId id) { say(Kind::kRead, id, bytes); },
       [&](RequestId id) { say(static_cast<Kind>(99), id, bytes); },

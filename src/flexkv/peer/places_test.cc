@@ -103,6 +103,7 @@ class PoolSource final : public BlockSource {
       if (slot == holds.end()) break;
       slots.push_back(static_cast<std::uint64_t>(slot - holds.begin()));
       pinned.blocks.emplace_back(bytes_at(slots.back()));
+      if (summed) pinned.sums.push_back({{0, slot_bytes, sums_.at(slots.back())}});
     }
     if (slots.size() < keys.size() - first) pinned.outcome = Outcome::kMissing;
     if (!slots.empty()) pins[pinned.pin = ++last_] = slots;
@@ -119,7 +120,10 @@ class PoolSource final : public BlockSource {
     }
     on_recycled();
   }
-  void on_damaged(std::uint64_t, std::uint32_t) override { FAIL(); }
+  void on_damaged(std::uint64_t pin, std::uint32_t block) override {
+    ASSERT_TRUE(pins.contains(pin));
+    found_damaged.push_back(block);
+  }
 
   std::span<std::byte> bytes_at(std::uint64_t slot) { return std::span(pool).subspan(slot * slot_bytes, slot_bytes); }
 
@@ -128,13 +132,17 @@ class PoolSource final : public BlockSource {
   std::vector<std::uint64_t> holds = std::vector<std::uint64_t>(kSlots);
   std::map<std::uint64_t, std::vector<std::uint64_t>> pins;
   bool recycles = false;
+  bool summed = true;  // the device has
+  std::vector<std::uint32_t> found_damaged;
   std::function<void()> on_recycled = [] {};
 
  private:
   void fill(std::uint64_t slot, std::uint64_t block) {
     holds[slot] = block;
     std::ranges::copy(bytes_of({9, block}, slot_bytes), bytes_at(slot).begin());
+    sums_[slot] = block_sum(bytes_at(slot));
   }
+  std::array<std::uint64_t, kSlots> sums_{};
   std::uint64_t last_ = 0;
   std::uint64_t fresh_ = 1000;
 };
@@ -219,6 +227,31 @@ TEST_F(Places, AreReadAndTheLeaseEnds) {
   EXPECT_EQ(reading->stats().one_sided_blocks, 6U);
   EXPECT_EQ(serving->stats().placed_blocks, 6U);
   EXPECT_EQ(serving->stats().bytes, 0U);
+}
+
+TEST_F(Places, OfABlockThatIsNotWhatItsDeviceSaidAreNotBelieved) {
+  source.bytes_at(1)[kPieceBytesMax + 77] ^= std::byte{1};
+  const auto id = read({0, 1, 2});
+  run();
+  EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  EXPECT_EQ(got(id), 1U);
+  EXPECT_EQ(source.found_damaged, std::vector<std::uint32_t>{1});
+  EXPECT_TRUE(source.pins.empty());
+  sink.check_untouched();
+}
+
+TEST_F(Places, AreNotBelievedWhenTheTransportBringsSomethingElse) {
+  for (const bool summed : {false, true}) {
+    source.summed = summed;
+    const auto id = read({0});
+    run(false);
+    reads.step(reads.under_way.begin());
+    reads.under_way.front().bytes->at(5) ^= std::byte{1};
+    run();
+    EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  }
+  EXPECT_TRUE(source.found_damaged.empty()) << "the owner's blocks are what they were";
+  EXPECT_TRUE(source.pins.empty());
 }
 
 TEST_F(Places, OfALeaseThatEndedAreNotBelieved) {
@@ -342,6 +375,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
     Prng random(seed);
     source.on_recycled = [] {};
     reads.show();
+    source.summed = seed % 2 == 0;
     connect();
     source.on_recycled = [&] {  // the moment at which a late change of the word would show
       while (!reads.under_way.empty() && random.next() % 2 == 0) reads.step(reads.under_way.begin());
@@ -375,6 +409,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
     }
     sink.check_untouched();
     EXPECT_TRUE(source.pins.empty()) << "seed " << seed;
+    EXPECT_TRUE(source.found_damaged.empty()) << "seed " << seed;
     brought += reading->stats().one_sided_blocks;
   }
   EXPECT_GT(brought, 100U);

@@ -11,6 +11,9 @@ namespace {
 
 // Of blocks that are sent or summed up before other connections have their turn.
 constexpr std::uint64_t kWorkedAtOnce = 4U << 20;
+// Of a block, in one frame: it is looked at by both sides while it is in their caches.
+constexpr std::uint32_t kPartBytes = 128U << 10;
+static_assert(kPartBytes <= kDataBytesMax);
 
 constexpr const char* kTakesNoAnswers = "it asks, and does not take the answers";
 
@@ -242,7 +245,7 @@ bool Serving::send_next(RequestId id, Lease& lease) {
   // Bytes are copied as little as can be: what the socket does not take now waits where it is.
   if (!lease.word && stream_.stuck()) return false;
   if (!lease.checksum && begin_block(id, lease)) return true;
-  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
+  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kPartBytes, bytes.size() - lease.offset));
   // All that is done to these bytes is done while they are in the processor's cache.
   const std::uint64_t looked_at = lease.checksum->add(part);
   lease.offset += part.size();
