@@ -36,6 +36,9 @@ constexpr std::size_t kKeysMax = 32768;  // of one request's chain
 constexpr std::size_t kSumsMax = 1024;  // of a block: one for each rank at most
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
 constexpr std::uint32_t kDataBytesMax = 256U << 10;  // of one frame
+// Of a block, that all is done to before the next part: it stays in a processor's cache meanwhile.
+constexpr std::uint32_t kPartBytes = 128U << 10;
+static_assert(kPartBytes <= kDataBytesMax);
 constexpr std::size_t kMessageBytesMax = 64 + kKeysMax * sizeof(key::BlockKey);
 
 constexpr std::size_t kMetadataBytesMax = 64U << 10;  // of a window

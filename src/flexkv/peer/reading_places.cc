@@ -129,11 +129,14 @@ void Reading::take_piece(RequestId id, const Fetch& fetch) {
     return;
   }
   const auto& asked = request.asked;
-  const auto bytes = fetch.result->bytes;
-  std::memcpy(asked.buffers[fetch.block].data() + request.offset, bytes.data(), bytes.size());
   if (request.offset == 0) request.sums = place.sums;
-  add_received(request, bytes.size());
-  stats_.bytes += bytes.size();
+  stats_.bytes += fetch.result->bytes.size();
+  for (auto left = fetch.result->bytes; !left.empty();) {
+    const auto part = left.first(std::min<std::size_t>(left.size(), kPartBytes));
+    std::memcpy(asked.buffers[fetch.block].data() + request.offset, part.data(), part.size());
+    add_received(request, part.size());
+    left = left.subspan(part.size());
+  }
   if (request.offset < asked.slot_bytes) return;
   if (!is_right(request, place.checksum)) {
     end(id, Outcome::kChecksum);

@@ -11,9 +11,6 @@ namespace {
 
 // Of blocks that are sent or summed up before other connections have their turn.
 constexpr std::uint64_t kWorkedAtOnce = 4U << 20;
-// Of a block, in one frame: it is looked at by both sides while it is in their caches.
-constexpr std::uint32_t kPartBytes = 128U << 10;
-static_assert(kPartBytes <= kDataBytesMax);
 
 constexpr const char* kTakesNoAnswers = "it asks, and does not take the answers";
 
