@@ -88,7 +88,8 @@ class Peers {
   // Null: blocks come as bytes.
   explicit Peers(const Blocks& blocks, peer::OneSided* at_owner = nullptr, peer::OneSided* at_reader = nullptr)
       : source_(blocks),
-        owner_(peer::PeerLane::start({"owner", kAnywhere, 2 * kBytes}, tls_context(), source_, nobody_, at_owner).value()),
+        owner_(
+            peer::PeerLane::start({"owner", kAnywhere, 2 * kBytes}, tls_context(), source_, nobody_, at_owner).value()),
         reader_(peer::PeerLane::start({"reader", ""}, tls_context(), source_, sink_, at_reader).value()) {}
 
   void read(const Blocks& to) {

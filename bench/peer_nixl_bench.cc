@@ -1,6 +1,6 @@
-// What a node reads out of another one's memory through NIXL, beside NIXL's own transfer of the same bytes: one read for
-// each block, all of them ordered at once, and asked about without a pause until they have ended. The two take turns. All
-// in one process; UCX takes the way that UCX_TLS leaves it.
+// What a node reads out of another one's memory through NIXL, beside NIXL's own transfer of the same bytes: one read
+// for each block, all of them ordered at once, and asked about without a pause until they have ended. The two take
+// turns. All in one process; UCX takes the way that UCX_TLS leaves it.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

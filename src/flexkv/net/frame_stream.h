@@ -42,8 +42,9 @@ class FrameStream {
  public:
   explicit FrameStream(TlsStream stream) : stream_(std::move(stream)) {}
 
-  // Sends what goes at once of a long frame, and of what waits before it, and copies the rest into the queue; short ones
-  // wait for the next frame, pump() or flush(). False: the queue is full, and pump() has to make room first. May fail the stream. REQUIRES: at most kFrameBytesMax bytes
+  // Sends what goes at once of a long frame, and of what waits before it, and copies the rest into the queue; short
+  // ones wait for the next frame, pump() or flush(). False: the queue is full, and pump() has to make room first. May
+  // fail the stream. REQUIRES: at most kFrameBytesMax bytes
   bool send(std::uint32_t kind, std::uint64_t id, std::initializer_list<std::span<const std::byte>> body);
   bool has_room() const { return queue_.size() - sent_ < kQueuedBytesMax; }
   bool idle() const { return queue_.size() == sent_; }

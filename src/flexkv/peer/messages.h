@@ -1,13 +1,14 @@
 // What travels between two nodes, in frames (net/frame_stream.h). A frame's id is the request's; 0 for kHello.
 //
 //   reader -> owner   kHello, then kRead; for each of these at last kCancel or kDamaged
-//   owner -> reader   kHello, then for each kRead: kSums kData ... kBlock for each block that is wanted, in order, kSent;
-//                     kEnd once the reader has cancelled, or instead of what is missing;
+//   owner -> reader   kHello, then for each kRead: kSums kData ... kBlock for each block that is wanted, in order, and
+//                     kSent; kEnd once the reader has cancelled, or instead of what is missing;
 //                     kHello once more, before its next answers, when its window is another one
 //
-// kData bodies are a block's bytes, one after another, so the reader knows from the order where they belong. kSums: what
-// must be in the block that follows, where the owner knows that. The lease lasts until the reader has what it wants, so
-// that it can say which block is not what its sums say.
+// kData bodies are a block's bytes, one after another, so the reader knows from the order where they belong. kSums:
+// what must be in the block that follows, where the owner knows that. The lease lasts until the reader has what it
+// wants, so that it can say which block is not what its sums say.
+//
 // A reader that can read the owner's memory by itself (one_sided.h) may get places instead of bytes:
 //
 //   owner -> reader   kPlace for each block, in order, then kPlaced
@@ -33,7 +34,7 @@ namespace flexkv::peer {
 constexpr std::uint32_t kVersion = 5;
 constexpr std::size_t kNodeNameMax = 256;
 constexpr std::size_t kKeysMax = 32768;  // of one request's chain
-constexpr std::size_t kSumsMax = 1024;  // of a block: one for each rank at most
+constexpr std::size_t kSumsMax = 1024;   // of a block: one for each rank at most
 constexpr std::uint64_t kSlotBytesMax = 1ULL << 30;
 constexpr std::uint32_t kDataBytesMax = 256U << 10;  // of one frame
 // Of a block, that all is done to before the next part: it stays in a processor's cache meanwhile.
@@ -132,8 +133,8 @@ Result<Damaged> decode_damaged(std::span<const std::byte> body);
 bool can_be(std::span<const SummedExtent> sums, std::uint64_t slot_bytes);
 
 // Of a block's bytes, fed in order. One number for what block it is, what its sums are and what the bytes are that no
-// sum speaks of: the right bytes of another block are wrong. The bytes that sums speak of are compared with these, by the
-// side that receives.
+// sum speaks of: the right bytes of another block are wrong. The bytes that sums speak of are compared with these, by
+// the side that receives.
 class BlockChecksum {
  public:
   enum class Side { kOwner, kReader };
