@@ -66,6 +66,7 @@ class Reading final : public net::FrameSink {
     bool sent = false;
     std::uint32_t block = 0;   // of those wanted
     std::uint64_t offset = 0;  // received of the block
+    std::vector<SummedExtent> sums;
     std::optional<BlockChecksum> checksum;
 
     enum class Form { kOpen, kPlaces, kBytes };
@@ -84,7 +85,11 @@ class Reading final : public net::FrameSink {
   struct Alive {};
 
   Result<std::span<std::byte>> room_for_data(const net::FrameHead& head);
+  static void add_received(Request& request, std::size_t bytes);
+  static bool is_right(Request& request, std::uint64_t checksum);
+  Status take_sums(RequestId id);
   Status take_block(RequestId id);
+  Status take_sent(RequestId id);
   Status take_end(RequestId id);
   Status take_place(RequestId id);
   Status take_placed(RequestId id);
@@ -93,6 +98,7 @@ class Reading final : public net::FrameSink {
   void take_fetched();
   void take_piece(RequestId id, const Fetch& fetch);
   void end_if_all(RequestId id);
+  void end_with(RequestId id, Outcome why);
   bool reads_by_itself() const;
   void rest_from_one_sided();
   void go_on_with_bytes(RequestId id, Request& request);
@@ -104,7 +110,7 @@ class Reading final : public net::FrameSink {
   std::vector<std::byte> body_;
   std::unordered_map<RequestId, Request> requests_;
   std::deque<RequestId> to_send_;
-  std::deque<RequestId> to_cancel_;
+  std::deque<std::pair<RequestId, std::optional<Damaged>>> to_cancel_;
   // Ended here, and not yet by the owner, whose answers may be under way.
   std::unordered_set<RequestId> ghosts_;
   std::optional<RequestId> receiving_;  // whose buffer the stream fills

@@ -63,15 +63,16 @@ class Serving final : public net::FrameSink {
     bool by_itself = false;             // the reader can read
     bool answered = false;              // by the source
     std::optional<std::uint32_t> word;  // the reader reads by itself; the lease's word
-    bool placed = false;                // and knows all places
+    bool told = false;                  // the reader has all, or knows all places
     std::uint32_t block = 0;            // of those wanted
-    std::uint64_t offset = 0;           // sent of the block, or summed up
+    std::uint64_t offset = 0;           // sent of the block, or looked at
     std::optional<BlockChecksum> checksum;
-    std::vector<BlockSummer> sums;  // of the block's summed extents, as far as `offset`
     std::size_t key_bytes = 0;
 
     std::size_t wanted() const { return keys.size() - first; }
-    std::span<const SummedExtent> extents() const;  // of the block that is its turn
+    std::span<const SummedExtent> sums_of(std::size_t of) const {
+      return of < pinned.sums.size() ? pinned.sums[of] : std::span<const SummedExtent>();
+    }
     void forget_unwanted() {
       keys.erase(keys.begin(), keys.begin() + first);
       keys.shrink_to_fit();
@@ -84,13 +85,13 @@ class Serving final : public net::FrameSink {
   Status answer_probe(RequestId id);
   void answered(RequestId id, Pinned pinned);
   Status send_plain(RequestId id, const Plain& message);
+  Status take_damaged(RequestId id, const Damaged& message);
   Hello hello() const;
   void tell_new_window();
   bool lies_in_window(const Pinned& pinned) const;
   std::uint64_t offset_in_pool(std::span<const std::byte> block) const;
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
-  static void add_sums(Lease& lease, std::span<const std::byte> part);
-  static bool holds_sums(const Lease& lease);
+  bool begin_block(RequestId id, Lease& lease);
   void send_block_end(RequestId id, Lease& lease);
   void give_back(Lease& lease);
   void end(RequestId id, Outcome outcome);
@@ -112,7 +113,7 @@ class Serving final : public net::FrameSink {
   std::deque<std::pair<RequestId, Outcome>> endings_;
   std::uint64_t promised_bytes_ = 0;  // by leases
   std::size_t key_bytes_ = 0;         // of leases
-  std::uint64_t summed_bytes_ = 0;    // since fill() was called
+  std::uint64_t worked_bytes_ = 0;    // sent or summed up since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;
 };
