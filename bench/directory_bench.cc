@@ -239,8 +239,9 @@ void register_directory() {
         ->Iterations(3'000'000);
     benchmark::RegisterBenchmark("follow", bm_follow)
         ->ArgNames({"blocks", "piece"})
+        ->Args({kMany / 10, piece})
         ->Args({kMany, piece})
-        ->Iterations(1000);
+        ->Iterations(2000);
   }
 }
 

@@ -168,8 +168,9 @@ void Replica::tidy(SpaceIndex index, bool full) {
 }
 
 bool Replica::apply(Space& space, HolderSets::Holder number, const Residency& residency, bool& complete) {
-  HolderSets::Id* id = space.blocks.at(residency.tag);
-  const bool had = id != nullptr && space.sets.tiers(*id, number) != 0;
+  const auto slot = space.blocks.slot_of(residency.tag);
+  const HolderSets::Id before = slot ? space.blocks.at(*slot) : 0;
+  const bool had = space.sets.tiers(before, number) != 0;
   const bool has = residency.tiers != 0;
   if (!had && !has) return false;
   if (!had && block_count_ >= blocks_max_) {
@@ -177,17 +178,16 @@ bool Replica::apply(Space& space, HolderSets::Holder number, const Residency& re
     ++left_out_;
     return false;
   }
-  if (id == nullptr && space.blocks.full()) return true;
-  const HolderSets::Id before = id == nullptr ? 0 : *id;
+  if (!slot && space.blocks.full()) return true;
   const HolderSets::Id after = space.sets.with(before, number, residency.tiers);
   if (after != 0) space.sets.use(after);
   if (before != 0) space.sets.drop(before);
-  if (id == nullptr) {
+  if (!slot) {
     space.blocks.insert(residency.tag, after, residency.before);
   } else if (after != 0) {
-    *id = after;
+    space.blocks.at(*slot) = after;
   } else {
-    space.blocks.erase(residency.tag);
+    space.blocks.erase(*slot);
   }
   const std::uint64_t added = static_cast<std::uint64_t>(has) - static_cast<std::uint64_t>(had);
   space.holders[number].blocks += added;

@@ -210,26 +210,24 @@ void ResidencyTable<Value>::insert(Tag tag, Value value, Before before) {
 }
 
 template <typename Value>
-void ResidencyTable<Value>::erase(Tag tag) {
-  Slot slot;
-  if (!locate(tag, slot)) return;
+void ResidencyTable<Value>::erase(Slot slot) {
   Bucket& bucket = buckets_[slot.bucket];
   const Place place = bucket.places[slot.index];
   values_[place] = 0;
   highs_[place] = 0;
   --count_;
   bucket.marks[slot.index] = 0;
-  for (std::size_t b = home(half(tag)); b != slot.bucket; b = next(b)) {
+  for (std::size_t b = home(lows_[place]); b != slot.bucket; b = next(b)) {
     if (buckets_[b].passed != kManyPassed) --buckets_[b].passed;
   }
 }
 
 template <typename Value>
 void ResidencyTable<Value>::set(Tag tag, Value value, Before before) {
-  if (value == 0) return erase(tag);
-  if (Value* there = at(tag); there != nullptr) {
-    *there = value;
-  } else {
+  if (const auto slot = slot_of(tag)) {
+    if (value == 0) return erase(*slot);
+    at(*slot) = value;
+  } else if (value != 0) {
     insert(tag, value, before);
   }
 }

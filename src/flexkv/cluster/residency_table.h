@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "flexkv/key/block_key.h"
@@ -48,11 +49,17 @@ class ResidencyTable {
     const Place place = place_of(tag);
     return place == kNowhere ? Value{0} : values_[place];
   }
-  // Null: not there. The value may be changed, not to 0.
-  Value* at(Tag tag) {
-    const Place place = place_of(tag);
-    return place == kNowhere ? nullptr : &values_[place];
+  // Where a block was found, until the table changes otherwise.
+  struct Slot {
+    std::size_t bucket;
+    unsigned index;
+  };
+  std::optional<Slot> slot_of(Tag tag) const {
+    Slot slot;
+    return locate(tag, slot) ? std::optional(slot) : std::nullopt;
   }
+  // The value may be changed, not to 0.
+  Value& at(Slot slot) { return values_[buckets_[slot.bucket].places[slot.index]]; }
 
   struct Run {
     std::span<const Value> values;
@@ -65,7 +72,10 @@ class ResidencyTable {
 
   // REQUIRES: value != 0, !full(), find(tag) == 0
   void insert(Tag tag, Value value, Before before = kUnsaid);
-  void erase(Tag tag);  // no effect if it is not there
+  void erase(Slot slot);
+  void erase(Tag tag) {  // no effect if it is not there
+    if (const auto slot = slot_of(tag)) erase(*slot);
+  }
   // Either of them, or a change of the value of what is there.
   void set(Tag tag, Value value, Before before = kUnsaid);
 
@@ -119,10 +129,6 @@ class ResidencyTable {
     Place places[kSlots] = {};
     std::uint8_t marks[kSlots] = {};  // 8 bits of the tag, never 0; 0: the slot is free
     std::uint8_t passed = 0;          // blocks that found no slot here and went on; kManyPassed stays
-  };
-  struct Slot {
-    std::size_t bucket;
-    unsigned index;
   };
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
