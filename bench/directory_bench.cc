@@ -65,8 +65,8 @@ cluster::Before before(std::span<const key::BlockKey> keys, std::size_t at) {
   return at == 0 ? cluster::kFirst : cluster::half(cluster::tag_of(keys[at - 1]));
 }
 
-// The conversations of a group are spread over all nodes, so that each node has what they share. `whole`: what is looked
-// up is the whole prompt, which one node has; else only what all have is known of it.
+// The conversations of a group are spread over all nodes, so that each node has what they share. `whole`: what is
+// looked up is the whole prompt, which one node has; else only what all have is known of it.
 void bm_replica(benchmark::State& state, const Shape& shape, bool whole) {
   const std::uint64_t conversations = conversations_for(shape, state.range(0));
   const auto nodes = static_cast<std::uint64_t>(state.range(1));
@@ -97,8 +97,8 @@ void bm_replica(benchmark::State& state, const Shape& shape, bool whole) {
   state.counters["bytes/block"] = static_cast<double>(stats.memory_bytes) / static_cast<double>(stats.blocks);
 }
 
-// Chains of 512 blocks that together are `blocks`, and grow in turns by `piece` blocks: the n-th block of all that come.
-// When a chain is complete another one begins.
+// Chains of 512 blocks that together are `blocks`, and grow in turns by `piece` blocks: the n-th block of all that
+// come. When a chain is complete another one begins.
 class Chains {
  public:
   Chains(std::uint64_t blocks, std::uint64_t piece) : chains_(blocks / kConversationBlocks), piece_(piece) {}
@@ -176,7 +176,8 @@ void bm_follow(benchmark::State& state) {
   for (; next < blocks; next += cluster::kBatchMax) (void)replica.apply(1, 0, batch_from(next, 1).residencies);
   for (auto _ : state) {
     state.PauseTiming();
-    const std::string bytes[] = {encode_batch(batch_from(next - blocks, 0), "s"), encode_batch(batch_from(next, 1), "s")};
+    const std::string bytes[] = {encode_batch(batch_from(next - blocks, 0), "s"),
+                                 encode_batch(batch_from(next, 1), "s")};
     next += cluster::kBatchMax;
     state.ResumeTiming();
     for (const std::string& entry : bytes) {

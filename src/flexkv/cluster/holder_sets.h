@@ -1,5 +1,5 @@
-// Sets of holders, each with the tiers in which it has a block: a set is kept once, however many blocks have it, so that
-// a block takes a number only. Blocks of one prompt have few sets.
+// Sets of holders, each with the tiers in which it has a block: a set is kept once, however many blocks have it, so
+// that a block takes a number only. Blocks of one prompt have few sets.
 //
 // Thread-compatible; any number of threads may read at once. About 120 bytes a set and 4 for each of its members.
 #pragma once

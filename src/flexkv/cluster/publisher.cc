@@ -21,7 +21,8 @@ void Publisher::apply(const Change& what, Nanos now) {
   const auto tier = static_cast<Tiers>(1U << what.tier);
   switch (what.kind) {
     case Change::Kind::kAdded:
-      return change(tag_of(what.key), what.parent == key::BlockKey{} ? kFirst : half(tag_of(what.parent)), tier, 0, now);
+      return change(tag_of(what.key), what.parent == key::BlockKey{} ? kFirst : half(tag_of(what.parent)), tier, 0,
+                    now);
     case Change::Kind::kRemoved:
       return change(tag_of(what.key), kUnsaid, 0, tier, now);
     case Change::Kind::kCleared:

@@ -2,7 +2,7 @@
 // gives out batches for the stream and, when the stream since the last snapshot has become larger than a snapshot, the
 // parts of a new one. So all that is written is at most about twice the changes, whatever the number of blocks.
 //
-// Pure logic. Thread-compatible. PUBLISHER_MEMORY for each of the node's blocks, and a bounded queue of changes.
+// Pure logic. Thread-compatible. 16 to 24 bytes for each of the node's blocks, and a bounded queue of changes.
 #pragma once
 
 #include <cstdint>
@@ -92,9 +92,9 @@ class Publisher {
     Tag tag;
     Before before;
   };
-  std::deque<Queued> queue_;        // holds every block of which told() is not is(), maybe twice, and others
-  Nanos waiting_since_ = 0;         // the queue
-  bool clear_ = false;              // the next batch begins with "all is gone"
+  std::deque<Queued> queue_;  // holds every block of which told() is not is(), maybe twice, and others
+  Nanos waiting_since_ = 0;   // the queue
+  bool clear_ = false;        // the next batch begins with "all is gone"
 
   struct Sent {
     std::uint64_t number;

@@ -2,8 +2,11 @@
 // have it. So a prompt is searched for once, whoever has it, and what lies in a row is read in a row
 // (docs/decisions/0034, 0038). Lookups never leave the process.
 //
-// One thread writes, any number look up; a mutex is held for a few microseconds at a time. Memory is bounded by
-// `blocks_max`: REPLICA_MEMORY2
+// One thread writes, any number look up; a mutex is held for a few microseconds at a time, tens when blocks are told
+// that hundreds of nodes have. Memory is bounded by `blocks_max`: 19 to 29 bytes for a block, however many nodes have
+// it; up to 58 when a table has just lost half of what it held, and half as much again while blocks of nodes that are
+// gone wait to be left out; about 120 bytes for each different set of holders; and while a space's table is written
+// anew, that table once more.
 #pragma once
 
 #include <array>
@@ -81,7 +84,7 @@ class Replica {
   struct Space {
     ResidencyTable<HolderSets::Id> blocks;
     HolderSets sets;
-    std::vector<Holder> holders;      // by number
+    std::vector<Holder> holders;       // by number
     std::uint64_t cleared_blocks = 0;  // at most so many: of holders that were cleared
     std::uint64_t held_blocks = 0;     // of the others
   };

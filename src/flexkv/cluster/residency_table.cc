@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -17,6 +19,31 @@ constexpr std::size_t kHalvesPerLine = kCacheLine / sizeof(std::uint32_t);
 constexpr std::size_t kEight = 8;
 // Places ahead in a run that are on their way into the processor's cache.
 constexpr std::size_t kAheadMax = 512;
+
+// The highest bit of each byte that is zero: of the lowest one for certain, above it of some that are 1, too.
+std::uint64_t zero_bytes(std::uint64_t bytes) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  return (bytes - kOnes) & ~bytes & (kOnes << 7);
+}
+
+// Calls visit(i) for those of the 12 marks that are `wanted`, ascending, until it says true; maybe for others behind
+// the first. Without a branch for each mark, which nothing could predict.
+template <typename Visit>
+bool visit_marks(const std::uint8_t* marks, std::uint8_t wanted, Visit visit) {
+  std::uint64_t first = 0;
+  std::uint32_t rest = 0;
+  std::memcpy(&first, marks, sizeof(first));
+  std::memcpy(&rest, marks + sizeof(first), sizeof(rest));
+  const std::uint64_t all_wanted = wanted * std::uint64_t{0x0101010101010101};
+  for (auto found = zero_bytes(first ^ all_wanted); found != 0; found &= found - 1) {
+    if (visit(static_cast<unsigned>(std::countr_zero(found)) / 8)) return true;
+  }
+  constexpr std::uint64_t kNone = 0xFFFFFFFF00000000;
+  for (auto found = zero_bytes((rest ^ (all_wanted & ~kNone)) | kNone); found != 0; found &= found - 1) {
+    if (visit(8 + static_cast<unsigned>(std::countr_zero(found)) / 8)) return true;
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -61,11 +88,12 @@ bool ResidencyTable<Value>::locate(Before half, Predicate is_it, Slot& out) cons
   std::size_t b = home(half);
   for (std::size_t visited = 0; visited < bucket_count_; ++visited, b = next(b)) {
     const Bucket& bucket = buckets_[b];
-    for (unsigned i = 0; i < kSlots; ++i) {
-      if (bucket.marks[i] != wanted || !is_it(bucket.places[i])) continue;
+    const auto look = [&](unsigned i) {
+      if (bucket.marks[i] != wanted || !is_it(bucket.places[i])) return false;
       out = {b, i};
       return true;
-    }
+    };
+    if (visit_marks(bucket.marks, wanted, look)) return true;
     if (bucket.passed == 0) return false;
   }
   return false;
@@ -73,7 +101,8 @@ bool ResidencyTable<Value>::locate(Before half, Predicate is_it, Slot& out) cons
 
 template <typename Value>
 bool ResidencyTable<Value>::locate(Tag tag, Slot& out) const {
-  return locate(half(tag), [&](Place place) { return tag_at(place) == tag; }, out);
+  return locate(
+      half(tag), [&](Place place) { return tag_at(place) == tag; }, out);
 }
 
 template <typename Value>
@@ -87,20 +116,25 @@ typename ResidencyTable<Value>::Place ResidencyTable<Value>::place_before(Before
   if (before == kFirst) return kNowhere;
   if (before == kUnsaid || (newest_ != kNowhere && lows_[newest_] == before)) return newest_;
   Slot slot;
-  const bool found = locate(before, [&](Place place) { return lows_[place] == before; }, slot);
+  const bool found = locate(
+      before, [&](Place place) { return lows_[place] == before; }, slot);
   return found ? buckets_[slot.bucket].places[slot.index] : kNowhere;
 }
 
 template <typename Value>
 void ResidencyTable<Value>::prefetch_place(Before half) const {
   const Bucket& bucket = buckets_[home(half)];
-  const std::uint8_t wanted = mark(half);
-  for (unsigned i = 0; i < kSlots; ++i) {
-    if (bucket.marks[i] != wanted) continue;
-    __builtin_prefetch(&lows_[bucket.places[i]]);
-    __builtin_prefetch(&highs_[bucket.places[i]]);
-    __builtin_prefetch(&values_[bucket.places[i]]);
-  }
+  // The first one will mostly be it. Without a loop, which a compiler may take for one that does nothing.
+  unsigned first = 0;
+  const auto note = [&](unsigned i) {
+    first = i;
+    return true;
+  };
+  if (!visit_marks(bucket.marks, mark(half), note)) return;
+  const Place place = bucket.places[first];
+  __builtin_prefetch(&lows_[place]);
+  __builtin_prefetch(&highs_[place]);
+  __builtin_prefetch(&values_[place]);
 }
 
 template <typename Value>
@@ -193,12 +227,12 @@ void ResidencyTable<Value>::put(Place place, Tag tag, Value value) {
   values_[place] = value;
   for (std::size_t b = home(half(tag));; b = next(b)) {
     Bucket& bucket = buckets_[b];
-    for (unsigned i = 0; i < kSlots; ++i) {
-      if (bucket.marks[i] != 0) continue;
+    const auto take = [&](unsigned i) {  // the first that is called for is free for certain
       bucket.places[i] = place;
       bucket.marks[i] = mark(half(tag));
-      return;
-    }
+      return true;
+    };
+    if (visit_marks(bucket.marks, 0, take)) return;
     if (bucket.passed != kManyPassed) ++bucket.passed;
   }
 }

@@ -18,8 +18,7 @@ using Model = std::map<Tag, std::uint8_t>;
 
 Model content(const Table& table) {
   Model all;
-  table.walk(0, table.end(),
-             [&](Tag tag, std::uint8_t value, Before) { RC_ASSERT(all.emplace(tag, value).second); });
+  table.walk(0, table.end(), [&](Tag tag, std::uint8_t value, Before) { RC_ASSERT(all.emplace(tag, value).second); });
   return all;
 }
 
@@ -199,8 +198,7 @@ TEST(ResidencyTable, ARewriteMayLeaveBlocksOutAndChangeValues) {
   const auto keys = some_keys(100);
   WideTable table;
   for (std::size_t i = 0; i < 99; ++i) table.set(tag_of(keys[i]), static_cast<std::uint32_t>(1'000'000 + i));
-  const auto other =
-      table.rewritten([](std::uint32_t value) { return value % 2 == 0 ? 0U : value + 1'000'000; });
+  const auto other = table.rewritten([](std::uint32_t value) { return value % 2 == 0 ? 0U : value + 1'000'000; });
   EXPECT_EQ(other.size(), 49U);
   for (std::size_t i = 0; i < 99; ++i) EXPECT_EQ(other.find(tag_of(keys[i])), i % 2 == 0 ? 0U : 2'000'000 + i);
 }

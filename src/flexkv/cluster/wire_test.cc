@@ -71,7 +71,8 @@ TEST(Wire, WhatNeedNotBeSaidIsRefused) {
     seal_entry(bytes, "here");
     return !decode_batch(bytes, "here").ok();
   };
-  // Behind the head of 13 bytes and that of the group, of 5, are two blocks, a byte with a bit for each, whom each follows.
+  // Behind the head of 13 bytes and that of the group, of 5, are two blocks, a byte with a bit for each, whom each
+  // follows.
   const std::string bytes = encode_batch({1, false, {{5, 1, 7}, {6, 1, 8}}}, "here");
   ASSERT_EQ(bytes.size(), 13U + 5 + 16 + 1 + 8 + 8);
   EXPECT_FALSE(refused(bytes, 34, 3));

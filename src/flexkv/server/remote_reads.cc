@@ -12,6 +12,8 @@ namespace flexkv::server {
 namespace {
 
 constexpr std::size_t kKnownMax = 4096;
+// Peers that have the same, of which the one with the least to send us is taken: more would not make that much less.
+constexpr std::size_t kComparedMax = 16;
 
 // Longer chains end there: a peer is asked by all keys of the chain.
 std::span<const key::BlockKey> askable(std::span<const key::BlockKey> keys) {
@@ -61,17 +63,24 @@ const cluster::Replica::Holding* RemoteReads::choose(const Space& space, std::sp
                                                      std::span<const cluster::Incarnation> tried, Nanos now) {
   replica_.lookup(space.index, keys, now, holdings_);
   const cluster::Replica::Holding* best = nullptr;
-  std::pair<std::uint64_t, std::uint64_t> best_order;
-  for (const auto& holding : holdings_) {
-    if (best != nullptr && holding.blocks < best->blocks) break;  // the longest come first
-    if (std::ranges::find(tried, holding.node) != tried.end()) continue;
-    const Flow now_of = flow(holding.node, now);
-    if (now_of.resting) continue;
-    const std::pair order{now_of.waiting_bytes, Prng::mix(holding.node ^ own_)};
-    if (best == nullptr || order < best_order) {
-      best = &holding;
-      best_order = order;
+  for (auto rest = std::span<const cluster::Replica::Holding>(holdings_); best == nullptr && !rest.empty();) {
+    std::size_t equal = 1;  // the longest come first
+    while (equal < rest.size() && rest[equal].blocks == rest[0].blocks) ++equal;
+    std::pair<std::uint64_t, std::uint64_t> best_order;
+    const std::size_t begin = Prng::mix(own_) % equal;
+    for (std::size_t i = 0, compared = 0; i < equal && compared < kComparedMax; ++i) {
+      const auto& holding = rest[(begin + i) % equal];
+      if (std::ranges::find(tried, holding.node) != tried.end()) continue;
+      const Flow now_of = flow(holding.node, now);
+      if (now_of.resting) continue;
+      ++compared;
+      const std::pair order{now_of.waiting_bytes, Prng::mix(holding.node ^ own_)};
+      if (best == nullptr || order < best_order) {
+        best = &holding;
+        best_order = order;
+      }
     }
+    rest = rest.subspan(equal);
   }
   return best;
 }
