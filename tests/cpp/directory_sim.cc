@@ -17,6 +17,8 @@ constexpr Nanos kConvergence =
 constexpr std::uint64_t kKeys = 300;
 
 key::BlockKey key_of(std::uint64_t number) { return {Prng::mix(number), Prng::mix(number + 1'000'000)}; }
+// Chains of a hundred blocks.
+key::BlockKey parent_of(std::uint64_t number) { return number % 100 == 0 ? key::BlockKey{} : key_of(number - 1); }
 
 cluster::SpaceId space_id(std::size_t number) {
   cluster::SpaceId id{};
@@ -196,7 +198,10 @@ void DirectorySim::change_some(Node& node) {
   const std::uint64_t count = 1 + loop_.below(30);
   const auto tier = static_cast<std::uint8_t>(loop_.below(2));
   const auto kind = loop_.chance(600) ? Change::Kind::kAdded : Change::Kind::kRemoved;
-  for (std::uint64_t k = first; k < first + count; ++k) change(node, {kind, tier, space, key_of(k)});
+  const bool branches = loop_.chance(200);
+  for (std::uint64_t k = first; k < first + count; ++k) {
+    change(node, {kind, tier, space, key_of(k), parent_of(branches && k == first ? loop_.below(kKeys) : k)});
+  }
 }
 
 // The feed has lost some changes, and gives a snapshot.
@@ -212,7 +217,7 @@ void DirectorySim::restart_feed(Node& node) {
       content[cluster::tag_of(key_of(k))] = tiers;
       for (std::uint8_t tier = 0; tier < 2; ++tier) {
         if ((tiers >> tier & 1) == 0) continue;
-        node.directory.apply({Change::Kind::kAdded, tier, s, key_of(k)}, now);
+        node.directory.apply({Change::Kind::kAdded, tier, s, key_of(k), parent_of(k)}, now);
       }
     }
     node.directory.apply({Change::Kind::kCurrent, 0, s, {}}, now);
@@ -288,7 +293,7 @@ bool DirectorySim::knows(const Node& reader, const Node& other) {
     const std::size_t space = reader.spaces[s];
     const bool shared = std::find(other.spaces.begin(), other.spaces.end(), space) != other.spaces.end();
     Content known;
-    for (const auto& [tag, tiers] : reader.replica.content(other.incarnation, s)) known[tag] = tiers;
+    for (const auto& [tag, tiers, before] : reader.replica.content(other.incarnation, s)) known[tag] = tiers;
     if (known != (shared ? other.content[space] : Content{})) return false;
   }
   return true;

@@ -41,12 +41,14 @@ struct Change {
   std::uint8_t tier = 0;  // below kTierCount
   SpaceIndex space = 0;
   key::BlockKey key{};
+  key::BlockKey parent{};  // kAdded only. Zero: the block is the first of its chain
 };
 
 // What a batch says of a block: not what happened, but where it is now. So saying it twice, or late, does no harm.
 struct Residency {
   Tag tag = 0;
   Tiers tiers = 0;
+  Before before = kUnsaid;  // the block that it follows in its prompt; a hint
   friend bool operator==(const Residency&, const Residency&) = default;
 };
 

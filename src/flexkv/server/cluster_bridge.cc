@@ -336,7 +336,7 @@ void ClusterBridge::tell(const events::Change& change, std::vector<cluster::Chan
   const bool shared = change.tier == kHostTier ? options_.share_host : options_.share_drives;
   switch (change.kind) {
     case events::Change::Kind::kAdded:
-      if (shared) out.push_back({Kind::kAdded, change.tier, index, change.key});
+      if (shared) out.push_back({Kind::kAdded, change.tier, index, change.key, change.parent});
       return;
     case events::Change::Kind::kRemoved:
       if (shared) out.push_back({Kind::kRemoved, change.tier, index, change.key});

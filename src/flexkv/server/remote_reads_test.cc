@@ -1,3 +1,6 @@
+#include <set>
+#include <string>
+
 #include "flexkv/server/remote_reads_fixture.h"
 
 namespace flexkv::server {
@@ -171,6 +174,27 @@ TEST_F(RemoteReadsTest, SpreadsReadsOverThoseWhoHaveTheSame) {
   }
   EXPECT_EQ(reads.flow(kA, now).waiting_bytes, 0U);
   EXPECT_EQ(reads.flow(kB, now).waiting_bytes, 0U);
+}
+
+// Not all of very many are compared: reads spread all the same, and nobody who rests or failed is asked.
+TEST_F(RemoteReadsTest, SpreadsReadsOverManyWhoHaveTheSame) {
+  constexpr cluster::Incarnation kMany = 100;
+  for (cluster::Incarnation node = 1000; node < 1000 + kMany; ++node) {
+    replica.refresh(node, "somewhere", now + 1000 * kSecond);
+    has(node, 0, 2);
+  }
+  std::set<std::string> nodes;
+  for (node::RemoteOp op = 1; op <= 10; ++op) {
+    ASSERT_TRUE(read(2, 0, op));
+    nodes.insert(asked.back().node);
+  }
+  EXPECT_EQ(nodes.size(), 10U) << "who has something to send us already is not asked first";
+  for (std::uint32_t tries = 1; tries < kMany; ++tries) {
+    EXPECT_FALSE(end(Outcome::kUnreachable)) << "another one is asked";
+    nodes.insert(asked.back().node);
+  }
+  EXPECT_EQ(nodes.size(), kMany);
+  EXPECT_TRUE(end(Outcome::kUnreachable));
 }
 
 TEST_F(RemoteReadsTest, AChainThatIsTooLongForARequestEndsThere) {

@@ -137,7 +137,7 @@ void ClusterNode::settle() {
     for (const events::Change& change : changes_) {
       using Kind = cluster::Change::Kind;
       if (change.kind == events::Change::Kind::kAdded)
-        directory_.apply({Kind::kAdded, change.tier, space_, change.key});
+        directory_.apply({Kind::kAdded, change.tier, space_, change.key, change.parent});
       if (change.kind == events::Change::Kind::kRemoved) {
         directory_.apply({Kind::kRemoved, change.tier, space_, change.key});
       }

@@ -278,7 +278,7 @@ bool ClusterSim::agree() {
       const cluster::Incarnation id = node->directory().incarnation();
       if (reader->incarnation() == id) continue;
       Fingerprint known;
-      for (const auto& [tag, tiers] : reader->replica().content(id, 0)) known.add(tag, tiers);
+      for (const auto& [tag, tiers, before] : reader->replica().content(id, 0)) known.add(tag, tiers);
       if (known != is) return false;
     }
   }
