@@ -3,9 +3,11 @@ scheduler that asks them (docs/operations/several_machines.md), read by `flexkv 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,25 @@ def file_of(socket: Path) -> Path:
 
 def remember(socket: Path, nodes: Iterable[OtherNode]) -> None:
     """Besides those that are known. Raises OSError and ValueError."""
-    known = set(recall(socket))
-    if known.issuperset(nodes := set(nodes)):
-        return
     file = file_of(socket)
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    new.write_text(json.dumps([asdict(one) for one in sorted(known | nodes)]))
-    new.replace(file)
+    with _locked(file.parent):  # two schedulers may start at once
+        known = set(recall(socket))
+        if known.issuperset(nodes := set(nodes)):
+            os.utime(file)  # in /tmp, what nobody touches for long is cleared away
+            return
+        new = file.with_name(f"{file.name}.{os.getpid()}")
+        new.write_text(json.dumps([asdict(one) for one in sorted(known | nodes)]))
+        new.replace(file)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def recall(socket: Path) -> list[OtherNode]:

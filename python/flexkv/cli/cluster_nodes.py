@@ -59,15 +59,16 @@ def reset(name: str | None, config: Path | None) -> None:
                 continue  # another one is meant
             if not cluster:
                 raise RuntimeError("this node is in no cluster")
-            if cluster["name"] in asked:
-                continue
-            reset = reset_node(path)
+            again = cluster["name"] in asked
+            reset = None if again else reset_node(path)
             asked.add(cluster["name"])
             problems = other_machines_not_reset(path)
-            if why := not_told(path, reset):
+            if reset is not None and (why := not_told(path, reset)):
                 problems.append(why)
             if problems:
                 raise RuntimeError("; ".join(problems))
+            if again:
+                continue
         except (RuntimeError, ValueError) as error:
             typer.echo(f"flexkv: {path}: {error}", err=True)
             failed = True

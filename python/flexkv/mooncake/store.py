@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import http.client
 import os
 import queue
 import socket
@@ -90,9 +91,9 @@ class _Store:
     def _work(self) -> None:
         while True:
             order, kind, offset, size, argument, name = self._orders.get()
-            key = name.rstrip(b"\0").decode()
             how, why, listed, more = _FAILED, "", 0, 0
             try:
+                key = name.rstrip(b"\0").decode()
                 if kind == _PUT:
                     how, why = self._put(key, self._memory + offset, size, replace=argument == 1)
                 elif kind == _GET:
@@ -154,14 +155,14 @@ class _Store:
         url = self._http.rstrip("/") + "/get_all_keys"
         try:
             with self._opener.open(url, timeout=_HTTP_SECONDS) as answer:
-                return sorted(
-                    name
-                    for name in (line.rstrip(b"\r\n") for line in answer)
-                    if name.startswith(folder) and len(name) <= TEXT_MAX
-                )
+                names = answer.read().split(b"\n")  # line by line, one that was cut short would look like a whole one
+        except http.client.IncompleteRead as error:
+            raise OSError(f"Mooncake's master was cut off while it listed at {url}") from error
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise OSError(f"Mooncake's master does not list at {url}: {reason}") from error
+        found = (name.rstrip(b"\r") for name in names)
+        return sorted(name for name in found if name.startswith(folder) and len(name) <= TEXT_MAX)
 
     def _say(self, kind: int, order: int = 0, how: int = 0, listed: int = 0, more: int = 0, why: str = "") -> None:
         self._node.say(_ANSWER.pack(kind, order, how, listed, more, text(why)))

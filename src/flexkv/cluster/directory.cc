@@ -96,6 +96,7 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   if (order_due(now) > now) return std::nullopt;
   if (leaving_) {
     order_ = Order::kLeave;
+    reset_looked_for_ = reset_asked_;
     // Who is named without a heartbeat has died.
     const Incarnation self = options_.incarnation;
     meta::Request farewell{meta::put(names_.beat(self), own_beat(), kFarewell), meta::drop(names_.nodes(), hex(self))};
@@ -109,6 +110,7 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   }
   if (round_due_ <= now) {
     order_ = Order::kLook;
+    reset_looked_for_ = reset_asked_;
     // From here on whoever wants a round wants another one than this.
     round_begun_ = now;
     round_due_ = now + beat_gap();
@@ -149,6 +151,7 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
       return want_round(now);
     }
     case Order::kLeave:
+      if (reset_looked_for_ != reset_asked_) return;  // wanted meanwhile: the farewell is said once more, with it
       note_resets_told();
       left_ = true;
       return;

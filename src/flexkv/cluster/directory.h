@@ -172,6 +172,7 @@ class Directory {
   bool left_ = false;
   std::uint64_t resets_asked_ = 0;      // ever
   ResetId reset_asked_ = 0;             // the latest one of them
+  ResetId reset_looked_for_ = 0;        // the latest one when the look or the farewell under way was made
   std::vector<ResetId> wanted_resets_;  // those that are not done: the latest one will do for all
   std::vector<ResetId> told_resets_;    // the latest ones that are
   bool current_ = false;             // this epoch was the store's when it was last asked, and some time before

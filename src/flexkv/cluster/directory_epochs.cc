@@ -18,6 +18,10 @@ constexpr std::size_t kResetsRemembered = 64;
 // more.
 constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
 
+// Within that time whoever knows better has corrected a store that came back older: a connection is tried again after
+// 4 s at most, and takes 2 s, as an answer does (meta/redis_channel.h).
+constexpr Nanos kCorrected = 10 * kSecond;
+
 }  // namespace
 
 void Directory::enter_epoch(Nanos now) {
@@ -67,15 +71,14 @@ void Directory::note_epoch(const meta::Answers& answers) {
   ResetId reset = 0;
   if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
   // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).
-  if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
-    note_resets_told();
-  }
+  const bool heard = answers[kHeardWanted].found && reset_looked_for_ == reset_asked_;
+  if (reset_wanted() && (store_epoch_.reset == reset_asked_ || heard)) note_resets_told();
   if (store_epoch_ != epoch_) {
     seen_since_.reset();
   } else if (!seen_since_) {
     seen_since_ = round_begun_;
   }
-  current_ = seen_since_ && round_begun_ - *seen_since_ >= beat_gap();
+  current_ = seen_since_ && round_begun_ - *seen_since_ >= std::max(beat_gap(), kCorrected);
   if (options_.needs_reset && store_epoch_.reset == 0 && epoch_.reset == 0 && !reset_wanted()) want_own_reset();
   // It has begun anew, and there was no reset since: what this node knows holds.
   if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;

@@ -257,6 +257,36 @@ TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   EXPECT_FALSE(asks_for_reset(5));
 }
 
+TEST_F(DirectoryTest, WhatTheStoreSaysOfAnEarlierResetIsNotSaidOfALaterOne) {
+  enter(3);
+  directory.reset_cluster(after(4).reset, now);
+  EXPECT_TRUE(asks_for_reset(3, true));
+  enter(4);
+  now += 20 * kSecond;
+  const auto look = directory.next_order(now);
+  directory.reset_cluster(55, now);  // while the answer is on its way
+  meta::Answers answers(look->size());
+  answer_look(answers, after(4));
+  answers[3].found = true;  // of the earlier one, which it asked for
+  directory.order_done(answers, now);
+  EXPECT_TRUE(asks_for_reset(4));
+}
+
+TEST_F(DirectoryTest, AResetThatIsWantedDuringTheFarewellIsSaidWithAnotherOne) {
+  enter(3);
+  directory.leave(now);
+  const auto farewell = directory.next_order(now);
+  EXPECT_FALSE(resets(*farewell));
+  directory.reset_cluster(55, now);
+  directory.order_done(meta::Answers(farewell->size()), now);
+  EXPECT_FALSE(directory.left());
+  const auto again = directory.next_order(now);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(resets(*again));
+  directory.order_done(meta::Answers(again->size()), now);
+  EXPECT_TRUE(directory.left());
+}
+
 TEST_F(DirectoryTest, AnothersResetDoesNotStandForOneThatWasAskedForHere) {
   enter(3);
   directory.reset_cluster(55, now);

@@ -8,7 +8,8 @@
 namespace flexkv::node {
 namespace {
 
-// It looks at so many blocks at once, and remembers so many parts: the hottest ones of all.
+// It looks at so many blocks at once, also of the prompts that it offers, and remembers so many parts: the hottest ones
+// of all.
 constexpr std::uint32_t kLooksAtOnce = 4096;
 constexpr std::size_t kFoundMax = 16384;
 // Before it looks again, or asks a store again that took nothing.
@@ -70,7 +71,7 @@ void Node::pump_offers() {
   }
   if (offers.state == Offers::State::kLooking && now_ >= offers.due) look_for_offers();
   if (offers.state != Offers::State::kOffering || now_ >= offers.until) return;
-  while (!offers.found.empty()) {
+  for (std::size_t looked_at = 0; !offers.found.empty();) {
     const Offers::Found next = offers.found.back();
     Space* space = find_space(next.space);
     if (space != nullptr && !offer(next.part, *space)) {
@@ -78,6 +79,11 @@ void Node::pump_offers() {
       return;
     }
     offers.found.pop_back();
+    looked_at += store_->keys.size();
+    if (looked_at >= kLooksAtOnce) {
+      offers.due = now_;
+      return;
+    }
   }
   offers.look(now_ + kOfferPause);
 }

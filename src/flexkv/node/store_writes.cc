@@ -97,7 +97,9 @@ std::uint64_t Node::store_room(const Space& space) const {
 }
 
 // More would only wait, and be no hotter by then.
-bool Node::store_is_busy() const { return store_->ready.size() + store_->writes.size() >= 2 * kWritesMax; }
+bool Node::store_is_busy() const {
+  return store_->gathering.size() + store_->ready.size() + store_->writes.size() >= 2 * kWritesMax;
+}
 
 // Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue; so many make a
 // write.

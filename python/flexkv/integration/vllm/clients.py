@@ -54,7 +54,8 @@ def _of_machines(settings: Settings, machines: Machines, *who: Any) -> Any:
         known_by = (os.path.abspath(settings.cluster_secret_file), settings.cluster_name)
         remember(Path(target.socket), [OtherNode(address, *known_by) for address in others])
     except (OSError, ValueError) as error:
-        logger.warning("`flexkv reset` will not find the nodes of this engine's other machines: %s", error)
+        # Parts of different weights could be loaded together after a reset that one machine's node alone heard of.
+        raise RuntimeError(f"`flexkv reset` would not find the nodes of this engine's other machines: {error}") from error
     client = _core.Client.of_machines(target.runtime_dir, target.name, others, *secret, *who)
     deadline = time.monotonic() + ATTACH_SECONDS
     while not client.served(0) and time.monotonic() < deadline:
