@@ -50,8 +50,11 @@ void add_plainly(BlockSum& sum, std::uint32_t first, std::span<const std::byte> 
 
 std::vector<AddLanes> ways() {
   std::vector<AddLanes> all;
-  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) all.push_back(add_with_avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) all.push_back(add_with_avx2);
+  const bool bmi2 = __builtin_cpu_supports("bmi2");
+  const bool avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (bmi2 && avx512) all.push_back(add_with_avx512);
+  if (bmi2 && __builtin_cpu_supports("avx2")) all.push_back(add_with_avx2);
   all.push_back(add_plainly);
   return all;
 }

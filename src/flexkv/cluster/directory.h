@@ -175,8 +175,8 @@ class Directory {
   ResetId reset_looked_for_ = 0;        // the latest one when the look or the farewell under way was made
   std::vector<ResetId> wanted_resets_;  // those that are not done: the latest one will do for all
   std::vector<ResetId> told_resets_;    // the latest ones that are
-  bool current_ = false;             // this epoch was the store's when it was last asked, and some time before
-  std::optional<Nanos> seen_since_;  // as the store's
+  bool current_ = false;                // this epoch was the store's when it was last asked, and some time before
+  std::optional<Nanos> seen_since_;     // as the store's
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;

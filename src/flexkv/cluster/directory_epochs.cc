@@ -55,7 +55,7 @@ void Directory::want_reset(ResetId reset) {
 }
 
 void Directory::want_own_reset() {
-  want_reset(std::max(Prng::mix(options_.incarnation + resets_asked_ + 1), ResetId{1}));
+  want_reset(std::max(Prng::mix(Prng::mix(options_.incarnation) + resets_asked_), ResetId{1}));
 }
 
 void Directory::note_resets_told() {

@@ -215,7 +215,7 @@ typename ResidencyTable<Value>::Place ResidencyTable<Value>::take_place(Before b
     put_mark(end_++, reach + 1);
     return place;
   }
-  return lows_[place] = add_chunk(std::max(reach / 2, kGrowthMin), reach);
+  return lows_[place] = add_chunk(std::clamp(reach / 2, kGrowthMin, kGrowthMax), reach);
 }
 
 template <typename Value>

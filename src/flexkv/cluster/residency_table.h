@@ -3,8 +3,8 @@
 // nothing is concluded from it, each block is compared.
 //
 // A row is a chain of chunks of numbered places. A chunk has a mark behind its last place, with a link to the next
-// chunk, which is half as long as all that came before it: so a prompt that comes a block at a time lies in a few, and
-// nothing ever moves. rewritten() makes one chunk of each row.
+// chunk, which is half as long as all that came before it, but at most kGrowthMax: so a prompt that comes a block at a
+// time lies in a few, and nothing ever moves. rewritten() makes one chunk of each row.
 //
 // A hash table says where a block lies: an open-addressed one in buckets of one cache line. A place takes 8 bytes and a
 // value, also those of blocks that are gone, marks, and places that wait for blocks to come; the hash table 7.1 a block
@@ -122,7 +122,9 @@ class ResidencyTable {
   static constexpr std::size_t kRoomMin = 99;
   static constexpr unsigned kSlots = 12;  // of a bucket
   static constexpr std::uint8_t kManyPassed = 255;
-  static constexpr std::uint32_t kGrowthMin = 3;  // blocks, of a chunk behind another one
+  // Blocks, of a chunk behind another one. Places that wait for blocks are taken from others when the table is full.
+  static constexpr std::uint32_t kGrowthMin = 3;
+  static constexpr std::uint32_t kGrowthMax = 128;
 
   struct alignas(64) Bucket {
     Place places[kSlots] = {};

@@ -103,6 +103,7 @@ TEST_F(Exchange, AnOwnerLooksForItselfWhetherABlockIsDamaged) {
     ASSERT_TRUE(reader_stream->send(static_cast<std::uint32_t>(Kind::kDamaged), id, {encode(Damaged{block})}));
     reader_stream->flush();
     owner_stream->pump(*serving, kPlenty);
+    serving->fill(now);
   };
   doubt(1, 1);
   EXPECT_EQ(source.pins(), 0U);
@@ -113,6 +114,31 @@ TEST_F(Exchange, AnOwnerLooksForItselfWhetherABlockIsDamaged) {
   EXPECT_EQ(source.found_damaged(), std::vector<std::uint32_t>{1});
   doubt(3, 2);
   EXPECT_EQ(owner_stream->state(), net::FrameStream::State::kFailed);
+}
+
+TEST_F(Exchange, AReadIsGivenUpOnlyIfNoBytesCome) {
+  constexpr std::size_t kBlockBytes = 4U << 20;
+  run();
+  const auto id = read({1}, kBlockBytes, 60 * kSecond);
+  reading->fill(now);
+  reader_stream->flush();
+  owner_stream->pump(*serving, kPlenty);
+  for (auto& command : std::exchange(posted, {})) command();
+  serving->fill(now);
+  now += 2 * kMoving;
+  const auto doubt = [&] {
+    reading->give_up(id);
+    reading->on_time(now);
+    while (reader_stream->pump(*reading, kPlenty), reader_stream->more()) {
+    }
+    reading->fill(now);
+  };
+  doubt();
+  EXPECT_FALSE(outcome(id)) << "some were there all the time";
+  now += kMoving;
+  doubt();
+  EXPECT_EQ(outcome(id), Outcome::kDeadline);
+  run();  // the rest comes all the same
 }
 
 TEST_F(Exchange, BringsTheEndOfAChain) {

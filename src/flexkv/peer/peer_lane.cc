@@ -334,7 +334,8 @@ void PeerLane::Link::pump(Nanos now) {
   if (reading) reading->fill(now);
   if (stream.state() == net::FrameStream::State::kOpen) stream.flush();
   // The socket took all that the stream had room for: nothing would tell that it takes more.
-  due = stream.more() || (serving && stream.idle() && serving->pending());
+  const bool pending = (serving && serving->pending()) || (reading && reading->pending());
+  due = stream.more() || (stream.idle() && pending);
 }
 
 void PeerLane::drop(Link& link, const std::string& why) {

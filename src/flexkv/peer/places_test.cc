@@ -247,12 +247,15 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
 TEST_F(Places, GoOnAsBytesWhenTheReadIsGivenUpAndEndWhereItsOwnerIsSilent) {
   const auto hangs = read({0, 1});
   run(false);
+  now += kMoving;
   reading->give_up(hangs);
   run(false);
   EXPECT_EQ(outcome(hangs), Outcome::kDone);
   const auto silent = read({0, 1});
   reading->fill(now);
+  now += kMoving;
   reading->give_up(silent);
+  reading->fill(now);
   EXPECT_EQ(outcome(silent), Outcome::kDeadline);
   run();  // both answer after all
   sink.check_untouched();

@@ -98,7 +98,7 @@ Status Reading::on_frame(const FrameHead& head) {
 }
 
 // So many more bytes of the block are in its buffer.
-void Reading::add_received(Request& request, std::size_t bytes) {
+void Reading::add_received(Request& request, std::size_t bytes) const {
   const auto& asked = request.asked;
   if (!request.checksum) {
     request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[asked.first + request.block], request.sums,
@@ -106,6 +106,7 @@ void Reading::add_received(Request& request, std::size_t bytes) {
   }
   request.checksum->add(asked.buffers[request.block].subspan(request.offset, bytes));
   request.offset += bytes;
+  request.moved = now_;
 }
 
 // Whether the block, all of which is in its buffer, is what it should be. The next one may come.
@@ -227,15 +228,27 @@ void Reading::end_all(Outcome outcome) {
 }
 
 void Reading::give_up(RequestId id) {
-  const auto found = requests_.find(id);
-  if (found == requests_.end()) return;
-  // The owner may answer all the same.
-  if (found->second.form == Request::Form::kPlaces && !fetches_.empty()) return rest_from_one_sided();
-  end(id, Outcome::kDeadline);
+  if (requests_.contains(id)) doubted_.push_back(id);
+}
+
+// Who doubts sees blocks only, and this process may have stood still: bytes may be there.
+void Reading::end_stopped() {
+  if (stream_.more()) return;
+  for (const RequestId id : std::exchange(doubted_, {})) {
+    const auto found = requests_.find(id);
+    if (found == requests_.end() || now_ - found->second.moved < kMoving) continue;
+    // The owner may answer all the same.
+    if (found->second.form == Request::Form::kPlaces && !fetches_.empty()) {
+      rest_from_one_sided();
+    } else {
+      end(id, Outcome::kDeadline);
+    }
+  }
 }
 
 void Reading::fill(Nanos now) {
   now_ = now;
+  end_stopped();
   if (!greeted_) return;
   while (!to_plain_.empty()) {
     const auto body = encode(to_plain_.front().second);
@@ -263,6 +276,7 @@ void Reading::fill(Nanos now) {
     const auto body = encode(message);
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));
     request.sent = true;
+    request.moved = now;
   }
 }
 

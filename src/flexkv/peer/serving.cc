@@ -196,27 +196,42 @@ Status Serving::send_plain(RequestId id, const Plain& message) {
   return {};
 }
 
-// What the reader received was wrong. Whether that is because the block is, is for the owner to see.
+// What the reader received was wrong. Whether that is because the block is, is for the owner to see: by turns with what
+// it sends, as summing takes its time.
 Status Serving::take_damaged(RequestId id, const Damaged& message) {
   const auto found = leases_.find(id);
   if (found == leases_.end()) return {};  // it ended, and the two crossed
-  const Lease& lease = found->second;
+  Lease& lease = found->second;
   if (message.block >= lease.pinned.blocks.size()) return Error{ErrorCode::kPeer, "damage of a block that it has not"};
-  if (!holds_sums(lease.pinned.blocks[message.block], lease.sums_of(message.block))) {
-    source_.on_damaged(lease.pinned.pin, message.block);
-  }
-  end(id, Outcome::kCanceled);
+  if (std::exchange(lease.doubted, true)) return Error{ErrorCode::kPeer, "damage of a read that has ended with damage"};
+  lease.told = true;
+  doubted_.emplace_back(id, message.block);
   return {};
+}
+
+void Serving::look_at_doubted() {
+  while (!doubted_.empty() && endings_.empty() && worked_bytes_ < kWorkedAtOnce) {
+    const auto [id, block] = doubted_.front();
+    doubted_.pop_front();
+    const auto found = leases_.find(id);
+    if (found == leases_.end()) continue;
+    const Lease& lease = found->second;
+    worked_bytes_ += lease.slot_bytes;
+    if (!holds_sums(lease.pinned.blocks[block], lease.sums_of(block))) source_.on_damaged(lease.pinned.pin, block);
+    end(id, Outcome::kCanceled);
+    send_endings();
+  }
 }
 
 void Serving::fill(Nanos now) {
   now_ = now;
   worked_bytes_ = 0;
   send_endings();
+  look_at_doubted();
   while (!turns_.empty() && endings_.empty() && worked_bytes_ < kWorkedAtOnce) {
     const RequestId id = turns_.front();
     const auto found = leases_.find(id);
-    if (found != leases_.end() && !send_next(id, found->second)) return;
+    if (found != leases_.end() && !found->second.told && !send_next(id, found->second)) return;
     turns_.pop_front();
     if (const auto left = leases_.find(id); left != leases_.end() && !left->second.told) turns_.push_back(id);
     send_endings();

@@ -44,7 +44,7 @@ class Serving final : public net::FrameSink {
 
   // Queues bytes as far as the stream has room, the requests in turns.
   void fill(Nanos now);
-  bool pending() const { return !turns_.empty() || !endings_.empty(); }
+  bool pending() const { return !turns_.empty() || !endings_.empty() || !doubted_.empty(); }
   // Ends leases that are over.
   void on_time(Nanos now);
   std::optional<Nanos> next_deadline() const;
@@ -63,7 +63,8 @@ class Serving final : public net::FrameSink {
     bool by_itself = false;             // the reader can read
     bool answered = false;              // by the source
     std::optional<std::uint32_t> word;  // the reader reads by itself; the lease's word
-    bool told = false;                  // the reader has all, or knows all places
+    bool told = false;                  // the reader has all, or knows all places, or wants no more
+    bool doubted = false;               // the reader says that a block is damaged
     std::uint32_t block = 0;            // of those wanted
     std::uint64_t offset = 0;           // sent of the block, or looked at
     std::optional<BlockChecksum> checksum;
@@ -86,6 +87,7 @@ class Serving final : public net::FrameSink {
   void answered(RequestId id, Pinned pinned);
   Status send_plain(RequestId id, const Plain& message);
   Status take_damaged(RequestId id, const Damaged& message);
+  void look_at_doubted();
   Hello hello() const;
   void tell_new_window();
   bool lies_in_window(const Pinned& pinned) const;
@@ -111,9 +113,10 @@ class Serving final : public net::FrameSink {
   std::unordered_map<RequestId, Lease> leases_;
   std::deque<RequestId> turns_;  // those with something to send
   std::deque<std::pair<RequestId, Outcome>> endings_;
-  std::uint64_t promised_bytes_ = 0;  // by leases
-  std::size_t key_bytes_ = 0;         // of leases
-  std::uint64_t worked_bytes_ = 0;    // sent or summed up since fill() was called
+  std::deque<std::pair<RequestId, std::uint32_t>> doubted_;  // blocks to look at, in leases that end then
+  std::uint64_t promised_bytes_ = 0;                         // by leases
+  std::size_t key_bytes_ = 0;                                // of leases
+  std::uint64_t worked_bytes_ = 0;                           // sent or summed up since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;
 };
