@@ -10,8 +10,6 @@
 namespace flexkv::bench {
 namespace {
 
-constexpr std::uint64_t kNodes = 8;
-
 // Conversations that together have `blocks` blocks.
 std::uint64_t conversations_for(const Shape& shape, std::int64_t blocks) {
   const double own = kConversationBlocks - shape.shared_blocks * (1 - 1.0 / shape.group);
@@ -21,13 +19,11 @@ std::uint64_t conversations_for(const Shape& shape, std::int64_t blocks) {
 // Calls add(conversation, keys) turn by turn over all conversations: with all keys up to that turn.
 template <typename Add>
 void grow(const Shape& shape, std::uint64_t conversations, Add add) {
+  std::vector<Keys> all;
+  for (std::uint64_t c = 0; c < conversations; ++c) all.push_back(conversation_keys(shape, c));
   for (std::uint32_t length = shape.shared_blocks + shape.turn_blocks; length <= kConversationBlocks;
        length += shape.turn_blocks) {
-    for (std::uint64_t c = 0; c < conversations; ++c) {
-      Keys keys = conversation_keys(shape, c);
-      keys.resize(length);
-      add(c, keys);
-    }
+    for (std::uint64_t c = 0; c < conversations; ++c) add(c, std::span(all[c]).first(length));
   }
 }
 
@@ -54,7 +50,7 @@ void bm_local(benchmark::State& state, const Shape& shape) {
   options.tier_count = 1;
   Cache cache(options, static_cast<std::uint32_t>(state.range(0)) + kConversationBlocks);
   Nanos now = 0;
-  grow(shape, conversations, [&](std::uint64_t, const Keys& keys) { cache.visit(keys, ++now); });
+  grow(shape, conversations, [&](std::uint64_t, std::span<const key::BlockKey> keys) { cache.visit(keys, ++now); });
   std::vector<index::Slot> slots(kConversationBlocks);
   time_lookups(state, shape, conversations, [&](const Keys& keys) {
     const auto match = cache.index().match(keys, true, ++now);
@@ -65,37 +61,79 @@ void bm_local(benchmark::State& state, const Shape& shape) {
   });
 }
 
-// Each group of conversations is at one of the nodes.
-void bm_replica(benchmark::State& state, const Shape& shape) {
+cluster::Before before(std::span<const key::BlockKey> keys, std::size_t at) {
+  return at == 0 ? cluster::kFirst : cluster::half(cluster::tag_of(keys[at - 1]));
+}
+
+// The conversations of a group are spread over all nodes, so that each node has what they share. `whole`: what is
+// looked up is the whole prompt, which one node has; else only what all have is known of it.
+void bm_replica(benchmark::State& state, const Shape& shape, bool whole) {
   const std::uint64_t conversations = conversations_for(shape, state.range(0));
-  cluster::Replica replica(static_cast<std::uint64_t>(state.range(0)) + kConversationBlocks);
-  for (std::uint64_t node = 1; node <= kNodes; ++node) replica.refresh(node, "", kSecond);
+  const auto nodes = static_cast<std::uint64_t>(state.range(1));
+  cluster::Replica replica(static_cast<std::uint64_t>(state.range(0)) * 2);
+  for (std::uint64_t node = 1; node <= nodes; ++node) replica.refresh(node, "", kSecond);
   std::vector<cluster::Residency> turn;
-  grow(shape, conversations, [&](std::uint64_t conversation, const Keys& keys) {
+  grow(shape, conversations, [&](std::uint64_t conversation, std::span<const key::BlockKey> keys) {
     const bool first = keys.size() == shape.shared_blocks + shape.turn_blocks;
     turn.clear();
     for (std::size_t i = first ? 0 : keys.size() - shape.turn_blocks; i < keys.size(); ++i) {
-      turn.push_back({cluster::tag_of(keys[i]), 1});
+      turn.push_back({cluster::tag_of(keys[i]), 1, before(keys, i)});
     }
-    if (!replica.apply(1 + conversation / shape.group % kNodes, 0, turn)) state.SkipWithError("no room");
+    if (!replica.apply(1 + conversation % nodes, 0, turn)) state.SkipWithError("no room");
   });
   std::vector<cluster::Replica::Holding> found;
+  const std::size_t holders = shape.shared_blocks == 0 ? 1 : nodes;
+  const std::uint32_t known = whole ? kConversationBlocks : shape.shared_blocks;
   time_lookups(state, shape, conversations, [&](const Keys& keys) {
-    replica.lookup(0, keys, 0, found);
-    return found.size() == 1 && found[0].blocks == kConversationBlocks;
+    if (whole) {
+      replica.lookup(0, keys, 0, found);
+    } else {
+      const Keys only_shared(keys.begin(), keys.begin() + shape.shared_blocks);
+      replica.lookup(0, only_shared, 0, found);
+    }
+    return found.size() == holders && found[0].blocks == known;
   });
   const auto stats = replica.stats();
   state.counters["bytes/block"] = static_cast<double>(stats.memory_bytes) / static_cast<double>(stats.blocks);
 }
 
+// Chains of 512 blocks that together are `blocks`, and grow in turns by `piece` blocks: the n-th block of all that
+// come. When a chain is complete another one begins.
+class Chains {
+ public:
+  Chains(std::uint64_t blocks, std::uint64_t piece) : chains_(blocks / kConversationBlocks), piece_(piece) {}
+  key::BlockKey key(std::uint64_t n) const { return key_at(number(n)); }
+  // Zero: there is none.
+  key::BlockKey parent(std::uint64_t n) const {
+    const std::uint64_t at = number(n);
+    return at % kConversationBlocks == 0 ? key::BlockKey{} : key_at(at - 1);
+  }
+  cluster::Before before(std::uint64_t n) const {
+    const key::BlockKey key = parent(n);
+    return key == key::BlockKey{} ? cluster::kFirst : cluster::half(cluster::tag_of(key));
+  }
+
+ private:
+  std::uint64_t number(std::uint64_t n) const {
+    const std::uint64_t turn = n / piece_;
+    const std::uint64_t in_chain = turn / chains_ * piece_ + n % piece_;
+    const std::uint64_t chain = turn % chains_ + in_chain / kConversationBlocks * chains_;
+    return chain * kConversationBlocks + in_chain % kConversationBlocks;
+  }
+  static key::BlockKey key_at(std::uint64_t number) { return {0, Prng::mix(number + 1)}; }
+
+  std::uint64_t chains_;
+  std::uint64_t piece_;
+};
+
 // A node of that many blocks whose cache turns over: each new block pushes an old one out. Counts both as changes.
 void bm_publish(benchmark::State& state) {
   const auto blocks = static_cast<std::uint64_t>(state.range(0));
+  const Chains chains(blocks, static_cast<std::uint64_t>(state.range(1)));
   cluster::Publisher publisher{cluster::PublisherLimits{}};
   publisher.move_to({"stream", "snapshot:"}, 0);
-  const auto key_of = [](std::uint64_t number) { return key::BlockKey{0, Prng::mix(number)}; };
   const auto change = [&](cluster::Change::Kind kind, std::uint64_t number) {
-    publisher.apply({kind, 0, 0, key_of(number)}, 0);
+    publisher.apply({kind, 0, 0, chains.key(number), chains.parent(number)}, 0);
   };
   const auto send = [&] {
     while (publisher.due(0) <= 0) {
@@ -123,13 +161,14 @@ void bm_publish(benchmark::State& state) {
 
 // Batches as they come from Redis, into a replica that holds so many blocks.
 void bm_follow(benchmark::State& state) {
-  const auto blocks = static_cast<std::uint64_t>(state.range(0));
+  const auto blocks = static_cast<std::uint64_t>(state.range(0)) / cluster::kBatchMax * cluster::kBatchMax;
+  const Chains chains(blocks, static_cast<std::uint64_t>(state.range(1)));
   cluster::Replica replica(blocks * 2);
   replica.refresh(1, "", kSecond);
-  const auto batch_from = [](std::uint64_t first, cluster::Tiers tiers) {
+  const auto batch_from = [&](std::uint64_t first, cluster::Tiers tiers) {
     cluster::Batch batch{1, false, {}};
     for (std::uint64_t k = first; k < first + cluster::kBatchMax; ++k) {
-      batch.residencies.push_back({Prng::mix(k), tiers});
+      batch.residencies.push_back({cluster::tag_of(chains.key(k)), tiers, chains.before(k)});
     }
     return batch;
   };
@@ -137,9 +176,8 @@ void bm_follow(benchmark::State& state) {
   for (; next < blocks; next += cluster::kBatchMax) (void)replica.apply(1, 0, batch_from(next, 1).residencies);
   for (auto _ : state) {
     state.PauseTiming();
-    const std::string bytes[] = {
-        encode_batch(batch_from(next - blocks / cluster::kBatchMax * cluster::kBatchMax, 0), "s"),
-        encode_batch(batch_from(next, 1), "s")};
+    const std::string bytes[] = {encode_batch(batch_from(next - blocks, 0), "s"),
+                                 encode_batch(batch_from(next, 1), "s")};
     next += cluster::kBatchMax;
     state.ResumeTiming();
     for (const std::string& entry : bytes) {
@@ -149,23 +187,63 @@ void bm_follow(benchmark::State& state) {
   }
   const double changes = 2.0 * cluster::kBatchMax * static_cast<double>(state.iterations());
   state.counters["changes/s"] = benchmark::Counter(changes, benchmark::Counter::kIsRate);
+  state.counters["bytes/block"] = static_cast<double>(replica.stats().memory_bytes) / static_cast<double>(blocks);
 }
+
+// Prompts of 64 blocks that 64 conversations at each node share, and conversations saved in pieces.
+struct Chat {
+  std::uint32_t piece;
+  std::uint32_t nodes;
+};
+Shape shape_of(const Chat& chat) { return {"", 64, 64 * chat.nodes, std::min(chat.piece, kConversationBlocks - 64)}; }
 
 }  // namespace
 
 void register_directory() {
-  for (const Shape* shape : {&kFlat512, &kChat32, &kChat4}) {
-    for (const auto& [name, run] :
-         {std::pair("lookup/own_index/", &bm_local), std::pair("lookup/replica/", &bm_replica)}) {
-      benchmark::RegisterBenchmark((std::string(name) + shape->name).c_str(), [=](auto& state) { run(state, *shape); })
-          ->ArgName("blocks")
-          ->Arg(1'000'000)
-          ->Arg(10'000'000)
-          ->UseManualTime();
+  constexpr std::int64_t kMany = 10'000'000;
+  for (const std::int64_t blocks : {kMany / 10, kMany}) {
+    benchmark::RegisterBenchmark("lookup/own_index/alone/512", [](auto& state) { bm_local(state, kFlat512); })
+        ->ArgName("blocks")
+        ->Arg(blocks)
+        ->UseManualTime();
+    benchmark::RegisterBenchmark("lookup/replica/alone/512", [](auto& state) { bm_replica(state, kFlat512, true); })
+        ->ArgNames({"blocks", "nodes"})
+        ->Args({blocks, 8})
+        ->UseManualTime();
+    for (const std::uint32_t piece : {1U, 4U, 32U, 512U}) {
+      for (const std::uint32_t nodes : {8U, 64U}) {
+        const Shape shape = shape_of({piece, nodes});
+        const std::string name = "shared64/" + std::to_string(piece);
+        benchmark::RegisterBenchmark(("lookup/own_index/" + name).c_str(), [=](auto& state) { bm_local(state, shape); })
+            ->ArgNames({"blocks", "nodes"})
+            ->Args({blocks, nodes})
+            ->UseManualTime();
+        benchmark::RegisterBenchmark(("lookup/replica/" + name).c_str(),
+                                     [=](auto& state) { bm_replica(state, shape, true); })
+            ->ArgNames({"blocks", "nodes"})
+            ->Args({blocks, nodes})
+            ->UseManualTime();
+      }
     }
   }
-  benchmark::RegisterBenchmark("publish", bm_publish)->ArgName("blocks")->Arg(1'000'000)->Iterations(3'000'000);
-  benchmark::RegisterBenchmark("follow", bm_follow)->ArgName("blocks")->Arg(10'000'000)->Iterations(500);
+  for (const std::uint32_t nodes : {8U, 64U, 512U}) {
+    const Shape shape = shape_of({512, nodes});
+    benchmark::RegisterBenchmark("lookup/replica/only_shared64", [=](auto& state) { bm_replica(state, shape, false); })
+        ->ArgNames({"blocks", "nodes"})
+        ->Args({kMany, nodes})
+        ->UseManualTime();
+  }
+  for (const int piece : {1, 4, 32, 512}) {
+    benchmark::RegisterBenchmark("publish", bm_publish)
+        ->ArgNames({"blocks", "piece"})
+        ->Args({kMany / 10, piece})
+        ->Iterations(3'000'000);
+    benchmark::RegisterBenchmark("follow", bm_follow)
+        ->ArgNames({"blocks", "piece"})
+        ->Args({kMany / 10, piece})
+        ->Args({kMany, piece})
+        ->Iterations(2000);
+  }
 }
 
 }  // namespace flexkv::bench

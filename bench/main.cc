@@ -28,7 +28,7 @@ const Suite kSuites[] = {
      [](const std::string&, const Options&) { return register_index(), register_lookups(), Status{}; }},
     {"keys", nullptr, {}, [](const std::string&, const Options&) { return register_keys(), Status{}; }},
     {"directory", nullptr, {}, [](const std::string&, const Options&) { return register_directory(), Status{}; }},
-    {"peers", nullptr, {}, [](const std::string&, const Options&) { return register_peers(), Status{}; }},
+    {"peers", nullptr, {"nixl"}, [](const std::string&, const Options& options) { return register_peers(options); }},
     {"updates", "REDIS", {}, register_updates},
     {"host", nullptr, {}, [](const std::string&, const Options&) { return register_host(), Status{}; }},
     {"replay", "TRACE", {"host-blocks", "ssd-blocks", "drive-gbs"}, register_replay},

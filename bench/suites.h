@@ -31,7 +31,9 @@ void register_index();
 void register_lookups();
 void register_keys();
 void register_directory();
-void register_peers();
+// Options: nixl, the path of libnixl_capi.so, to measure reads through it, too.
+Status register_peers(const Options& options);
+Status register_peers_through_nixl(const std::string& path);
 // Fails, and names the line, if that is not a trace. Options: those of DriveReplay; with sizes, only drives are
 // replayed.
 Status register_replay(const std::string& trace_path, const Options& options);

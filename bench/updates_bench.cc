@@ -46,7 +46,9 @@ class Node {
     options.directory.cluster = cluster;
     options.directory.name = name;
     options.directory.incarnation = std::random_device()() + 1ULL;
-    lane_ = cluster::DirectoryLane::start(options, index_, [](cluster::Epoch) {}).value();
+    lane_ = cluster::DirectoryLane::start(
+                options, index_, [](cluster::Epoch) {}, [](auto) {})
+                .value();
     FLEXKV_ASSERT(lane_->add_space(kSpace) == 0U);
   }
   ~Node() { lane_->stop(kSecond); }

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "flexkv/client/reset_host.h"
 #include "flexkv/cluster/wire.h"
 #include "flexkv/net/secret.h"
 #include "flexkv/peer/probe.h"
+#include "flexkv/proto/host_frames.h"
 #include "flexkv/remote/store_probe.h"
 #include "options.h"
 
@@ -38,6 +40,7 @@ nb::dict decode_heartbeat(const nb::bytes& bytes, const std::string& place) {
   out["name"] = text(beat.name);
   out["address"] = text(beat.address);
   out["spaces"] = beat.spaces.size();
+  out["condition"] = cluster::condition_name(beat.condition);
   return out;
 }
 
@@ -57,11 +60,19 @@ nb::dict probe_peer(const std::string& secret_file, const std::string& cluster, 
   return out;
 }
 
+void reset_host(const std::string& secret_file, const std::string& cluster, const std::string& address,
+                double within_s) {
+  const auto secret = value_or_raise(net::Secret::from_file(secret_file));
+  const auto tls = value_or_raise(net::TlsContext::create(secret, proto::kHostPurpose + cluster));
+  const Status done = client::reset_host(tls, address, nanos(within_s));
+  if (!done) throw std::runtime_error(done.error().message);
+}
+
 nb::list probe_store(const nb::dict& options, double within_s) {
   const server::RemoteOptions remote = remote_options(options);
   const auto steps = [&] {
     const nb::gil_scoped_release without_gil;
-    const auto store = value_or_raise(remote::open_store(remote.url, remote.s3));
+    const auto store = value_or_raise(remote::open_store(remote.url, remote.s3, remote.mooncake));
     return remote::probe_store(*store, nanos(within_s));
   }();
   nb::list out;
@@ -81,10 +92,16 @@ void bind_cluster_checks(nb::module_& m) {
   m.def("check_secret", &check_secret, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Reads the cluster's secret as a node does. RuntimeError when it cannot be used, without its text.");
   m.def("decode_heartbeat", &decode_heartbeat, "bytes"_a, "place"_a,
-        "What a node says of itself at that key of Redis: name, address, spaces. RuntimeError when it is damaged.");
+        "What a node says of itself at that key of Redis: name, address, spaces, condition (serves, drains, drained or "
+        "ends). RuntimeError when it is damaged.");
   m.def("probe_peer", &probe_peer, "secret_file"_a, "cluster"_a, "own_name"_a, "address"_a, "within_s"_a, "receive_s"_a,
         "Connects to another node as a reader does, asks for no block: node, greeting_s, round_trip_s, bytes_per_s (0 "
         "without receive_s). RuntimeError when it cannot, within within_s.");
+  m.def("reset_host", &reset_host, "secret_file"_a, "cluster"_a, "address"_a, "within_s"_a,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Has the node that lets schedulers of other machines in at that HOST:PORT forget all blocks. RuntimeError "
+        "unless it "
+        "has said that it did, within within_s.");
   m.def(
       "probe_store", &probe_store, "options"_a, "within_s"_a,
       "Lists, writes and reads in the store of these options of a Node, within within_s each: what, seconds and why it "

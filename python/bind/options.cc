@@ -1,5 +1,7 @@
 #include "options.h"
 
+#include <nanobind/stl/vector.h>
+
 namespace flexkv::bind {
 
 server::RemoteOptions remote_options(const nanobind::dict& options) {
@@ -8,7 +10,9 @@ server::RemoteOptions remote_options(const nanobind::dict& options) {
   remote.cluster = option<std::string>(options, "remote_cluster", remote.cluster);
   remote.secret_file = option<std::string>(options, "remote_secret_file", "");
   remote.s3 = remote::S3Options::from_environment();
+  remote.mooncake.helper = option<std::vector<std::string>>(options, "remote_mooncake_helper", {});
   if (auto endpoint = option<std::string>(options, "remote_endpoint", ""); !endpoint.empty()) {
+    remote.mooncake.endpoint = endpoint;
     remote.s3.endpoint = std::move(endpoint);
     remote.s3.path_style = true;
   }

@@ -42,12 +42,15 @@ _UNDONE = {
     "loans": "reads by other nodes",
     "disk_writes": "blocks for drives",
     "remote_writes": "blocks for the remote tier",
+    "host_only_blocks": "blocks that only host memory has and the remote tier did not take yet",
 }
 
 
 def undone(drain: Mapping[str, Any]) -> str:
     """What a node that drains still has to do, for people."""
     left = [f"{value:,.0f} {what}" for key, what in _UNDONE.items() if (value := number(drain, key))]
+    if drain.get("looks"):
+        left.append("it looks for more that only host memory has")
     if not left and drain.get("lends"):
         left = ["other nodes may have found blocks here a moment ago"]
     return ", ".join(left) or "nothing is left"

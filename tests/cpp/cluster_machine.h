@@ -11,6 +11,7 @@
 #include "flexkv/device/host_device.h"
 #include "real_machine.h"
 #include "redis_server.h"
+#include "wire.h"
 
 namespace flexkv::testing {
 
@@ -24,6 +25,8 @@ class ClusterMachine : public RealMachine {
     std::string nixl_library{};
     std::vector<std::string> mooncake_helper{};
     Nanos lease_time = node::NodeOptions().lease_time;
+    Nanos load_timeout = node::NodeOptions().load_timeout;
+    Wire* behind = nullptr;  // others reach it through this wire
   };
 
   ClusterMachine(const std::string& root, const std::string& name, const meta::RedisOptions& redis,
@@ -34,7 +37,10 @@ class ClusterMachine : public RealMachine {
     cluster.nixl_library = options.nixl_library;
     cluster.mooncake_helper = options.mooncake_helper;
     options_.node.lease_time = options.lease_time;
+    options_.node.load_timeout = options.load_timeout;
+    if (options.behind != nullptr) cluster.told_address = options.behind->address();
     start();
+    if (options.behind != nullptr) options.behind->lead_to(status().at("cluster").at("address"));
     attach_engine(options.device);
   }
 

@@ -24,6 +24,7 @@ using testing::eventually;
 using testing::kBlockBytes;
 using testing::kBlocks;
 using testing::kSecret;
+using testing::Wire;
 using Machine = testing::ClusterMachine;
 
 TEST_F(ClusterTest, ANodeReadsWhatAnotherHasComputed) {
@@ -100,6 +101,66 @@ TEST_F(ClusterTest, ANodeWithoutMooncakeSaysSoAndReadsOverTcp) {
   Machine::Options without;
   without.mooncake_helper = {"/nowhere/python"};
   expect_says_so_and_reads_over_tcp(*machine("a", without), *machine("b", without), "/nowhere/python");
+}
+
+// Loads may take far longer than a test: what ends them is that nothing more comes.
+class StallTest : public ClusterTest {
+ protected:
+  static Machine::Options patient(Wire* behind = nullptr) {
+    Machine::Options options;
+    options.load_timeout = 3600 * kSecond;
+    options.behind = behind;
+    return options;
+  }
+  static std::uint64_t given_up(const Machine& one) { return one.status().at("cluster").at("read").at("given_up"); }
+  static std::uint64_t from_others(const Machine& one) {
+    return one.status().at("transfers").at("from_remote").at("blocks");
+  }
+  static void wait_until_known(const Machine& one, std::uint64_t blocks) {
+    ASSERT_TRUE(eventually([&] { return one.status().at("cluster").at("directory").at("blocks") == blocks; }));
+  }
+  // Some blocks of a prompt, and not all.
+  static constexpr std::int64_t kSome = kBlocks * 2 * kBlockBytes / 3;
+};
+
+TEST_F(StallTest, ALoadEndsWithWhatHasComeWhenItsOwnerStops) {
+  Wire wire("");
+  const auto a = machine("a", patient(&wire));
+  const auto b = machine("b", patient());
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  a->compute(2);
+  wait_until_known(*b, 2 * kBlocks);
+  std::atomic<std::int64_t> left = kSome;
+  wire.swallow_after(left);
+  EXPECT_EQ(b->load(2), 0U) << "not all of it came";
+  EXPECT_EQ(given_up(*b), 1U);
+  const std::uint64_t came = from_others(*b) - kBlocks;
+  EXPECT_GT(came, 0U);
+  EXPECT_LT(came, kBlocks);
+  EXPECT_TRUE(b->status().at("cluster").at("peers").at(0).at("resting"));
+  wire.swallow(false);
+  EXPECT_TRUE(b->loads_all(2)) << "it is asked again, and what comes late of the first read does no harm";
+}
+
+TEST_F(StallTest, ALoadGoesOnAtAnotherNode) {
+  Wire wire_a("");
+  Wire wire_c("");
+  const auto a = machine("a", patient(&wire_a));
+  const auto c = machine("c", patient(&wire_c));
+  const auto b = machine("b", patient());
+  a->compute(1);
+  ASSERT_TRUE(c->loads_all(1));
+  ASSERT_TRUE(b->loads_all(1));
+  a->compute(2);
+  ASSERT_TRUE(c->loads_all(2));
+  wait_until_known(*b, 4 * kBlocks);
+  std::atomic<std::int64_t> left = kSome;
+  wire_a.swallow_after(left);
+  wire_c.swallow_after(left);
+  EXPECT_EQ(b->load(2), kBlocks);
+  EXPECT_EQ(given_up(*b), 1U);
+  EXPECT_EQ(from_others(*b), 2 * kBlocks);
 }
 
 TEST_F(ClusterTest, WhatIsOnDrivesOfAnotherIsReadFromThere) {

@@ -78,10 +78,11 @@ class TestNode {
     options.directory.incarnation = incarnation = std::random_device()() + 1ULL;
     options.directory.time_to_live = time_to_live;
     options.directory.limits.publish_after = 10 * kMillisecond;
-    auto started = DirectoryLane::start(options, index, [this](Epoch) {
+    const auto reset = [this](Epoch) {
       ++resets;
       index.clear();
-    });
+    };
+    auto started = DirectoryLane::start(options, index, reset, [](auto) {});
     FLEXKV_ASSERT(started.ok());
     lane = std::move(started).value();
     index.attach(lane.get());
@@ -279,7 +280,8 @@ TEST(DirectoryRedis, DeploymentsShareOneRedis) {
   options.redis = redis.over_socket();
   options.directory.cluster = "other";
   options.directory.incarnation = 5;
-  auto other = DirectoryLane::start(options, index, [](Epoch) {});
+  auto other = DirectoryLane::start(
+      options, index, [](Epoch) {}, [](auto) {});
   ASSERT_TRUE(other.ok());
   index.attach(other.value().get());
   ASSERT_EQ(other.value()->add_space(kSpace), 0U);

@@ -17,6 +17,8 @@ constexpr Nanos kConvergence =
 constexpr std::uint64_t kKeys = 300;
 
 key::BlockKey key_of(std::uint64_t number) { return {Prng::mix(number), Prng::mix(number + 1'000'000)}; }
+// Chains of a hundred blocks.
+key::BlockKey parent_of(std::uint64_t number) { return number % 100 == 0 ? key::BlockKey{} : key_of(number - 1); }
 
 cluster::SpaceId space_id(std::size_t number) {
   cluster::SpaceId id{};
@@ -40,6 +42,7 @@ struct DirectorySim::Node {
   cluster::Directory directory;
   SimMetaChannel orders;
   SimMetaChannel reads;
+  bool uses_outliving = false;
   std::vector<std::size_t> spaces;  // by SpaceIndex
   std::array<Content, kSimSpaces> content;
   cluster::Epoch epoch;   // as it was entered,
@@ -80,9 +83,11 @@ void DirectorySim::add_node() {
     drives_.pop_back();
   }
   options.epoch = drive.epoch;
+  options.needs_reset = loop_.chance(500);
   auto alive = std::make_shared<Node*>(nullptr);
   auto node = std::make_unique<Node>(loop_, store_, options, [this, alive] { pump(**alive); });
   *alive = node.get();
+  node->uses_outliving = options.needs_reset;
   node->epoch = drive.epoch;
   node->holds_since = drive.holds_since;
   node->knows = drive.knows;
@@ -134,6 +139,7 @@ void DirectorySim::pump(Node& node) {
     loop_.note("node enters epoch", node.incarnation, node.directory.stats().epoch);
     ++totals_.resets;
   }
+  use_outliving(node);
   const auto done = [&](auto report) {
     return [this, &node, alive = node.alive, report](Result<meta::Answers> answers) {
       if (!*alive) return;
@@ -163,6 +169,16 @@ void DirectorySim::pump(Node& node) {
   });
 }
 
+// It stores what it holds, and may find what others have stored: nothing that it knows to be forgotten.
+void DirectorySim::use_outliving(Node& node) {
+  const auto epoch = node.directory.current_epoch();
+  if (!node.uses_outliving || !epoch) return;
+  SIM_CHECK(*epoch == node.epoch && epoch->reset != 0);
+  const auto [stored, first] = outliving_.try_emplace({epoch->number, epoch->reset}, node.holds_since);
+  stored->second = std::min(stored->second, node.holds_since);
+  SIM_CHECK(stored->second >= node.knows);
+}
+
 void DirectorySim::change(Node& node, Change change) {
   Content& content = node.content[node.spaces[change.space]];
   Tiers& tiers = content[cluster::tag_of(change.key)];
@@ -182,7 +198,10 @@ void DirectorySim::change_some(Node& node) {
   const std::uint64_t count = 1 + loop_.below(30);
   const auto tier = static_cast<std::uint8_t>(loop_.below(2));
   const auto kind = loop_.chance(600) ? Change::Kind::kAdded : Change::Kind::kRemoved;
-  for (std::uint64_t k = first; k < first + count; ++k) change(node, {kind, tier, space, key_of(k)});
+  const bool branches = loop_.chance(200);
+  for (std::uint64_t k = first; k < first + count; ++k) {
+    change(node, {kind, tier, space, key_of(k), parent_of(branches && k == first ? loop_.below(kKeys) : k)});
+  }
 }
 
 // The feed has lost some changes, and gives a snapshot.
@@ -198,7 +217,7 @@ void DirectorySim::restart_feed(Node& node) {
       content[cluster::tag_of(key_of(k))] = tiers;
       for (std::uint8_t tier = 0; tier < 2; ++tier) {
         if ((tiers >> tier & 1) == 0) continue;
-        node.directory.apply({Change::Kind::kAdded, tier, s, key_of(k)}, now);
+        node.directory.apply({Change::Kind::kAdded, tier, s, key_of(k), parent_of(k)}, now);
       }
     }
     node.directory.apply({Change::Kind::kCurrent, 0, s, {}}, now);
@@ -274,7 +293,7 @@ bool DirectorySim::knows(const Node& reader, const Node& other) {
     const std::size_t space = reader.spaces[s];
     const bool shared = std::find(other.spaces.begin(), other.spaces.end(), space) != other.spaces.end();
     Content known;
-    for (const auto& [tag, tiers] : reader.replica.content(other.incarnation, s)) known[tag] = tiers;
+    for (const auto& [tag, tiers, before] : reader.replica.content(other.incarnation, s)) known[tag] = tiers;
     if (known != (shared ? other.content[space] : Content{})) return false;
   }
   return true;
@@ -327,6 +346,13 @@ std::uint64_t DirectorySim::run(DirectorySimTotals& totals) {
   // Nobody holds what somebody else knows that it was to be forgotten, whatever Redis has forgotten meanwhile.
   for (const auto& knower : nodes_) {
     for (const auto& other : nodes_) SIM_CHECK(other->holds_since >= knower->knows);
+  }
+  // Nor does anybody find that in what outlives them all; and who may look there, does.
+  for (const auto& reader : nodes_) {
+    if (!reader->uses_outliving) continue;
+    const auto epoch = reader->directory.current_epoch();
+    SIM_CHECK(epoch);
+    for (const auto& knower : nodes_) SIM_CHECK(outliving_.at({epoch->number, epoch->reset}) >= knower->knows);
   }
   totals_.slowest = agreed - 1;
   for (const auto& node : nodes_) {

@@ -45,6 +45,7 @@ class DirectorySim {
   void add_node();
   void remove_node(std::size_t at);
   void pump(Node& node);
+  void use_outliving(Node& node);
   void change_some(Node& node);
   void change(Node& node, cluster::Change change);
   void restart_feed(Node& node);
@@ -66,6 +67,8 @@ class DirectorySim {
     Nanos knows = 0;
   };
   std::vector<Drive> drives_;
+  // Of what outlives all nodes, and is found by the epoch: how old the oldest is that was stored in each.
+  std::map<std::pair<std::uint64_t, cluster::ResetId>, Nanos> outliving_;
   std::map<cluster::ResetId, Nanos> asked_resets_;
   cluster::ResetId last_reset_ = 0;
   bool quiet_ = false;

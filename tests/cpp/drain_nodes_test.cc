@@ -48,13 +48,22 @@ TEST_F(ClusterTest, WhoReadsFromANodeThatDrainsSeesNoFailureAndThenNothing) {
   EXPECT_EQ(b->status().at("loads").at("failed"), failed);
   EXPECT_TRUE(eventually([&] { return a->status().at("cluster").at("directory").at("left").get<bool>(); }));
   EXPECT_TRUE(eventually([&] { return b->status().at("cluster").at("directory").at("blocks") == 0; }));
+  const auto condition = [&] {
+    const auto peers = b->status().at("cluster").at("peers");
+    return peers.empty() ? std::string("gone") : peers.at(0).at("condition").get<std::string>();
+  };
+  EXPECT_TRUE(eventually([&] { return condition() == "drained"; })) << condition();
   std::uint64_t found = 0;
   for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) found += b->load(seed);
   EXPECT_LE(found, kSmallBlocks) << "what is in its own memory";
   EXPECT_EQ(state(*a), "drained");
   EXPECT_EQ(a->status().at("queues").at("disk_writes"), 0);
   EXPECT_EQ(a->load(1), 0U) << "to its engine it is a node without blocks";
+  // More than twice the time after which one that gives no sign is forgotten, for good.
+  const auto lasts = [&] { return a->status().at("node").at("drain").at("lasts_s").get<double>(); };
+  EXPECT_TRUE(eventually([&] { return lasts() > 7 && condition() == "drained"; })) << condition();
   a->stop();
+  EXPECT_TRUE(eventually([&] { return condition() == "ends" || condition() == "gone"; })) << condition();
   a->start();
   for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) EXPECT_TRUE(a->loads_all(seed)) << "prompt " << seed;
   EXPECT_TRUE(b->loads_all(1)) << "and others find it again";
@@ -85,6 +94,18 @@ TEST_F(ClusterTest, WaitsForTransfersOfItsEnginesNoLongerThanItMay) {
   a->start();
   EXPECT_TRUE(a->loads_all(1));
   EXPECT_TRUE(eventually([&] { return a->load(2) > 0; })) << "what was under way was kept, too";
+}
+
+TEST_F(ClusterTest, WhoIsDrainedHearsOfResets) {
+  const auto a = machine("a", {kSecret, kLarge, kDisk});
+  const auto b = machine("b");
+  a->compute(1);
+  ASSERT_TRUE(b->loads_all(1));
+  ASSERT_TRUE(drained(*a));
+  b->node().reset_all();
+  EXPECT_TRUE(eventually([&] { return a->epoch() == 1; }));
+  a->node().reset_all();
+  EXPECT_TRUE(eventually([&] { return b->epoch() == 2; })) << "and may be told to reset";
 }
 
 TEST_F(ClusterTest, DrainsWithoutRedis) {

@@ -13,6 +13,7 @@
 
 #include "flexkv/base/prng.h"
 #include "flexkv/client/client.h"
+#include "flexkv/client/reset_host.h"
 #include "flexkv/device/host_device.h"
 #include "flexkv/net/frame_stream.h"
 #include "flexkv/net/secret.h"
@@ -344,6 +345,29 @@ TEST_F(EngineHosts, WhoBreaksTheProtocolLosesThatConnectionOnly) {
   EXPECT_EQ(turning.next(), 0U);
   EXPECT_TRUE(eventually([&] { return machines_[1]->status().at("engines").size() == 1; })) << "and is detached";
   EXPECT_EQ(load(1), kBlocks);
+}
+
+TEST_F(EngineHosts, ANodeIsResetFromAnotherMachineByWhoKnowsTheSecret) {
+  start();
+  ASSERT_TRUE(keeps(1));
+  const auto tls = [](const std::string& secret) {
+    return net::TlsContext::create(net::Secret::from_text(secret).value(), std::string(proto::kHostPurpose) + "default")
+        .value();
+  };
+  const std::string door = machines_[1]->node().door_address();
+  const auto resets = [&] { return machines_[1]->status().at("node").at("resets").get<int>(); };
+  EXPECT_FALSE(client::reset_host(tls("another secret of the tests' own, also long enough"), door, 60 * kSecond).ok());
+  EXPECT_EQ(resets(), 0);
+  const auto done = client::reset_host(tls(kSecret), door, 60 * kSecond);
+  ASSERT_TRUE(done.ok()) << done.error().message;
+  EXPECT_EQ(resets(), 1) << "before it says so";
+  EXPECT_EQ(look_up(1), 0U);
+  EXPECT_TRUE(keeps(2)) << "the engine goes on";
+  wire_->swallow(true);
+  const auto late = client::reset_host(tls(kSecret), wire_->address(), 200 * kMillisecond);
+  ASSERT_FALSE(late.ok());
+  EXPECT_NE(late.error().message.find("in time"), std::string::npos) << late.error().message;
+  wire_->swallow(false);
 }
 
 TEST_F(EngineHosts, ServesOnlyWhatIsRightThroughRandomFaults) {

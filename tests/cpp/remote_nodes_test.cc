@@ -14,6 +14,7 @@
 #include "real_machine.h"
 #include "redis_server.h"
 #include "s3_server.h"
+#include "wire.h"
 
 namespace flexkv {
 namespace {
@@ -31,6 +32,8 @@ class Machine : public testing::RealMachine {
     std::uint64_t disk_bytes = 0;
     const testing::RedisServer* redis = nullptr;  // of a cluster
     Nanos scan_every = 20 * kMillisecond;
+    Nanos load_timeout = node::NodeOptions().load_timeout;
+    testing::Wire* behind = nullptr;  // other nodes reach it through this wire
   };
 
   Machine(const std::string& root, const std::string& name, const Options& given)
@@ -40,8 +43,11 @@ class Machine : public testing::RealMachine {
     remote.s3 = given.s3;
     remote.tier.engine.scan_every = given.scan_every;
     remote.tier.engine.dispatch.breaker.probe_after = 20 * kMillisecond;
+    options_.node.load_timeout = given.load_timeout;
     if (given.redis != nullptr) join(name, testing::write_secret(root + "/secret"), given.redis->over_tcp());
+    if (given.behind != nullptr) options_.cluster->told_address = given.behind->address();
     start();
+    if (given.behind != nullptr) given.behind->lead_to(status().at("cluster").at("address"));
     attach();
   }
 
@@ -306,6 +312,33 @@ TEST_F(RemoteNodesTest, WhoMeetsItsClusterLateMakesNobodyForget) {
   EXPECT_TRUE(a->loads_all(2));
 }
 
+TEST_F(RemoteNodesTest, WhoDrainsGivesTheStoreWhatOnlyItsMemoryHas) {
+  constexpr std::uint64_t kPrompts = 8;
+  Machine::Options late;
+  late.url = "file://" + dir_ + "/mounted-late";
+  late.pool_bytes = 8U << 20;
+  const auto a = machine("a", late);
+  ASSERT_TRUE(a->says("is not there"));
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) a->compute(seed);
+  const auto drain = [&] { return a->status().at("node").at("drain"); };
+  a->node().drain(100 * kMillisecond);
+  EXPECT_FALSE(a->node().wait_drained()) << "the store is not there";
+  ASSERT_TRUE(eventually([&] { return drain().at("host_only_blocks") == kPrompts * kBlocks; })) << drain();
+  EXPECT_EQ(drain().at("state"), "late");
+  fs::create_directory(dir_ + "/mounted-late");
+  a->node().drain(60 * kSecond);
+  EXPECT_TRUE(a->node().wait_drained()) << a->node().status_json();
+  EXPECT_EQ(drain().at("offered_blocks"), kPrompts * kBlocks);
+  EXPECT_EQ(drain().at("host_only_blocks"), 0);
+  EXPECT_EQ(a->remote().at("written").at("blocks"), kPrompts * kBlocks) << "each once";
+  a->stop();
+  const auto b = machine("b", late);
+  for (std::uint64_t seed = 1; seed <= kPrompts; ++seed) EXPECT_TRUE(b->loads_all(seed));
+  b->node().drain(60 * kSecond);
+  EXPECT_TRUE(b->node().wait_drained());
+  EXPECT_EQ(b->status().at("node").at("drain").at("offered_blocks"), 0) << "the store has all of it";
+}
+
 TEST_F(RemoteNodesTest, OverS3) {
   const testing::S3Server server;
   Machine::Options s3;
@@ -326,6 +359,54 @@ TEST_F(RemoteNodesTest, OverS3) {
   const auto d = machine("d", missing);
   EXPECT_TRUE(d->says("there is no such bucket")) << d->messages();
   d->compute(1);
+}
+
+// Loads may take far longer than a test in these two: what ends them is that nothing more comes.
+TEST_F(RemoteNodesTest, WhatANodeThatStopsDoesNotBringIsReadFromTheStore) {
+  const testing::RedisServer redis;
+  testing::Wire wire("");
+  Machine::Options in_cluster;
+  in_cluster.redis = &redis;
+  in_cluster.load_timeout = 3600 * kSecond;
+  Machine::Options stopping = in_cluster;
+  stopping.behind = &wire;
+  const auto a = machine("a", stopping);
+  const auto b = machine("b", in_cluster);
+  a->compute(1);
+  a->wait_until_stored(kBlocks);
+  ASSERT_TRUE(b->loads_all(1));
+  a->compute(2);
+  a->wait_until_stored(2 * kBlocks);
+  b->wait_for_scans();
+  ASSERT_TRUE(eventually([&] { return b->status().at("cluster").at("directory").at("blocks") == 2 * kBlocks; }));
+  wire.swallow(true);
+  EXPECT_EQ(b->load(2), kBlocks);
+  EXPECT_EQ(b->status().at("transfers").at("from_remote").at("blocks"), 2 * kBlocks);
+}
+
+TEST_F(RemoteNodesTest, ALoadEndsWhenTheStoreStops) {
+  const testing::S3Server server;
+  Machine::Options s3;
+  s3.url = testing::S3Server::kUrl;
+  s3.s3 = server.user();
+  const auto a = machine("a", s3);
+  a->compute(1);
+  a->wait_until_stored(kBlocks);
+  a->compute(2);
+  a->wait_until_stored(2 * kBlocks);
+  const std::string address = s3.s3.endpoint.substr(s3.s3.endpoint.find("//") + 2);
+  testing::Wire wire(address);
+  s3.s3.endpoint = "http://" + wire.address();
+  s3.load_timeout = 3600 * kSecond;
+  s3.scan_every = 3600 * kSecond;
+  const auto b = machine("b", s3);
+  ASSERT_TRUE(b->loads_all(1));
+  wire.swallow(true);
+  EXPECT_EQ(b->load(2), 0U);
+  EXPECT_EQ(b->remote().at("read").at("given_up"), 1);
+  EXPECT_EQ(b->load(1), kBlocks) << "its own";
+  wire.swallow(false);
+  EXPECT_TRUE(b->loads_all(2));
 }
 
 }  // namespace

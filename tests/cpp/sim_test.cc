@@ -56,6 +56,7 @@ void print(const SimTotals& totals) {
   show("imported", totals.blocks_imported);
   show("lent", totals.blocks_lent);
   show("stored beyond", totals.blocks_stored);
+  show("offered at the end", totals.blocks_offered);
   show("checked before they were written", totals.blocks_checked);
   show("taken for damaged", totals.blocks_damaged);
   show("nodes", totals.nodes);
@@ -100,6 +101,7 @@ TEST(Simulation, Seeds) {
   EXPECT_GE(totals.blocks_imported, count);
   EXPECT_GE(totals.blocks_lent, count);
   EXPECT_GE(totals.blocks_stored, count);
+  EXPECT_GE(totals.blocks_offered, count / 10);
   EXPECT_GE(totals.blocks_checked, count);
   EXPECT_GE(totals.blocks_damaged, count / 10);
 }

@@ -34,7 +34,7 @@ void Wire::delay(Nanos there, Nanos back) {
 }
 
 // False: one of the two ends is closed.
-bool Wire::forward(const Fd& from, const Fd& to, Half& half, Nanos delay, bool swallow) {
+bool Wire::forward(const Fd& from, const Fd& to, Half& half, Nanos delay, std::atomic<std::int64_t>* left) {
   std::array<std::byte, 65536> buffer;
   const Nanos now = monotonic_now();
   while (half.pieces.size() < 1024) {
@@ -44,13 +44,16 @@ bool Wire::forward(const Fd& from, const Fd& to, Half& half, Nanos delay, bool s
     if (size < 0) return false;
     half.pieces.push_back({now + delay, {buffer.begin(), buffer.begin() + size}});
   }
-  while (!swallow && !half.pieces.empty() && half.pieces.front().due <= now) {
+  while (!swallow_ && !half.pieces.empty() && half.pieces.front().due <= now) {
     auto& bytes = half.pieces.front().bytes;
     const ssize_t size = ::send(to.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (size < 0 && (errno == EAGAIN || errno == ENOTCONN)) break;
     if (size < 0) return false;
     bytes.erase(bytes.begin(), bytes.begin() + size);
     if (bytes.empty()) half.pieces.pop_front();
+    if (left == nullptr) continue;
+    const std::int64_t before = left->fetch_sub(size);
+    if (before > 0 && before <= size) swallow_ = true;
   }
   return true;
 }
@@ -72,8 +75,8 @@ void Wire::run() {
       if (far.ok()) pairs.push_back({std::move(accepted).value(), std::move(far).value(), {}, {}});
     }
     std::erase_if(pairs, [&](Pair& pair) {
-      return !forward(pair.near, pair.far, pair.there, there_, swallow_) ||
-             !forward(pair.far, pair.near, pair.back, back_, swallow_);
+      return !forward(pair.near, pair.far, pair.there, there_, nullptr) ||
+             !forward(pair.far, pair.near, pair.back, back_, left_);
     });
   }
 }

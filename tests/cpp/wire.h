@@ -25,7 +25,9 @@ class Wire {
   // Of what the connecting side says, and of what it is told.
   void delay(Nanos there, Nanos back);
   void swallow(bool on) { swallow_ = on; }  // all; the connections stay
-  void cut() { cut_ = true; }               // the connections that there are
+  // From when the connecting side has been told so many bytes more. Wires may share them: then one of them swallows.
+  void swallow_after(std::atomic<std::int64_t>& bytes) { left_ = &bytes; }
+  void cut() { cut_ = true; }  // the connections that there are
 
  private:
   struct Half {
@@ -40,7 +42,7 @@ class Wire {
     Half there, back;
   };
   void run();
-  static bool forward(const Fd& from, const Fd& to, Half& half, Nanos delay, bool swallow);
+  bool forward(const Fd& from, const Fd& to, Half& half, Nanos delay, std::atomic<std::int64_t>* left);
 
   Fd listener_;
   std::string address_;
@@ -49,6 +51,7 @@ class Wire {
   std::atomic<Nanos> there_{0};
   std::atomic<Nanos> back_{0};
   std::atomic<bool> swallow_{false};
+  std::atomic<std::atomic<std::int64_t>*> left_{nullptr};
   std::atomic<bool> cut_{false};
   std::atomic<bool> stop_{false};
   std::thread thread_;

@@ -1,5 +1,5 @@
-"""vLLM on one node hits what vLLM on another node has computed, which is gone: from the store that both share, a directory or an
-S3-compatible server. Outputs are those of an engine without FlexKV."""
+"""vLLM on one node hits what vLLM on another node has computed, which is gone: from the store that both share, a directory, an
+S3-compatible server or a Mooncake Store. Outputs are those of an engine without FlexKV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from test_cluster import Machine, one_by_one, outputs
 
 _PROMPTS = 6
 _BLOCKS = _PROMPTS * (whole_blocks(LONG) // BLOCK)
-_S3_SERVER = Path(__file__).parent.parent / "cpp" / "s3_server.py"
+_SERVERS = Path(__file__).parent.parent / "cpp"
 
 _WAIT = """
 import json, sys, time
@@ -35,10 +37,10 @@ while json.loads(_core.query_status(sys.argv[1]))["remote"]["known_blocks"] < in
 class Store:
     """What the nodes share, and their daemons, all of which end with `close`."""
 
-    def __init__(self, root: Path, variables: dict[str, str], server: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, root: Path, variables: dict[str, str], *servers: subprocess.Popen[bytes]) -> None:
         self._root = root
         self._variables = variables
-        self._processes = [] if server is None else [server]
+        self._processes = list(servers)
 
     def machine(self, name: str, **variables: str) -> Machine:
         directory = self._root / name
@@ -59,7 +61,10 @@ class Store:
         self._processes.append(process)
         assert process.stdout is not None
         assert b"listens" in process.stdout.readline()
-        return Machine(name, directory, process)
+        machine = Machine(name, directory, process)
+        while machine.status()["remote"]["trouble"]:  # of a cluster that has not told it yet what was reset
+            time.sleep(0.05)
+        return machine
 
     def close(self) -> None:
         for process in reversed(self._processes):
@@ -71,11 +76,22 @@ class Store:
             process.wait()
 
 
-def s3_server() -> tuple[dict[str, str], subprocess.Popen[bytes]]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-P", str(_S3_SERVER), str(port), "bucket"], stdout=subprocess.PIPE)
+        return int(free.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+
+
+def s3_server() -> tuple[dict[str, str], subprocess.Popen[bytes]]:
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-P", str(_SERVERS / "s3_server.py"), str(port), "bucket"], stdout=subprocess.PIPE)
     assert server.stdout is not None
     key, secret = server.stdout.readline().decode().split()[:2]
     variables = {
@@ -87,12 +103,44 @@ def s3_server() -> tuple[dict[str, str], subprocess.Popen[bytes]]:
     return variables, server
 
 
-@pytest.fixture(params=["file", "s3"])
+def mooncake_server(root: Path) -> tuple[Any, ...]:
+    """With the Redis of the cluster that it needs."""
+    port, http_port, redis_port = free_port(), free_port(), free_port()
+    argv = [sys.executable, "-P", str(_SERVERS / "mooncake_server.py")]
+    redis = subprocess.Popen(
+        ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", "--dir", str(root)],
+        stdout=subprocess.DEVNULL,
+    )
+    master = subprocess.Popen([*argv, "master", str(port), str(http_port)])
+    for each in (port, http_port, redis_port):
+        wait_for(each)
+    holder = subprocess.Popen([*argv, "holder", str(port), str(256 << 20)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert any(line == b"lends\n" for line in holder.stdout)
+    secret = root / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("a secret of the tests' own, long enough")
+    variables = {
+        "FLEXKV_REMOTE_URL": f"mooncake://127.0.0.1:{port}/a/prefix",
+        "FLEXKV_REMOTE_ENDPOINT": f"http://127.0.0.1:{http_port}",
+        "FLEXKV_ENABLE_P2P_CPU": "1",
+        "FLEXKV_CLUSTER_SECRET_FILE": str(secret),
+        "FLEXKV_REDIS_PORT": str(redis_port),
+        "FLEXKV_NODE_TTL_SECONDS": "3",
+    }
+    return variables, redis, master, holder
+
+
+@pytest.fixture(params=["file", "s3", "mooncake"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     (tmp_path / "nodes").mkdir()
     if request.param == "s3":
         pytest.importorskip("moto.server")
         made = Store(tmp_path / "nodes", *s3_server())
+    elif request.param == "mooncake":
+        if find_spec("mooncake") is None:
+            pytest.skip("scripts/setup --tests installs Mooncake")
+        made = Store(tmp_path / "nodes", *mooncake_server(tmp_path))
     else:
         (tmp_path / "shared").mkdir()
         made = Store(tmp_path / "nodes", {"FLEXKV_REMOTE_URL": f"file://{tmp_path}/shared"})

@@ -22,7 +22,7 @@ void check_bytes(std::string_view bytes) {
 
 // Behind a right checksum, so that the fuzzer gets past it.
 void check_sealed(std::string_view bytes) {
-  for (const std::uint32_t magic : {0x31424446U, 0x31484446U}) {
+  for (const std::uint32_t magic : {0x32424446U, 0x32484446U}) {
     std::string sealed(reinterpret_cast<const char*>(&magic), sizeof(magic));
     sealed += bytes;
     seal_entry(sealed, "here");
@@ -37,7 +37,8 @@ std::string some_batch(Input& input, std::string_view place) {
   batch.cleared = (shape & 1) != 0;
   for (unsigned i = 0; i < (shape >> 1 & 15U); ++i) {
     const auto byte = input.pod<std::uint8_t>();
-    batch.residencies.push_back({byte, static_cast<Tiers>(byte >> 4)});
+    const Before before = (shape & 32) != 0 ? input.pod<std::uint8_t>() : kUnsaid;
+    batch.residencies.push_back({byte, static_cast<Tiers>(byte >> 4), before});
   }
   return encode_batch(batch, place);
 }

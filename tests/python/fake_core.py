@@ -227,10 +227,13 @@ def query_status(path: str) -> str:
 
 
 def drain(path: str, timeout_s: float) -> str:
-    """Is done once `late`, a file beside the socket, is not there; else it never is."""
+    """Is done once `late`, a file beside the socket, is not there; else it never is. `host_only` has a number."""
     status = json.loads(query_status(path))
     late = Path(path).with_suffix(".late").exists()
     status["node"]["drain"] = {"state": "late" if late else "drained", "jobs": 2 * late, "disk_writes": 1000 * late}
+    host_only = Path(path).with_suffix(".host_only")
+    if host_only.exists():
+        status["node"]["drain"] |= {"host_only_blocks": int(host_only.read_text()) * late, "offered_blocks": 700}
     Path(path).with_suffix(".status").write_text(json.dumps(status))
     return json.dumps(status)
 

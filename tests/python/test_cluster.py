@@ -139,13 +139,15 @@ def test_no_node_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reset_asks_the_node_and_waits_until_its_cluster_knows(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def reset(path: str) -> None:
+    def reset(path: str) -> str:
         asked.append(path)
-        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": len(asked)}}})
+        # The epoch's number says nothing: it is lower where Redis came back older.
+        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": 9 - len(asked), "told_resets": ["aa", "bb"]}}})
+        return json.dumps({"node": {"last_reset": "bb"}})
 
     monkeypatch.setattr(fake_core, "reset", reset, raising=False)
     for command in (["cluster", "reset"], ["reset"]):
-        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": len(asked)}}})
+        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": 9, "told_resets": ["aa"]}}})
         assert run(*command).exit_code == 0
     assert [Path(path).name for path in asked] == ["default.sock"] * 2
     says(fake_core.STATUS)
@@ -157,9 +159,14 @@ def test_reset_asks_the_node_and_waits_until_its_cluster_knows(node: Any, monkey
 
 
 def test_a_reset_that_redis_was_not_told_of_is_no_success(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fake_core, "reset", lambda path: None, raising=False)
+    def reset(path: str) -> str:
+        directory = {"epoch": 4, "told_resets": ["aa"], "trouble": "10.0.0.9:6379: Connection refused"}
+        says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": directory}})  # a larger number, of somebody else's reset
+        return json.dumps({"node": {"last_reset": "bb"}})
+
+    monkeypatch.setattr(fake_core, "reset", reset, raising=False)
     monkeypatch.setattr(cluster_resets, "_PATIENCE_SECONDS", 0.1)
-    says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": 3, "trouble": "10.0.0.9:6379: Connection refused"}}})
+    says(IN_CLUSTER | {"cluster": CLUSTER | {"directory": {"epoch": 3}}})
     for command in (["cluster", "reset"], ["reset"]):
         result = run(*command)
         assert result.exit_code == 1

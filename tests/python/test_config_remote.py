@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from flexkv.config import ConfigError, load
 
@@ -35,15 +37,25 @@ def test_what_the_node_gets() -> None:
         "remote_secret_key": "hidden",
         "remote_cluster": "blue",
         "remote_secret_file": "",
+        "remote_mooncake_helper": [],
     }
     assert settings.reaches_beyond_memory
     assert options(remote_url="file:///mnt/shared/kv")["remote_url"] == "file:///mnt/shared/kv"
 
 
-@pytest.mark.parametrize("url", ["/mnt/shared", "file://mnt/shared", "https://bucket.s3.amazonaws.com", "s3://", "s3:///x"])
+@pytest.mark.parametrize("url", ["/mnt/shared", "file://mnt/shared", "https://bucket.s3.amazonaws.com", "s3://", "s3:///x", "mooncake:///x"])
 def test_a_wrong_url_is_told(url: str) -> None:
-    with pytest.raises(ConfigError, match="remote_url: wrong value .*file:///DIRECTORY or s3://BUCKET/PREFIX"):
+    with pytest.raises(ConfigError, match="remote_url: wrong value .*file:///DIRECTORY, s3://BUCKET/PREFIX or mooncake://HOST:PORT/PREFIX"):
         options(remote_url=url)
+
+
+def test_mooncake_store_is_for_clusters_only_and_runs_in_a_process_with_the_same_python() -> None:
+    url = "mooncake://10.0.0.1:50051/prefix"
+    with pytest.raises(ConfigError, match=r"remote_url: mooncake:// .*cluster only.*enable_p2p_cpu=1, redis_host and"):
+        options(remote_url=url)
+    given = options(remote_url=url, enable_p2p_cpu=True, cluster_secret_file="/etc/secret")
+    assert given["remote_url"] == url
+    assert given["remote_mooncake_helper"] == [sys.executable, "-P", "-m", "flexkv.mooncake.store"]
 
 
 def test_what_does_not_go_together_is_told() -> None:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +59,7 @@ def test_a_cluster_in_which_nothing_is_wrong(settings: Path, tmp_path: Path, mon
         assert "it knows the secret" in check["found"]
         assert check["figures"]["round_trip_s"] > 0 and check["figures"]["bytes_per_s"] > 0
         assert 0 <= check["figures"]["silent_s"] <= 30
-    assert checks["nodes of cluster default"]["figures"] == {"nodes": 2, "silent": 0}
+    assert checks["nodes of cluster default"]["figures"] == {"nodes": 2, "drained": 0, "silent": 0}
     assert set(checks[f"remote tier file://{tmp_path}/store"]["figures"]) == {"list_s", "write_s", "read_s"}
     assert checks[f"Redis at 127.0.0.1:{os.environ['FLEXKV_REDIS_PORT']}"]["figures"]["round_trip_s"] > 0
 
@@ -91,6 +93,40 @@ def test_a_node_that_hangs_and_one_that_was_killed(
     found = {looked_at.split(" at ")[0]: check["found"] for looked_at, check in checks.items()}
     assert "in time" in found["node a"]
     assert "refused" in found["node b"]
+
+
+def test_a_drained_node_one_that_ended_and_one_that_died(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEXKV_NODE_TTL_SECONDS", "3")
+
+    def nodes_found() -> dict[str, Any]:
+        return doctor(0)["nodes of cluster default"]
+
+    def wait_until(found: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not found():
+            assert time.monotonic() < deadline, nodes_found()
+            time.sleep(0.2)
+
+    with node("a", tmp_path) as drained, node("b", tmp_path) as ends, node("c", tmp_path) as dies:
+        result = CliRunner().invoke(app, ["drain", "--name", "a"], env={"FLEXKV_RUNTIME_DIR": str(tmp_path / "a")})
+        assert result.exit_code == 0, result.output
+        wait_until(lambda: nodes_found()["figures"]["drained"] == 1)
+        (check,) = (check for looked_at, check in doctor(0).items() if looked_at.startswith("node a at "))
+        assert "it is drained: it gives nothing until it is started anew" in check["found"]
+        ends.send_signal(signal.SIGTERM)
+        assert ends.wait(120) == 0
+        found = nodes_found()
+        assert found["figures"]["silent"] == 0 and found["figures"]["nodes"] == 2, "it said that it ends"
+        dies.kill()
+        dies.wait()
+        # Its last sign goes by itself; that it died is seen until others have taken its name off the list.
+        wait_until(lambda: doctor(None)["nodes of cluster default"]["figures"]["nodes"] == 1)
+        assert nodes_found()["figures"]["drained"] == 1, "for as long as it is there"
+        drained.send_signal(signal.SIGTERM)
+        assert drained.wait(120) == 0
+        assert nodes_found()["found"] == "nobody is there"
 
 
 def test_a_heartbeat_of_another_version(settings: Path, tmp_path: Path) -> None:

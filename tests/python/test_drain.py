@@ -52,6 +52,16 @@ def test_what_is_left_is_told_and_no_success(node: Path) -> None:
     assert told["error"] == expected and told["node"] == "default"
 
 
+def test_what_the_remote_tier_was_given_and_what_it_did_not_take_is_told(node: Path) -> None:
+    node.with_suffix(".host_only").write_text("1500")
+    assert ", and the remote tier has 700 more blocks of it: stop it" in run().stdout
+    node.with_suffix(".late").touch()
+    result = run("--timeout", "3")
+    assert result.exit_code == 1
+    assert "1,500 blocks that only host memory has and the remote tier did not take yet" in result.stderr
+    assert json.loads(run("--json").stdout)["nodes"][0]["drain"]["host_only_blocks"] == 1500
+
+
 def test_a_cluster_that_was_not_told_is_a_warning(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexkv.cli.drain_node._FAREWELL_S", 0.0)
     status = node.with_suffix(".status")

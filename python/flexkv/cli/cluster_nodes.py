@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flexkv.cli import cells
-from flexkv.cli.cluster_resets import cluster_of, not_told
+from flexkv.cli.cluster_resets import cluster_of, not_told, other_machines_not_reset, reset_node
 from flexkv.cli.cluster_tables import cluster_lines, peer_table
-from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json, require_core
+from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, console, fail, load_settings, print_json
 from flexkv.cli.no_node import no_node, sockets_of_nodes
 from flexkv.cli.show_status import ask_all
 from flexkv.status_fields import CLUSTER_OFF, mapping, messages
@@ -59,12 +59,16 @@ def reset(name: str | None, config: Path | None) -> None:
                 continue  # another one is meant
             if not cluster:
                 raise RuntimeError("this node is in no cluster")
-            if cluster["name"] in asked:
-                continue
-            require_core().reset(str(path))
+            again = cluster["name"] in asked
+            reset = None if again else reset_node(path)
             asked.add(cluster["name"])
-            if why := not_told(path, cluster):
-                raise RuntimeError(why)
+            problems = other_machines_not_reset(path)
+            if reset is not None and (why := not_told(path, reset)):
+                problems.append(why)
+            if problems:
+                raise RuntimeError("; ".join(problems))
+            if again:
+                continue
         except (RuntimeError, ValueError) as error:
             typer.echo(f"flexkv: {path}: {error}", err=True)
             failed = True

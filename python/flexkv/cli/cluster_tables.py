@@ -25,9 +25,22 @@ def peer_table(cluster: Mapping[str, Any]) -> Table:
             cells.count(number(peer, "blocks")),
             cells.size(number(peer, "waiting_bytes")),
             cells.rate(number(peer, "read_bytes_per_s") or None, 0, 1),  # 0: not known
-            "not asked for a while: it did not answer" if peer.get("resting") else "",
+            _state(peer),
         )
     return table
+
+
+_CONDITIONS = {
+    "drains": "drains: it gives nothing more",
+    "drained": "drained: it gives nothing until it is started anew",
+    "ends": "has ended",
+}
+
+
+def _state(peer: Mapping[str, Any]) -> str:
+    if condition := _CONDITIONS.get(str(peer.get("condition"))):
+        return condition
+    return "not asked for a while: it did not answer" if peer.get("resting") else ""
 
 
 def cluster_lines(cluster: Mapping[str, Any]) -> list[Text]:

@@ -32,7 +32,7 @@ def run(name: str | None, timeout: float | None, as_json: bool, config: Path | N
         print_json({"nodes": results})
     for result in results:
         if not as_json and "error" not in result:
-            typer.echo(f"node {result['node']} is drained: stop it, or start it anew to use it again")
+            typer.echo(f"node {result['node']} is drained{_given(result)}: stop it, or start it anew to use it again")
         for problem in (result.get("error"), result.get("warning")):
             if problem:
                 typer.echo(f"flexkv: node {result['node']}: {problem}", err=True)
@@ -75,8 +75,13 @@ def _wait(core: Any, path: Path, seconds: float, tell: Callable[[str], None]) ->
                 return {"drain": drain}
             if time.monotonic() > drained_at + _FAREWELL_S:
                 return {"drain": drain, "warning": _not_told(cluster)}
-        tell(f"node {path.stem} drains: {undone(drain)}")
+        tell(f"node {path.stem} drains{_given({'drain': drain})}: {undone(drain)}")
         time.sleep(_LOOK_AGAIN_S)
+
+
+def _given(result: Mapping[str, Any]) -> str:
+    blocks = number(mapping(result, "drain"), "offered_blocks")
+    return f", and the remote tier has {blocks:,.0f} more blocks of it" if blocks else ""
 
 
 def _not_told(cluster: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from flexkv.cli.cluster_resets import cluster_of, not_told
+from flexkv.cli.cluster_resets import cluster_of, not_told, other_machines_not_reset, reset_node
 from flexkv.cli.common import EXIT_FAILED, EXIT_NO_NODE, fail, load_settings, require_core
 from flexkv.cli.no_node import no_node
 from flexkv.node_sockets import CannotRead, node_sockets
@@ -18,14 +18,17 @@ def run(name: str | None, config: Path | None) -> None:
         paths = node_sockets(runtime_dir, name)
     except CannotRead as error:
         fail(error)
-    core = require_core()
+    require_core()
     done, failed = 0, 0
     for path in paths:
         try:
             cluster = cluster_of(path)
-            core.reset(str(path))
-            if cluster and (why := not_told(path, cluster)):
-                raise RuntimeError(f"has forgotten all blocks, but {why}")
+            reset = reset_node(path)
+            problems = other_machines_not_reset(path)
+            if cluster and (why := not_told(path, reset)):
+                problems.append(why)
+            if problems:
+                raise RuntimeError(f"has forgotten all blocks, but {'; '.join(problems)}")
         except (RuntimeError, ValueError) as error:
             typer.echo(f"flexkv: {path}: {error}", err=True)
             failed += 1

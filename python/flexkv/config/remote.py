@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flexkv.config.cluster import in_cluster
 from flexkv.config.setting import setting, text
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 _TOPIC = "Remote tier"
 _PRINTABLE = "printable text without blanks, at most 1024 characters"
+_MOONCAKE_URL = "mooncake://"
+_MOONCAKE = "flexkv.mooncake.store"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +23,24 @@ class RemoteSettings:
     """The part of Settings by which blocks are kept in a store that all nodes share."""
 
     remote_url: str = setting(
-        text("file:///DIRECTORY or s3://BUCKET/PREFIX", r"(file:///|s3://[^/]).{0,1000}|"),
+        text(
+            "file:///DIRECTORY, s3://BUCKET/PREFIX or mooncake://HOST:PORT/PREFIX",
+            r"(file:///|s3://[^/]|mooncake://[^/]).{0,1000}|",
+        ),
         "",
         "Where blocks are kept beyond this machine, for all nodes that give the same: a directory of a shared file "
-        "system, which has to exist, or a bucket of an S3-compatible store (docs/operations/remote.md).",
+        "system, which has to exist; a bucket of an S3-compatible store; or, for nodes of a cluster, a Mooncake Store by its "
+        "master, which needs `pip install mooncake-transfer-engine-non-cuda` (docs/operations/remote.md).",
         topic=_TOPIC,
         default_text="none",
     )
     remote_endpoint: str = setting(
         text("http(s)://HOST[:PORT]", r"(https?://[^/?#@ ]{1,255}/?)?"),
         "",
-        "s3:// only: the server, unless it is Amazon's. Buckets are then part of the path. Not given: "
-        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.",
+        "s3://: the server, unless it is Amazon's. Buckets are then part of the path. Not given: "
+        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL. mooncake://: where the master answers over HTTP (its `-metrics_port`).",
         topic=_TOPIC,
-        default_text="Amazon's of the region",
+        default_text="Amazon's of the region; port 9003 of Mooncake's master",
     )
     remote_region: str = setting(
         text("letters, digits, `-`", r"[A-Za-z0-9-]{0,64}"),
@@ -72,6 +80,9 @@ def remote_options(settings: Settings) -> dict[str, bool | int | float | str | l
         "remote_secret_key": settings.remote_secret_key,
         "remote_cluster": settings.cluster_name,
         "remote_secret_file": settings.cluster_secret_file,
+        "remote_mooncake_helper": (
+            [sys.executable, "-P", "-m", _MOONCAKE] if settings.remote_url.startswith(_MOONCAKE_URL) else []
+        ),
     }
 
 
@@ -81,6 +92,12 @@ def remote_problems(settings: Settings) -> list[str]:
     if any(given) and not all(given):
         there, missing = sorted(("remote_access_key", "remote_secret_key"), key=lambda key: not settings.value(key))
         found.append(f"{missing}: needed with {there} ({settings.origin(there)}): a request is signed with both")
+    if settings.remote_url.startswith(_MOONCAKE_URL) and not in_cluster(settings):
+        found.append(
+            f"remote_url: mooncake:// ({settings.origin('remote_url')}) is for nodes of a cluster only: Mooncake Store "
+            "may lose what says that it was reset, so Redis has to know. Give enable_p2p_cpu=1, redis_host and "
+            "cluster_secret_file (docs/operations/cluster.md), or a file:// or s3:// store"
+        )
     if settings.remote_url:
         return found
     return found + [

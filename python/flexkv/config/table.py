@@ -61,8 +61,6 @@ _PLANNED = (
         Status.PLANNED,
         "Remote tiers and cluster",
         """
-        use_mooncake_store_backend: Mooncake Store as a tier
-        mooncake_store_config_path: its configuration file
         mooncake_config_path @ MOONCAKE_CONFIG_PATH: configuration file of Mooncake's transfer engine
         mc_redis_password @ MC_REDIS_PASSWORD: password for Mooncake's metadata in Redis
         """,
@@ -151,6 +149,8 @@ _NOT_NEEDED = (
         master_host: the scheduler finds the nodes of an engine's other machines, see engine_hosts
         master_ports: as master_host
         enable_3rd_remote: a shared file system is used where remote_url names it
+        use_mooncake_store_backend: Mooncake Store is used where remote_url names its master
+        mooncake_store_config_path: as use_mooncake_store_backend
         local_zmq_ip: requests between nodes take the connection that their blocks take, see local_ip
         local_zmq_port: as local_zmq_ip, see peer_port
         lease_ttl_ms: a block is lent for as long as its reader waits

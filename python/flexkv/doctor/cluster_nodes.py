@@ -31,6 +31,7 @@ class Sign:
     address: str
     spaces: int
     expires_in: float  # seconds, without another sign
+    condition: str = "serves"  # or drains, drained
 
 
 def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[Finding]:
@@ -46,8 +47,11 @@ def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[
             "nodes join when they start; if some run: is their cluster_name the same, and their Redis?",
         )
         return
-    ended = f"; {silent} that ended without a word" if silent else ""
-    yield Finding(looked_at, f"{len(signs)} there{ended}", figures={"nodes": len(signs), "silent": silent})
+    drained = sum(sign.condition != "serves" for sign in signs)
+    found = f"{len(signs)} there"
+    found += f", {drained} of them drained or about to be" if drained else ""
+    found += f"; {silent} that ended without a word" if silent else ""
+    yield Finding(looked_at, found, figures={"nodes": len(signs), "drained": drained, "silent": silent})
     for name in sorted({sign.name for sign in signs if sum(other.name == sign.name for other in signs) > 1}):
         yield better(
             looked_at, f"several are named {name}", "give each a node_id of its own; all are served all the same"
@@ -61,13 +65,19 @@ def check_nodes(settings: Settings, core: Any, client: RedisClient) -> Iterator[
         yield node(settings, sign, probed)
 
 
+_CONDITIONS = {
+    "drains": "it drains: it gives nothing more, and writes what it has to",
+    "drained": "it is drained: it gives nothing until it is started anew",
+}
+
+
 def node(settings: Settings, sign: Sign, probed: dict[str, Any] | str) -> Finding:
     """`probed`: what the core found there, or why it could not."""
     looked_at = f"node {sign.name} at {sign.address or 'no address'}"
     ttl = settings.node_ttl_seconds
     age = ttl - sign.expires_in
     life = f"sign of life {age:.0f} s ago" if age >= 0 else f"lives for {sign.expires_in:.0f} s without a sign"
-    found = f"{life}, models: {sign.spaces}"
+    found = f"{life}, {_CONDITIONS.get(sign.condition) or f'models: {sign.spaces}'}"
     figures: dict[str, float] = {"expires_in_s": sign.expires_in, "models": sign.spaces}
     if age >= 0:
         figures["silent_s"] = age
@@ -132,5 +142,8 @@ def _signs(settings: Settings, core: Any, client: RedisClient) -> tuple[list[Sig
         except RuntimeError as error:
             refused.append(str(error))
             continue
-        signs.append(Sign(incarnation, said["name"], said["address"], said["spaces"], max(expires_in, 0) / 1e3))
+        if said["condition"] == "ends":
+            continue
+        lives = max(expires_in, 0) / 1e3
+        signs.append(Sign(incarnation, said["name"], said["address"], said["spaces"], lives, said["condition"]))
     return sorted(signs, key=lambda sign: sign.name), refused, silent

@@ -44,6 +44,10 @@ def _advice(why: str) -> str:
         return "make the bucket, or give another remote_url or remote_endpoint"
     if "HTTP 403" in why or "HTTP 401" in why or "credentials" in why:
         return "s3:PutObject and s3:GetObject on BUCKET/PREFIX/*, s3:ListBucket on BUCKET; is this machine's clock right?"
+    if "no Mooncake master" in why or "master does not list" in why:
+        return "start mooncake_master, or give its -rpc_port in remote_url and its -metrics_port in remote_endpoint"
+    if "Mooncake has no room" in why:
+        return "let processes lend memory to Mooncake (docs/operations/remote.md)"
     if "Permission denied" in why or "Read-only" in why:
         return "let the user that runs the node write there"
     return "see docs/operations/remote.md for what stores answer"

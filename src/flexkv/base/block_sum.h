@@ -36,18 +36,21 @@ class BlockSum {
   BlockSum() = default;
   FLEXKV_HOST_DEVICE BlockSum(std::uint64_t low, std::uint64_t high) : sum_(Wide{high} << 64 | low) {}
 
-  // Two lanes that differ in one half only have different products, but if the other half is its key.
-  FLEXKV_HOST_DEVICE void add_lane(std::uint32_t number, const SumLane& lane) {
+  FLEXKV_HOST_DEVICE static SumLane key_of(std::uint32_t number) {
     // Keys that grew by a step from lane to lane would let equal changes of neighbours cancel each other out.
     std::uint64_t key = number * kStep + kStart;
     key = (key ^ (key >> 32)) * kLowFactor;
     key ^= key >> 29;
-    const std::uint64_t a = lane.low ^ key;
+    const std::uint64_t low = key;
     key *= kHighFactor;
     key ^= key >> 32;
-    const std::uint64_t b = lane.high ^ key;
-    sum_ += Wide{a} * b;
+    return {low, key};
   }
+  // Two lanes that differ in one half only have different products, but if the other half is its key.
+  FLEXKV_HOST_DEVICE void add_lane(const SumLane& key, const SumLane& lane) {
+    sum_ += Wide{lane.low ^ key.low} * (lane.high ^ key.high);
+  }
+  FLEXKV_HOST_DEVICE void add_lane(std::uint32_t number, const SumLane& lane) { add_lane(key_of(number), lane); }
   FLEXKV_HOST_DEVICE void add(const BlockSum& other) { sum_ += other.sum_; }
 
   FLEXKV_HOST_DEVICE std::uint64_t low() const { return static_cast<std::uint64_t>(sum_); }
@@ -71,6 +74,11 @@ class BlockSum {
   Wide sum_ = 0;
 };
 
+// Adds whole lanes, numbered from `first` on. REQUIRES: no part of a lane
+using AddLanes = void (*)(BlockSum& sum, std::uint32_t first, std::span<const std::byte> bytes);
+// On the host: the ways that this processor has, the fastest one first. All come to the same.
+std::span<const AddLanes> ways_to_add_lanes();
+
 // On the host, of a block whose bytes come in order, in pieces of any size. Thread-compatible.
 class BlockSummer {
  public:
@@ -86,11 +94,9 @@ class BlockSummer {
       held_ = 0;
     }
     const std::size_t whole = bytes.size() / kSumLaneBytes;
-    for (std::size_t i = 0; i < whole; ++i) {
-      SumLane lane;
-      std::memcpy(&lane, bytes.data() + i * kSumLaneBytes, kSumLaneBytes);
-      sum_.add_lane(number_++, lane);
-    }
+    static const AddLanes add_lanes = ways_to_add_lanes().front();
+    add_lanes(sum_, number_, bytes.first(whole * kSumLaneBytes));
+    number_ += static_cast<std::uint32_t>(whole);
     hold(bytes.subspan(whole * kSumLaneBytes));
   }
   std::uint64_t value() const {

@@ -34,6 +34,24 @@ RC_GTEST_PROP(BlockSum, is_the_same_in_pieces_of_any_size, ()) {
   RC_ASSERT(summer.value() == block_sum(bytes));
 }
 
+TEST(BlockSum, is_the_same_by_every_way_of_this_processor) {
+  for (std::size_t lanes = 0; lanes < 300; ++lanes) {
+    const auto bytes = random_bytes(lanes, lanes * kSumLaneBytes);
+    const std::uint32_t first = lanes % 7 == 0 ? ~0U - 100 : static_cast<std::uint32_t>(lanes * lanes);
+    BlockSum expected;
+    for (std::uint32_t i = 0; i < lanes; ++i) {
+      SumLane lane;
+      std::memcpy(&lane, bytes.data() + i * kSumLaneBytes, kSumLaneBytes);
+      expected.add_lane(first + i, lane);
+    }
+    for (const AddLanes add : ways_to_add_lanes()) {
+      BlockSum sum;
+      add(sum, first, bytes);
+      EXPECT_EQ(sum.value(1), expected.value(1)) << lanes << " lanes";
+    }
+  }
+}
+
 RC_GTEST_PROP(BlockSum, is_the_same_with_lanes_in_any_order_in_any_shares, ()) {
   const std::size_t lanes = *rc::gen::inRange<std::size_t>(1, 60);
   const auto bytes = random_bytes(*rc::gen::arbitrary<std::uint64_t>(), lanes * kSumLaneBytes);

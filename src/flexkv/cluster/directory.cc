@@ -1,12 +1,11 @@
 #include "flexkv/cluster/directory.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <set>
 
 #include "flexkv/base/assert.h"
-#include "flexkv/base/prng.h"
+#include "flexkv/cluster/look.h"
 #include "flexkv/cluster/wire.h"
 
 namespace flexkv::cluster {
@@ -18,25 +17,6 @@ constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
 constexpr Nanos kRoundGap = 200 * kMillisecond;
 // A node that has left says so for as long as it takes others to hear it.
 constexpr Nanos kFarewell = 10 * kSecond;
-
-// So long the store remembers a reset that nobody alive is of. Who comes back after that has everybody forget once
-// more.
-constexpr Nanos kResetHeard = Nanos{400} * 24 * 3600 * kSecond;
-
-// Answers of a look: the epoch, its reset, whether this node's is known, the members, the bell's newest entry, then
-// what is asked of each space.
-constexpr std::size_t kHeardWanted = 3;
-constexpr std::size_t kMembers = 4;
-constexpr std::size_t kBell = 5;
-constexpr std::size_t kFirstAsk = 6;
-
-std::optional<std::uint64_t> parse_number(const meta::Answer& answer) {
-  std::uint64_t number = 0;
-  const char* const end = answer.value.data() + answer.value.size();
-  const auto [stop, error] = std::from_chars(answer.value.data(), end, number);
-  if (!answer.found || error != std::errc{} || stop != end) return std::nullopt;
-  return number;
-}
 
 }  // namespace
 
@@ -78,72 +58,6 @@ void Directory::know_resets(std::uint64_t resets, Nanos now) {
 // Who knows of fewer resets may have older blocks, as may who hears of none. Numbers do not tell who knows of more.
 bool Directory::trusts(const Peer& peer) const { return peer.beat.resets == resets_known_; }
 
-// ---- epochs --------------------------------------------------------------------------------------------------------
-
-void Directory::enter_epoch(Nanos now) {
-  FLEXKV_ASSERT(epoch_to_enter_.has_value() && order_ == Order::kNone);
-  epoch_ = *std::exchange(epoch_to_enter_, std::nullopt);
-  names_.set_epoch(epoch_);
-  for (Space& space : spaces_) space.publisher.move_to(places(space.id), now);
-  replica_.remove_all();
-  peers_.clear();
-  joined_ = looked_ = false;
-  ring_ = true;
-  round_due_ = now;
-}
-
-void Directory::reset_cluster(ResetId reset, Nanos now) {
-  ++resets_asked_;
-  reset_asked_ = reset;
-  want_round(now);
-}
-
-// docs/decisions/0033 has the table of cases.
-void Directory::note_epoch(const meta::Answers& answers) {
-  store_epoch_ = {parse_number(answers[0]).value_or(0), 0};
-  ResetId reset = 0;
-  if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
-  // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).
-  if (reset_wanted() && (store_epoch_.reset == reset_asked_ || answers[kHeardWanted].found)) {
-    resets_done_ = resets_asked_;
-  }
-  // It has begun anew, and there was no reset since: what this node knows holds.
-  if (store_epoch_.number == 0 && store_epoch_.reset == 0) return;
-  // A lower number of the same reset has been lost. A higher one is of a reset whose id has been.
-  const bool lower = store_epoch_.reset != 0 && store_epoch_.number < epoch_.number;
-  if (store_epoch_.reset == epoch_.reset && (lower || store_epoch_.number == epoch_.number)) return;
-  // There was a reset that this node does not know. If the store does not know this node's either, as it has lost it
-  // meanwhile, others may hold what that one was to make them forget.
-  if (epoch_.reset != 0 && !answers[2].found && !reset_wanted()) {
-    ++resets_asked_;
-    reset_asked_ = std::max(Prng::mix(options_.incarnation + resets_asked_), ResetId{1});
-  }
-  epoch_to_enter_ = store_epoch_;
-  replica_.remove_all();
-  peers_.clear();
-}
-
-// What the store has lost of this node's epoch, and a reset that is wanted.
-void Directory::add_epoch(meta::Request& request) const {
-  const std::string number = std::to_string(epoch_.number);
-  const bool anew = store_epoch_ == Epoch{};
-  if (anew) request.push_back(meta::put_if_absent(names_.epoch(), number, 0));
-  if (store_epoch_.number < epoch_.number) request.push_back(meta::put(names_.epoch(), number, 0));
-  if (epoch_.reset != 0) {
-    if (anew) request.push_back(meta::put_if_absent(names_.reset(), hex(epoch_.reset), 0));
-    // Not before it is seen there. Whose own lost against another node's, when several gave back what was lost, would
-    // take its own word for the store's that the other one's is later.
-    if (store_epoch_.reset == epoch_.reset) request.push_back(meta::put(names_.heard(epoch_.reset), "1", kResetHeard));
-  }
-  if (reset_wanted()) add_reset(request);
-}
-
-void Directory::add_reset(meta::Request& request) const {
-  request.push_back(meta::increment(names_.epoch()));
-  request.push_back(meta::put(names_.reset(), hex(reset_asked_), 0));
-  request.push_back(meta::put(names_.heard(reset_asked_), "1", kResetHeard));
-}
-
 // ---- orders --------------------------------------------------------------------------------------------------------
 
 bool Directory::round_is_near(Nanos now) const {
@@ -152,8 +66,16 @@ bool Directory::round_is_near(Nanos now) const {
 
 void Directory::want_round(Nanos now) { round_due_ = std::min(round_due_, std::max(now, round_begun_ + kRoundGap)); }
 
+void Directory::say(Condition condition, Nanos now) {
+  FLEXKV_ASSERT(condition != Condition::kEnds);
+  if (std::exchange(condition_, condition) == condition) return;
+  ring_ = true;
+  want_round(now);
+}
+
 void Directory::leave(Nanos now) {
   leaving_ = true;
+  condition_ = Condition::kEnds;
   round_due_ = now;
 }
 
@@ -174,7 +96,10 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   if (order_due(now) > now) return std::nullopt;
   if (leaving_) {
     order_ = Order::kLeave;
-    meta::Request farewell{meta::put(names_.beat(options_.incarnation), own_beat(true), kFarewell)};
+    reset_looked_for_ = reset_asked_;
+    // Who is named without a heartbeat has died.
+    const Incarnation self = options_.incarnation;
+    meta::Request farewell{meta::put(names_.beat(self), own_beat(), kFarewell), meta::drop(names_.nodes(), hex(self))};
     if (reset_wanted()) add_reset(farewell);  // nobody else may know of it
     farewell.push_back(meta::ring(names_.bell()));
     return farewell;
@@ -185,6 +110,7 @@ std::optional<meta::Request> Directory::next_order(Nanos now) {
   }
   if (round_due_ <= now) {
     order_ = Order::kLook;
+    reset_looked_for_ = reset_asked_;
     // From here on whoever wants a round wants another one than this.
     round_begun_ = now;
     round_due_ = now + beat_gap();
@@ -225,7 +151,8 @@ void Directory::order_done(const Result<meta::Answers>& answers, Nanos now) {
       return want_round(now);
     }
     case Order::kLeave:
-      resets_done_ = resets_asked_;
+      if (reset_looked_for_ != reset_asked_) return;  // wanted meanwhile: the farewell is said once more, with it
+      note_resets_told();
       left_ = true;
       return;
     case Order::kNone:
@@ -253,7 +180,7 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   for (std::size_t s = 0; s + kFirstAsk < answers.size(); ++s) {
     const meta::Answer& ask = answers[s + kFirstAsk];
     spaces_[s].asked = ask.found;
-    if (const auto generation = parse_number(ask)) spaces_[s].publisher.ask(*generation, now);
+    if (const auto generation = parse_number(ask.value)) spaces_[s].publisher.ask(*generation, now);
   }
   // Who rang before is heard in this round, whoever rings from now on in the next one.
   bell_after_ = answers[kBell].value;
@@ -271,10 +198,11 @@ void Directory::look_done(const meta::Answers& answers, Nanos now) {
   looked_ = true;
 }
 
-std::string Directory::own_beat(bool leaving) {
-  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_};
+std::string Directory::own_beat() {
+  beat_says_ = condition_;
+  Beat beat{++beat_number_, options_.name, options_.address, {}, resets_known_, condition_};
   for (const Space& space : spaces_) {
-    if (leaving) break;
+    if (condition_ != Condition::kServes) break;
     beat.spaces.push_back(space.publisher.description());
     beat.spaces.back().id = space.id;
   }
@@ -286,7 +214,7 @@ meta::Request Directory::beat_request(Nanos now) {
   for (const Incarnation node : listening_) request.push_back(meta::get(names_.beat(node)));
   add_epoch(request);
   const Incarnation self = options_.incarnation;
-  request.push_back(meta::put(names_.beat(self), own_beat(false), options_.time_to_live));
+  request.push_back(meta::put(names_.beat(self), own_beat(), options_.time_to_live));
   request.push_back(meta::add(names_.nodes(), hex(self)));
   for (const Incarnation node : departed_) request.push_back(meta::drop(names_.nodes(), hex(node)));
   departed_.clear();
@@ -311,6 +239,7 @@ meta::Request Directory::beat_request(Nanos now) {
 void Directory::beat_done(const meta::Answers& answers, Nanos now) {
   looked_ = false;
   joined_ = true;
+  told_ = beat_says_;
   for (std::size_t i = 0; i < listening_.size(); ++i) hear(listening_[i], answers[i], now);
 }
 
@@ -370,7 +299,7 @@ DirectoryStats Directory::stats() const {
   DirectoryStats stats;
   stats.epoch = epoch_.number;
   stats.joined = joined_;
-  stats.left = left_;
+  stats.left = left_ || told_ != Condition::kServes;
   stats.peers = peers_.size();
   for (const auto& [node, peer] : peers_) {
     if (peer.seen_alive && peer.beat.name == options_.name) ++stats.same_name;
@@ -386,12 +315,15 @@ DirectoryStats Directory::stats() const {
     stats.snapshot_bytes += space.publisher.snapshot_bytes();
   }
   stats.followed = followed_;
+  stats.told_resets = told_resets_;
   return stats;
 }
 
 std::vector<PeerInfo> Directory::peers(Nanos now) const {
   std::vector<PeerInfo> all;
-  for (const auto& [node, peer] : peers_) all.push_back({node, peer.beat.name, peer.beat.address, now - peer.heard});
+  for (const auto& [node, peer] : peers_) {
+    all.push_back({node, peer.beat.name, peer.beat.address, now - peer.heard, peer.beat.condition});
+  }
   return all;
 }
 

@@ -30,13 +30,16 @@ struct DirectoryOptions {
   Incarnation incarnation = 0;        // random, never 0
   Epoch epoch;                        // of the cluster, as what the node holds from earlier runs belongs to
   Nanos time_to_live = 30 * kSecond;  // after its last heartbeat nobody believes in a node's blocks; beats thrice
+  // Something outlives all nodes in which blocks are found by the epoch's reset alone: there is to be one. A node that
+  // knows of none, and finds none in the store, resets the cluster.
+  bool needs_reset = false;
   PublisherLimits limits;
 };
 
 struct DirectoryStats {
   std::uint64_t epoch = 0;
   bool joined = false;             // the store has heard of this node
-  bool left = false;               // it was told that this node goes, or could not be; nothing more is asked of it
+  bool left = false;               // it was told that this node gives nothing any more, or could not be when it ended
   std::uint64_t peers = 0;         // nodes whose heartbeat was heard lately
   std::uint64_t stuck = 0;         // spaces of theirs that cannot be followed for the moment
   std::uint64_t loading = 0;       // and that are being loaded from a snapshot
@@ -46,6 +49,8 @@ struct DirectoryStats {
   std::uint64_t stream_bytes = 0;  // sent, since the start
   std::uint64_t snapshot_bytes = 0;
   FollowerStats followed;
+  std::vector<ResetId>
+      told_resets;  // that were asked for here and the store has heard of, or of later ones: the latest
 };
 
 // Another node whose heartbeat was heard lately.
@@ -54,6 +59,7 @@ struct PeerInfo {
   std::string name;
   std::string address;
   Nanos silent = 0;  // since the heartbeat was last seen to change
+  Condition condition = Condition::kServes;
 };
 
 class Directory {
@@ -86,10 +92,17 @@ class Directory {
   // once that is so and apply() knows it, nothing is asked of the store.
   std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
+  // The epoch that this node is in, if it began with a reset, no other one is wanted, and the store has said for as
+  // long as there is between two looks of a node that it is the cluster's: who knows better, because the store came
+  // back older than it was, has had the time to say so. While the store is away, what it said last counts.
+  std::optional<Epoch> current_epoch() const;
   // Resets the cluster, this node included.
   void reset_cluster(ResetId reset, Nanos now);
 
-  // Tells the others that this node goes; once left() nothing more is asked of the store.
+  // Tells the others from the next heartbeat on. Who drains or is drained shows no blocks, and lives on in the cluster.
+  // REQUIRES: not kEnds
+  void say(Condition condition, Nanos now);
+  // Tells the others that this node ends; once left() nothing more is asked of the store.
   void leave(Nanos now);
   bool left() const { return left_; }
 
@@ -118,18 +131,21 @@ class Directory {
 
   Nanos beat_gap() const { return options_.time_to_live / 3; }
   void want_round(Nanos now);
-  bool reset_wanted() const { return resets_asked_ > resets_done_; }
+  bool reset_wanted() const { return !wanted_resets_.empty(); }
+  void want_reset(ResetId reset);
+  void note_resets_told();
   bool round_is_near(Nanos now) const;
   Publisher::Places places(const SpaceId& id) const;
 
   meta::Request look_request() const;
   void look_done(const meta::Answers& answers, Nanos now);
   void note_epoch(const meta::Answers& answers);
+  void want_own_reset();
   void add_epoch(meta::Request& request) const;
   void add_reset(meta::Request& request) const;
   meta::Request beat_request(Nanos now);
   void beat_done(const meta::Answers& answers, Nanos now);
-  std::string own_beat(bool leaving);
+  std::string own_beat();
   void hear(Incarnation node, const meta::Answer& answer, Nanos now);
   bool trusts(const Peer& peer) const;
   void follow_spaces(Incarnation node, Peer& peer, Nanos now);
@@ -149,12 +165,18 @@ class Directory {
   std::optional<Epoch> epoch_to_enter_;
   bool joined_ = false;
   std::uint64_t resets_known_ = 0;
+  Condition condition_ = Condition::kServes;
+  Condition beat_says_ = Condition::kServes;  // of the heartbeat under way
+  Condition told_ = Condition::kServes;       // the store has heard it
   bool leaving_ = false;
   bool left_ = false;
-  // Resets of the cluster that were asked for, ever, and how many of them are done.
-  std::uint64_t resets_asked_ = 0;
-  std::uint64_t resets_done_ = 0;
-  ResetId reset_asked_ = 0;  // the latest one
+  std::uint64_t resets_asked_ = 0;      // ever
+  ResetId reset_asked_ = 0;             // the latest one of them
+  ResetId reset_looked_for_ = 0;        // the latest one when the look or the farewell under way was made
+  std::vector<ResetId> wanted_resets_;  // those that are not done: the latest one will do for all
+  std::vector<ResetId> told_resets_;    // the latest ones that are
+  bool current_ = false;                // this epoch was the store's when it was last asked, and some time before
+  std::optional<Nanos> seen_since_;     // as the store's
 
   // Orders. A round is a look at epoch, members and asks, then a heartbeat beside a look at those of others.
   Order order_ = Order::kNone;

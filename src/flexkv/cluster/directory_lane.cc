@@ -22,10 +22,12 @@ constexpr Nanos kQuiet = 60 * kSecond;  // between two lines about trouble
 }  // namespace
 
 Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                            std::function<void(Epoch epoch)> reset) {
+                                                            std::function<void(Epoch epoch)> reset,
+                                                            std::function<void(std::optional<Epoch>)> current) {
   auto wakeup = ipc::make_eventfd();
   if (!wakeup.ok()) return wakeup.error();
-  std::unique_ptr<DirectoryLane> lane(new DirectoryLane(options, source, std::move(reset), std::move(wakeup).value()));
+  std::unique_ptr<DirectoryLane> lane(
+      new DirectoryLane(options, source, std::move(reset), std::move(current), std::move(wakeup).value()));
   try {
     lane->thread_ = start_thread([lane = lane.get()] { lane->run(); });
   } catch (const std::system_error& error) {
@@ -35,9 +37,11 @@ Result<std::unique_ptr<DirectoryLane>> DirectoryLane::start(const DirectoryLaneO
 }
 
 DirectoryLane::DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source,
-                             std::function<void(Epoch epoch)> reset, Fd wakeup)
+                             std::function<void(Epoch epoch)> reset, std::function<void(std::optional<Epoch>)> current,
+                             Fd wakeup)
     : source_(source),
       reset_(std::move(reset)),
+      current_(std::move(current)),
       wakeup_(std::move(wakeup)),
       replica_(options.replica_blocks_max),
       directory_(options.directory, replica_),
@@ -55,6 +59,7 @@ void DirectoryLane::run() {
     enter_new_epoch();
     const Nanos now = monotonic_now();
     serve_orders(now);
+    tell_current();
     serve_reads(now);
     directory_.expire(now);
     report(now);
@@ -92,6 +97,11 @@ void DirectoryLane::enter_new_epoch() {
   while (read_source()) {
   }
   directory_.enter_epoch(monotonic_now());
+}
+
+void DirectoryLane::tell_current() {
+  const std::optional<Epoch> current = directory_.current_epoch();
+  if (std::exchange(told_current_, current) != current) current_(current);
 }
 
 void DirectoryLane::serve_orders(Nanos now) {
@@ -196,7 +206,20 @@ bool DirectoryLane::knows_resets() const {
 void DirectoryLane::wake() { ipc::ring_eventfd(wakeup_.get()); }
 
 void DirectoryLane::reset_cluster(ResetId reset) {
-  order([this, reset](Nanos now) { directory_.reset_cluster(reset, now); });
+  {
+    MutexLock lock(mutex_);
+    ++resets_ordered_;
+  }
+  order([this, reset](Nanos now) {
+    directory_.reset_cluster(reset, now);
+    MutexLock lock(mutex_);
+    --resets_ordered_;
+  });
+}
+
+bool DirectoryLane::reset_ordered() const {
+  MutexLock lock(mutex_);
+  return resets_ordered_ > 0;
 }
 
 DirectoryLaneStatus DirectoryLane::status() const {
@@ -209,8 +232,8 @@ DirectoryLaneStatus DirectoryLane::status() const {
   return status;
 }
 
-void DirectoryLane::leave() {
-  order([this](Nanos now) { directory_.leave(now); });
+void DirectoryLane::say(Condition condition) {
+  order([this, condition](Nanos now) { directory_.say(condition, now); });
 }
 
 void DirectoryLane::stop(Nanos patience) {
@@ -219,7 +242,7 @@ void DirectoryLane::stop(Nanos patience) {
     MutexLock lock(mutex_);
     stop_by_ = monotonic_now() + patience;
   }
-  leave();
+  order([this](Nanos now) { directory_.leave(now); });
   thread_.join();
 }
 

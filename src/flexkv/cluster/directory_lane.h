@@ -42,10 +42,12 @@ struct DirectoryLaneStatus {
 class DirectoryLane {
  public:
   // `reset` is called on the lane's thread when the cluster has been reset: once it has returned, the source must give
-  // nothing of before. It may take its time. Fails when there are no threads or descriptors left.
-  // REQUIRES: `source` outlives the lane
+  // nothing of before. It may take its time. `current`, on the same thread: from now on, until `reset` or the next
+  // call, this is known to be the cluster's epoch, which began with a reset; none: it is not known. Fails when there
+  // are no threads or descriptors left. REQUIRES: `source` outlives the lane
   static Result<std::unique_ptr<DirectoryLane>> start(const DirectoryLaneOptions& options, ChangeSource& source,
-                                                      std::function<void(Epoch epoch)> reset);
+                                                      std::function<void(Epoch epoch)> reset,
+                                                      std::function<void(std::optional<Epoch>)> current);
   // Without a farewell, if stop() was not called.
   ~DirectoryLane();
   DirectoryLane(const DirectoryLane&) = delete;
@@ -61,18 +63,20 @@ class DirectoryLane {
   void wake();
   const Replica& replica() const { return replica_; }
   void reset_cluster(ResetId reset);
+  // A reset was ordered of which the lane does not know yet.
+  bool reset_ordered() const;
   DirectoryLaneStatus status() const;  // as it was when the lane last went to sleep
-  // Tells the others that this node goes, and from then on nothing. DirectoryStats::left says when that is done.
-  void leave();
-  // leave(), as far as that is possible within `patience`, and ends the thread.
+  void say(Condition condition);       // see Directory; DirectoryStats::left tells when others can have heard it
+  // Tells the others that this node ends, as far as that is possible within `patience`, and ends the thread.
   void stop(Nanos patience);
 
  private:
   DirectoryLane(const DirectoryLaneOptions& options, ChangeSource& source, std::function<void(Epoch epoch)> reset,
-                Fd wakeup);
+                std::function<void(std::optional<Epoch>)> current, Fd wakeup);
   void run();
   bool read_source();
   void enter_new_epoch();
+  void tell_current();
   void serve_orders(Nanos now);
   void serve_reads(Nanos now);
   void sleep(bool more) const;
@@ -82,6 +86,7 @@ class DirectoryLane {
 
   ChangeSource& source_;
   const std::function<void(Epoch)> reset_;
+  const std::function<void(std::optional<Epoch>)> current_;
   const Fd wakeup_;  // an eventfd
   Replica replica_;
   // The lane's
@@ -89,6 +94,7 @@ class DirectoryLane {
   meta::RedisChannel orders_;
   meta::RedisChannel reads_;
   std::vector<Change> changes_;
+  std::optional<Epoch> told_current_;
   std::string reported_trouble_;
   Nanos quiet_until_ = 0;
   bool reported_same_name_ = false;
@@ -99,6 +105,7 @@ class DirectoryLane {
   std::vector<std::function<void(Nanos now)>> wishes_ FLEXKV_GUARDED_BY(mutex_);  // for the directory
   SpaceIndex space_count_ FLEXKV_GUARDED_BY(mutex_) = 0;
   std::size_t resets_unknown_ FLEXKV_GUARDED_BY(mutex_) = 0;  // of the wishes
+  std::size_t resets_ordered_ FLEXKV_GUARDED_BY(mutex_) = 0;  // of the wishes
   DirectoryLaneStatus status_ FLEXKV_GUARDED_BY(mutex_);
   std::optional<Nanos> stop_by_ FLEXKV_GUARDED_BY(mutex_);
   std::thread thread_;

@@ -80,8 +80,29 @@ class DirectoryTest : public ::testing::Test {
     }
     directory.expire(now);
   }
-  static std::string beat_of_8(std::uint64_t number) {
-    return encode_beat({number, "eight", "address", {}, 0}, Names(options_of_node().cluster).beat(8));
+  static std::string beat_of_8(std::uint64_t number, Condition condition = Condition::kServes) {
+    return encode_beat({number, "eight", "address", {}, 0, condition}, Names(options_of_node().cluster).beat(8));
+  }
+  // What the request says of this node; nothing: it is none of those that do.
+  static std::optional<Beat> own_beat(const meta::Request& request) {
+    const std::string place = Names(options_of_node().cluster).beat(options_of_node().incarnation);
+    for (const meta::Op& op : request) {
+      if (op.key == place && op.kind == meta::Op::Kind::kPut) return decode_beat(op.value, place).value();
+    }
+    return std::nullopt;
+  }
+  // The one of the next round.
+  Beat next_beat() {
+    now += options_of_node().time_to_live / 3;
+    std::optional<Beat> beat;
+    for (int i = 0; i < 2 && !beat; ++i) {
+      const auto request = directory.next_order(now);
+      if (!request) break;
+      beat = own_beat(*request);
+      directory.order_done(meta::Answers(request->size()), now);
+    }
+    EXPECT_TRUE(beat);
+    return beat.value_or(Beat());
   }
 
   Nanos now = 100 * kSecond;
@@ -157,6 +178,70 @@ TEST_F(DirectoryTest, ForgetsWhatItHoldsIfThereWasAResetThatItDoesNotKnow) {
   }
 }
 
+// Rounds of a node that something outlives, each a third of its time to live after the one before.
+class NeedingAReset : public DirectoryTest {
+ protected:
+  static DirectoryOptions needing(const Epoch& held) {
+    DirectoryOptions options = options_of_node(held);
+    options.needs_reset = true;
+    return options;
+  }
+  // The store says that this is the cluster's epoch. Whether the node asks for a reset.
+  bool round(Directory& node, const Epoch& met) {
+    now += options_of_node().time_to_live / 3;
+    bool asked = false;
+    for (int i = 0; i < 2 && !node.epoch_to_enter(); ++i) {
+      const auto request = node.next_order(now);
+      meta::Answers answers(request->size());
+      if (i == 0) answer_look(answers, met);
+      asked = asked || resets(*request);
+      node.order_done(answers, now);
+    }
+    return asked;
+  }
+};
+
+TEST_F(NeedingAReset, WhoFindsNoneResetsTheCluster) {
+  for (const Epoch& without : {Epoch{}, Epoch{4, 0}}) {
+    Directory node(needing(without), replica);
+    EXPECT_TRUE(round(node, without));
+    EXPECT_FALSE(node.current_epoch());
+    round(node, after(without.number + 1));
+    ASSERT_TRUE(node.epoch_to_enter());
+  }
+  Directory without_need(options_of_node(), replica);
+  EXPECT_FALSE(round(without_need, Epoch{}));
+  // Redis began anew: it is given what it has lost.
+  Directory knows(needing(after(3)), replica);
+  EXPECT_FALSE(round(knows, Epoch{}));
+  EXPECT_FALSE(knows.current_epoch()) << "not before it is seen there";
+}
+
+TEST_F(NeedingAReset, TheEpochIsCurrentOnceItHasStoodForAWhileAndUntilAnotherOneIsSeenOrWanted) {
+  Directory node(needing(after(3)), replica);
+  EXPECT_FALSE(round(node, after(3)));
+  EXPECT_FALSE(node.current_epoch()) << "others may know better";
+  round(node, after(3));
+  EXPECT_EQ(node.current_epoch(), after(3));
+  now += options_of_node().time_to_live;
+  ASSERT_TRUE(node.next_order(now));
+  node.order_done(Error{ErrorCode::kPeer, "Redis is gone"}, now);
+  EXPECT_EQ(node.current_epoch(), after(3)) << "as nobody has said otherwise";
+  node.reset_cluster(after(4).reset, now);
+  EXPECT_FALSE(node.current_epoch());
+  EXPECT_TRUE(round(node, after(3)));
+  EXPECT_FALSE(node.current_epoch());
+  round(node, after(4));
+  EXPECT_FALSE(node.current_epoch());
+  node.enter_epoch(now);
+  EXPECT_FALSE(node.current_epoch());
+  round(node, after(4));
+  round(node, after(4));
+  EXPECT_EQ(node.current_epoch(), after(4));
+  round(node, Epoch{9, after(4).reset});  // a late repetition: what was stored by that name may be older
+  EXPECT_FALSE(node.current_epoch());
+}
+
 TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   enter(3);
   directory.reset_cluster(after(4).reset, now);
@@ -172,6 +257,36 @@ TEST_F(DirectoryTest, AResetIsAskedForUntilItIsKnownToHaveHappened) {
   EXPECT_FALSE(asks_for_reset(5));
 }
 
+TEST_F(DirectoryTest, WhatTheStoreSaysOfAnEarlierResetIsNotSaidOfALaterOne) {
+  enter(3);
+  directory.reset_cluster(after(4).reset, now);
+  EXPECT_TRUE(asks_for_reset(3, true));
+  enter(4);
+  now += 20 * kSecond;
+  const auto look = directory.next_order(now);
+  directory.reset_cluster(55, now);  // while the answer is on its way
+  meta::Answers answers(look->size());
+  answer_look(answers, after(4));
+  answers[3].found = true;  // of the earlier one, which it asked for
+  directory.order_done(answers, now);
+  EXPECT_TRUE(asks_for_reset(4));
+}
+
+TEST_F(DirectoryTest, AResetThatIsWantedDuringTheFarewellIsSaidWithAnotherOne) {
+  enter(3);
+  directory.leave(now);
+  const auto farewell = directory.next_order(now);
+  EXPECT_FALSE(resets(*farewell));
+  directory.reset_cluster(55, now);
+  directory.order_done(meta::Answers(farewell->size()), now);
+  EXPECT_FALSE(directory.left());
+  const auto again = directory.next_order(now);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(resets(*again));
+  directory.order_done(meta::Answers(again->size()), now);
+  EXPECT_TRUE(directory.left());
+}
+
 TEST_F(DirectoryTest, AnothersResetDoesNotStandForOneThatWasAskedForHere) {
   enter(3);
   directory.reset_cluster(55, now);
@@ -180,6 +295,21 @@ TEST_F(DirectoryTest, AnothersResetDoesNotStandForOneThatWasAskedForHere) {
   heard_wanted = true;
   enter(5);  // which happened after it
   EXPECT_FALSE(asks_for_reset(5));
+}
+
+TEST_F(DirectoryTest, SaysWhichResetsWereToldWhateverTheNumberOfTheEpoch) {
+  using Resets = std::vector<ResetId>;
+  enter(9);
+  directory.reset_cluster(55, now);
+  EXPECT_TRUE(asks_for_reset(9));
+  EXPECT_EQ(directory.stats().told_resets, Resets{}) << "the store may lose it";
+  enter(4);  // Redis came back older, and somebody has reset it
+  EXPECT_EQ(directory.stats().told_resets, Resets{}) << "which may have been before";
+  directory.reset_cluster(66, now);  // a later one will do for both
+  EXPECT_TRUE(asks_for_reset(4));
+  heard_wanted = true;
+  enter(5);
+  EXPECT_EQ(directory.stats().told_resets, (Resets{55, 66}));
 }
 
 TEST_F(DirectoryTest, WhoLeavesTellsOfAResetThatIsStillWanted) {
@@ -196,6 +326,37 @@ TEST_F(DirectoryTest, WhoLeavesTellsOfAResetThatIsStillWanted) {
   EXPECT_TRUE(resets(*again));
   directory.order_done(meta::Answers(again->size()), now);
   EXPECT_TRUE(directory.left());
+}
+
+TEST_F(DirectoryTest, WhoDrainsShowsNoBlocksAndStaysInTheCluster) {
+  ASSERT_TRUE(directory.add_space(SpaceId{1}, now));
+  EXPECT_EQ(next_beat().spaces.size(), 1U);
+  directory.say(Condition::kDrains, now);
+  EXPECT_FALSE(directory.stats().left) << "nobody can have heard it";
+  const Beat drains = next_beat();
+  EXPECT_EQ(drains.condition, Condition::kDrains);
+  EXPECT_TRUE(drains.spaces.empty());
+  EXPECT_TRUE(directory.stats().left);
+  directory.say(Condition::kDrained, now);
+  EXPECT_EQ(next_beat().condition, Condition::kDrained);
+  EXPECT_EQ(next_beat().condition, Condition::kDrained) << "it still gives signs of life";
+  directory.leave(now);
+  const auto farewell = directory.next_order(now);
+  ASSERT_TRUE(farewell);
+  EXPECT_EQ(own_beat(*farewell).value_or(Beat()).condition, Condition::kEnds);
+  const std::string nodes = Names(options_of_node().cluster).nodes();
+  EXPECT_TRUE(std::ranges::any_of(*farewell, [&](const meta::Op& op) {
+    return op.kind == meta::Op::Kind::kDrop && op.key == nodes;
+  })) << "who is named without a sign has died";
+}
+
+TEST_F(DirectoryTest, TellsTheConditionOfOthers) {
+  for (std::uint64_t number = 1; number < 5; ++number) {
+    const auto condition = static_cast<Condition>(number - 1);
+    round_with(beat_of_8(number, condition));
+    ASSERT_EQ(directory.peers(now).size(), 1U);
+    EXPECT_EQ(directory.peers(now)[0].condition, condition);
+  }
 }
 
 TEST_F(DirectoryTest, AHeartbeatThatTheStoreKeepsDoesNotBringADeadNodeBack) {

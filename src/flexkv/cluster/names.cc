@@ -35,6 +35,14 @@ bool parse_hex(const std::string& text, Incarnation& out) {
   return text.size() == kHexDigits && error == std::errc{} && stop == end && out != 0 && hex(out) == text;
 }
 
+std::optional<std::uint64_t> parse_number(const std::string& text) {
+  std::uint64_t number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc{} || stop != end) return std::nullopt;
+  return number;
+}
+
 void Names::set_epoch(const Epoch& epoch) {
   epoch_ = cluster_;
   epoch_ += std::to_string(epoch.number);

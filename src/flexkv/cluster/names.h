@@ -3,14 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "flexkv/cluster/types.h"
 
 namespace flexkv::cluster {
 
-std::string hex(Incarnation incarnation);                   // 16 digits
-bool parse_hex(const std::string& text, Incarnation& out);  // false: not that, or 0
+std::string hex(Incarnation incarnation);                            // 16 digits
+bool parse_hex(const std::string& text, Incarnation& out);           // false: not that, or 0
+std::optional<std::uint64_t> parse_number(const std::string& text);  // decimal; none: not that
 
 class Names {
  public:

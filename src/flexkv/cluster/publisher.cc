@@ -21,11 +21,12 @@ void Publisher::apply(const Change& what, Nanos now) {
   const auto tier = static_cast<Tiers>(1U << what.tier);
   switch (what.kind) {
     case Change::Kind::kAdded:
-      return change(tag_of(what.key), tier, 0, now);
+      return change(tag_of(what.key), what.parent == key::BlockKey{} ? kFirst : half(tag_of(what.parent)), tier, 0,
+                    now);
     case Change::Kind::kRemoved:
-      return change(tag_of(what.key), 0, tier, now);
+      return change(tag_of(what.key), kUnsaid, 0, tier, now);
     case Change::Kind::kCleared:
-      blocks_ = ResidencyTable();
+      blocks_ = ResidencyTable<std::uint8_t>();
       ++table_number_;
       queue_.clear();
       if (told_count_ > 0 && !clear_) {
@@ -41,61 +42,61 @@ void Publisher::apply(const Change& what, Nanos now) {
   }
 }
 
-void Publisher::change(Tag tag, Tiers set, Tiers taken, Nanos now) {
-  const std::uint8_t before = blocks_.find(tag);
-  const std::uint8_t after = value_of(told(before), static_cast<Tiers>((is(before) | set) & ~taken));
-  if (after == before) return;
-  store(tag, after);
-  if (told(before) != is(before) || told(after) == is(after)) return;  // it is in the queue, or need not be
+void Publisher::change(Tag tag, Before before, Tiers set, Tiers taken, Nanos now) {
+  const std::uint8_t known = blocks_.find(tag);
+  const std::uint8_t after = value_of(told(known), static_cast<Tiers>((is(known) | set) & ~taken));
+  if (after == known) return;
+  store(tag, after, before);
+  if (told(known) != is(known) || told(after) == is(after)) return;  // it is in the queue, or need not be
   if (queue_.empty() && !clear_) waiting_since_ = now;
-  queue_.push_back(tag);
+  queue_.push_back({tag, before});
   // Blocks that come and go between two batches leave places behind them.
   if (queue_.size() > 2 * blocks_.size() + kQueueSlack) queue_all(now);
 }
 
-void Publisher::store(Tag tag, std::uint8_t value) {
-  if (value != 0 && blocks_.full()) {
-    blocks_ = blocks_.resized();
-    ++table_number_;
-  } else if (value == 0 && blocks_.sparse() && !building_) {
-    blocks_ = blocks_.resized();
-    ++table_number_;
-  }
-  blocks_.set(tag, value);
+void Publisher::rewrite() {
+  blocks_ = blocks_.rewritten();
+  ++table_number_;
+}
+
+void Publisher::store(Tag tag, std::uint8_t value, Before before) {
+  if (value == 0 ? blocks_.sparse() && !building_ : blocks_.full()) rewrite();
+  blocks_.set(tag, value, before);
 }
 
 void Publisher::forget_where_blocks_are(Nanos now) {
   std::vector<Tag> untold;
-  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value) {
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value, Before) {
     if (told(value) == 0) {
       untold.push_back(tag);
     } else {
       value = value_of(told(value), 0);
     }
   });
-  for (const Tag tag : untold) blocks_.set(tag, 0);
+  for (const Tag tag : untold) blocks_.erase(tag);
   queue_all(now);
 }
 
 void Publisher::queue_all(Nanos now) {
   if (queue_.empty() && !clear_) waiting_since_ = now;
   queue_.clear();
-  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t value) {
-    if (told(value) != is(value)) queue_.push_back(tag);
+  rewrite();
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t value, Before before) {
+    if (told(value) != is(value)) queue_.push_back({tag, before});
   });
 }
 
 void Publisher::move_to(Places places, Nanos now) {
   places_ = std::move(places);
   std::vector<Tag> gone;
-  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value) {
+  blocks_.walk(0, blocks_.end(), [&](Tag tag, std::uint8_t& value, Before) {
     if (is(value) == 0) {
       gone.push_back(tag);
     } else {
       value = value_of(0, is(value));
     }
   });
-  for (const Tag tag : gone) blocks_.set(tag, 0);
+  for (const Tag tag : gone) blocks_.erase(tag);
   told_count_ = 0;
   clear_ = false;
   unacknowledged_.clear();
@@ -120,13 +121,13 @@ void Publisher::cut_batches() {
     Batch batch;
     batch.cleared = std::exchange(clear_, false);
     for (; at < queue_.size() && batch.residencies.size() < limits_.batch_max; ++at) {
-      const Tag tag = queue_[at];
+      const auto [tag, before] = queue_[at];
       const std::uint8_t value = blocks_.find(tag);
       if (told(value) == is(value)) continue;
-      batch.residencies.push_back({tag, is(value)});
+      batch.residencies.push_back({tag, is(value), is(value) == 0 ? kUnsaid : before});
       if (told(value) == 0) ++told_count_;
       if (is(value) == 0) --told_count_;
-      store(tag, value_of(is(value), is(value)));
+      store(tag, value_of(is(value), is(value)), before);
     }
     if (batch.residencies.empty() && !batch.cleared) break;
     batch.number = ++cut_;
@@ -175,6 +176,7 @@ meta::Request Publisher::snapshot_request(Nanos ttl) {
     // when its turn comes: a block that has changed meanwhile is in the stream, too, and that counts.
     if (!building_) was_asked_ = false;
     was_asked_ = was_asked_ || std::exchange(asked_, false);
+    rewrite();
     building_ = Building{cut_, ++generation_, table_number_, 0, 0, blocks_.end(), {}, false};
     bytes_since_base_ = 0;
   }
@@ -190,8 +192,8 @@ void Publisher::make_part(const std::string& place) {
   part.number = building_->part;
   std::size_t& next = building_->next;
   for (; next < building_->end && part.residencies.size() < limits_.part_max; ++next) {
-    blocks_.walk(next, next + 1, [&](Tag tag, std::uint8_t value) {
-      if (told(value) != 0) part.residencies.push_back({tag, told(value)});
+    blocks_.walk(next, next + 1, [&](Tag tag, std::uint8_t value, Before before) {
+      if (told(value) != 0) part.residencies.push_back({tag, told(value), before});
     });
   }
   building_->last = next == building_->end;

@@ -72,8 +72,10 @@ class Publisher {
   static Tiers is(std::uint8_t value) { return value & ((1U << kTierCount) - 1); }
   static std::uint8_t value_of(Tiers told, Tiers is) { return static_cast<std::uint8_t>(told << kTierCount | is); }
 
-  void change(Tag tag, Tiers set, Tiers taken, Nanos now);
-  void store(Tag tag, std::uint8_t value);
+  void change(Tag tag, Before before, Tiers set, Tiers taken, Nanos now);
+  void store(Tag tag, std::uint8_t value, Before before);
+  // In chunks as long as rows.
+  void rewrite();
   void forget_where_blocks_are(Nanos now);
   // Makes the queue what the blocks say.
   void queue_all(Nanos now);
@@ -83,12 +85,16 @@ class Publisher {
 
   const PublisherLimits limits_;
   Places places_;
-  ResidencyTable blocks_;
+  ResidencyTable<std::uint8_t> blocks_;
   std::uint64_t table_number_ = 0;  // another one whenever blocks have moved in it
   std::uint64_t told_count_ = 0;    // blocks with told() != 0
-  std::deque<Tag> queue_;           // holds every block of which told() is not is(), maybe twice, and others
-  Nanos waiting_since_ = 0;         // the queue
-  bool clear_ = false;              // the next batch begins with "all is gone"
+  struct Queued {
+    Tag tag;
+    Before before;
+  };
+  std::deque<Queued> queue_;  // holds every block of which told() is not is(), maybe twice, and others
+  Nanos waiting_since_ = 0;   // the queue
+  bool clear_ = false;        // the next batch begins with "all is gone"
 
   struct Sent {
     std::uint64_t number;

@@ -1,9 +1,12 @@
-// What the other nodes have, as far as is known here: one table for each node and space. Lookups never leave the
-// process; what was saved in a row is read in a row (docs/decisions/0034).
+// What the other nodes have, as far as is known here: one table for each space, from a block to the set of nodes that
+// have it. So a prompt is searched for once, whoever has it, and what lies in a row is read in a row
+// (docs/decisions/0034, 0038). Lookups never leave the process.
 //
-// One thread writes, any number look up; a mutex is held for a few microseconds at a time. Memory is bounded by
-// `blocks_max`: 16 to 24 bytes a block, up to 49 when tables have just lost most of what they held, and while a table
-// is resized that table once more.
+// One thread writes, any number look up; a mutex is held for a few microseconds at a time, tens when blocks are told
+// that hundreds of nodes have. Memory is bounded by `blocks_max`: 19 to 29 bytes for a block, however many nodes have
+// it; up to 58 when a table has just lost half of what it held, and half as much again while blocks of nodes that are
+// gone wait to be left out; about 120 bytes for each different set of holders; and while a space's table is written
+// anew, that table once more.
 #pragma once
 
 #include <array>
@@ -15,6 +18,7 @@
 
 #include "flexkv/base/mutex.h"
 #include "flexkv/base/time.h"
+#include "flexkv/cluster/holder_sets.h"
 #include "flexkv/cluster/types.h"
 
 namespace flexkv::cluster {
@@ -63,23 +67,54 @@ class Replica {
   std::vector<Residency> content(Incarnation node, SpaceIndex space) const;
 
  private:
+  static constexpr HolderSets::Holder kNone = UINT16_MAX;
+
   struct Node {
     Incarnation id = 0;
     std::string address;
     Nanos until = 0;
-    std::array<std::unique_ptr<ResidencyTable>, kSpacesMax> tables;
+    std::array<HolderSets::Holder, kSpacesMax> holders{};  // its number in each space, or kNone
   };
+  // A node in a space, until it is cleared there: then its blocks stay, and nobody finds them.
+  struct Holder {
+    Incarnation node = 0;  // 0: cleared
+    Nanos until = 0;       // as the node's
+    std::uint64_t blocks = 0;
+  };
+  struct Space {
+    ResidencyTable<HolderSets::Id> blocks;
+    HolderSets sets;
+    std::vector<Holder> holders;       // by number
+    std::uint64_t cleared_blocks = 0;  // at most so many: of holders that were cleared
+    std::uint64_t held_blocks = 0;     // of the others
+  };
+
   const Node* find(Incarnation node) const FLEXKV_REQUIRES(mutex_);
   Node* find(Incarnation node) FLEXKV_REQUIRES(mutex_);
-  std::uint64_t blocks_of(const Node& node) const;
-  // In a new one, while lookups go on in the old one, which only the writer changes.
-  void resize(Incarnation node, SpaceIndex space);
+  std::uint64_t blocks_of(const Node& node) const FLEXKV_REQUIRES(mutex_);
+  const Holder* holder_of(const Node& node, SpaceIndex space) const FLEXKV_REQUIRES(mutex_);
+  void clear(Node& node, SpaceIndex space) FLEXKV_REQUIRES(mutex_);
+  // True: there is no room in the space's table, and nothing was done.
+  bool apply(Space& space, HolderSets::Holder number, const Residency& residency, bool& complete)
+      FLEXKV_REQUIRES(mutex_);
+  // When much of a space is of no use any more, or `full`: what is of use in a new one, while lookups go on in the old
+  // one, which only the writer changes.
+  void tidy(SpaceIndex space, bool full);
+  // Of the nodes in standing_, those stay that have the next `count` blocks, too, whose set is `id`.
+  void narrow(const Space& space, HolderSets::Id id, std::uint32_t count, Nanos now, std::vector<Holding>& out) const
+      FLEXKV_REQUIRES(mutex_);
 
   const std::uint64_t blocks_max_;
   std::uint64_t block_count_ = 0;  // the writer's
   std::uint64_t left_out_ FLEXKV_GUARDED_BY(mutex_) = 0;
   mutable Mutex mutex_;
   std::vector<Node> nodes_ FLEXKV_GUARDED_BY(mutex_);
+  std::array<std::unique_ptr<Space>, kSpacesMax> spaces_ FLEXKV_GUARDED_BY(mutex_);
+  struct Standing {
+    HolderSets::Holder holder;
+    Holding holding;
+  };
+  mutable std::vector<Standing> standing_ FLEXKV_GUARDED_BY(mutex_);  // scratch of lookup()
 };
 
 }  // namespace flexkv::cluster

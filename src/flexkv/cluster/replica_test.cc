@@ -1,8 +1,11 @@
 #include "flexkv/cluster/replica.h"
 
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <map>
 #include <thread>
 
 #include "flexkv/base/prng.h"
@@ -10,7 +13,7 @@
 namespace flexkv::cluster {
 namespace {
 
-key::BlockKey key_of(std::uint64_t number) { return {number, Prng::mix(number)}; }
+key::BlockKey key_of(std::uint64_t number) { return {number, Prng::mix(number + 1)}; }
 
 std::vector<key::BlockKey> keys_of(std::uint64_t count) {
   std::vector<key::BlockKey> keys;
@@ -86,11 +89,100 @@ TEST(Replica, NeverHoldsMoreThanItsBound) {
   EXPECT_EQ(replica.stats().blocks, 0U) << "of a node that nobody knows";
 }
 
+using Model = std::map<Incarnation, std::map<std::uint64_t, Tiers>>;
+
+// Nodes that have much in common, gain and lose blocks with holes anywhere, are forgotten, die and come back, beside
+// maps that say what each has.
+RC_GTEST_PROP(Replica, IsWhatTheNodesSaidWhoeverElseSaidIt, ()) {
+  constexpr std::uint64_t kBlocks = 120;
+  Prng random(*rc::gen::arbitrary<std::uint64_t>());
+  Replica replica(1'000'000);
+  Model model;
+  const std::uint64_t nodes = *rc::gen::inRange<std::uint64_t>(1, 12);
+  const auto prompt = keys_of(kBlocks);
+  for (int turn = 0; turn < 200; ++turn) {
+    const Incarnation node = 1 + random.below(nodes);
+    const std::uint64_t what = random.below(100);
+    if (what < 2) {
+      replica.clear(node, 0);
+      if (model.contains(node)) model[node].clear();
+    } else if (what < 4) {
+      replica.remove(node);
+      model.erase(node);
+    } else {
+      replica.refresh(node, "", 100);
+      const std::uint64_t first = random.below(3) == 0 ? random.below(kBlocks) : model[node].size();
+      const std::uint64_t end = std::min(kBlocks, first + 1 + random.below(random.below(3) == 0 ? kBlocks : 8));
+      const auto tiers = static_cast<Tiers>(random.below(4) == 0 ? random.below(4) : 1);
+      std::vector<Residency> told;
+      for (std::uint64_t k = first; k < end; ++k) {
+        told.push_back({tag_of(prompt[k]), tiers, k == 0 ? kFirst : half(tag_of(prompt[k - 1]))});
+        model[node].erase(k);
+        if (tiers != 0) model[node][k] = tiers;
+      }
+      RC_ASSERT(replica.apply(node, 0, told));
+    }
+    const std::uint64_t from = random.below(2) == 0 ? 0 : random.below(kBlocks);
+    std::vector<Replica::Holding> found;
+    replica.lookup(0, std::span(prompt).subspan(from), 50, found);
+    std::map<Incarnation, Replica::Holding> expected;
+    std::uint64_t blocks = 0;
+    for (const auto& [id, has] : model) {
+      Replica::Holding holding{id, 0, {}};
+      for (std::uint64_t k = from; has.contains(k); ++k) {
+        ++holding.blocks;
+        for (unsigned tier = 0; tier < kTierCount; ++tier) holding.in_tier[tier] += has.at(k) >> tier & 1U;
+      }
+      if (holding.blocks > 0) expected[id] = holding;
+      blocks += has.size();
+      RC_ASSERT(replica.blocks(id) == has.size());
+      RC_ASSERT(replica.content(id, 0).size() == has.size());
+    }
+    RC_ASSERT(replica.stats().blocks == blocks);
+    RC_ASSERT(found.size() == expected.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (i > 0) RC_ASSERT(found[i - 1].blocks >= found[i].blocks);
+      RC_ASSERT(found[i].blocks == expected[found[i].node].blocks);
+      RC_ASSERT(found[i].in_tier == expected[found[i].node].in_tier);
+    }
+  }
+}
+
+TEST(Replica, BlocksOfNodesThatAreGoneAreGivenBack) {
+  constexpr std::uint64_t kBlocks = 20'000;
+  Replica replica(1'000'000);
+  replica.refresh(1, "", 100);
+  EXPECT_TRUE(replica.apply(1, 0, blocks(0, kBlocks, 1)));
+  for (Incarnation node = 2; node < 12; ++node) {
+    replica.refresh(node, "", 100);
+    EXPECT_TRUE(replica.apply(node, 0, blocks(node * kBlocks, kBlocks, 1)));
+    replica.remove(node);
+    EXPECT_LE(replica.stats().memory_bytes, kBlocks * 80) << node;
+  }
+  EXPECT_EQ(lookup(replica, kBlocks, 50).at(0).blocks, kBlocks);
+}
+
+// A node that is cleared gets another number each time, and there are 65,535.
+TEST(Replica, ANodeMayBeClearedAnyNumberOfTimes) {
+  Replica replica(1000);
+  for (const Incarnation node : {1U, 2U}) replica.refresh(node, "", 100);
+  EXPECT_TRUE(replica.apply(2, 0, blocks(0, 5, 1)));
+  for (int turn = 0; turn < 70'000; ++turn) {
+    replica.clear(1, 0);
+    ASSERT_TRUE(replica.apply(1, 0, blocks(0, 1, 1)));
+  }
+  const auto found = lookup(replica, 5, 50);
+  ASSERT_EQ(found.size(), 2U);
+  EXPECT_EQ(found[0].node, 2U);
+  EXPECT_EQ(found[0].blocks, 5U);
+  EXPECT_EQ(found[1].blocks, 1U);
+}
+
 TEST(Replica, GivesMemoryBack) {
   Replica replica(1'000'000);
   replica.refresh(1, "", 100);
   EXPECT_TRUE(replica.apply(1, 0, blocks(0, 100'000, 1)));
-  EXPECT_LE(replica.stats().memory_bytes, 100'000U * 19);
+  EXPECT_LE(replica.stats().memory_bytes, 100'000U * 23);
   EXPECT_TRUE(replica.apply(1, 0, blocks(0, 99'000, 0)));
   EXPECT_LE(replica.stats().memory_bytes, 100'000U * 4);
 }

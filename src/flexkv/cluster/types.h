@@ -41,14 +41,26 @@ struct Change {
   std::uint8_t tier = 0;  // below kTierCount
   SpaceIndex space = 0;
   key::BlockKey key{};
+  key::BlockKey parent{};  // kAdded only. Zero: the block is the first of its chain
 };
 
 // What a batch says of a block: not what happened, but where it is now. So saying it twice, or late, does no harm.
 struct Residency {
   Tag tag = 0;
   Tiers tiers = 0;
+  Before before = kUnsaid;  // the block that it follows in its prompt; a hint
   friend bool operator==(const Residency&, const Residency&) = default;
 };
+
+// What others can expect of a node.
+enum class Condition : std::uint8_t {
+  kServes,
+  kDrains,   // gives nothing more, and still writes what it has to
+  kDrained,  // has nothing left to do
+  kEnds,     // its farewell
+};
+constexpr std::size_t kConditionCount = 4;
+const char* condition_name(Condition condition);
 
 // What a node says of itself with each heartbeat.
 struct Beat {
@@ -60,11 +72,12 @@ struct Beat {
     std::uint64_t part_count = 0;
     friend bool operator==(const Space&, const Space&) = default;
   };
-  std::uint64_t number = 0;  // another one each time
+  std::uint64_t number = 0;  // another one each time; below 2^56
   std::string name;          // of the node, for people
   std::string address;       // where other nodes reach it; theirs to read
   std::vector<Space> spaces;
   std::uint64_t resets = 0;  // says which resets from outside the cluster it knows of; 0: it hears of none
+  Condition condition = Condition::kServes;
   friend bool operator==(const Beat&, const Beat&) = default;
 };
 

@@ -3,19 +3,25 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include "flexkv/base/assert.h"
 
 namespace flexkv::cluster {
 namespace {
 
-constexpr std::uint32_t kBatchMagic = 0x31424446;  // "FDB1": the last character is the version
+constexpr std::uint32_t kBatchMagic = 0x32424446;  // "FDB2": the last character is the version
 constexpr std::uint32_t kBeatMagic = 0x32484446;   // "FDH2"
 constexpr std::size_t kChecksumBytes = 8;
 constexpr std::uint8_t kClearedFlag = 1;
 constexpr unsigned kMasks = 1U << kTierCount;
+// The highest byte of a heartbeat's number is the condition: to versions that do not know it, it is another number.
+constexpr unsigned kConditionShift = 56;
+constexpr std::uint64_t kNumberMask = (std::uint64_t{1} << kConditionShift) - 1;
 
 std::uint64_t checksum(std::string_view bytes, std::string_view place) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), XXH3_64bits(place.data(), place.size()));
@@ -81,31 +87,82 @@ Result<std::string_view> unseal(std::string_view bytes, std::uint32_t magic, std
 
 }  // namespace
 
+const char* condition_name(Condition condition) {
+  switch (condition) {
+    case Condition::kServes:
+      return "serves";
+    case Condition::kDrains:
+      return "drains";
+    case Condition::kDrained:
+      return "drained";
+    case Condition::kEnds:
+      return "ends";
+  }
+  return "unknown";
+}
+
 void seal_entry(std::string& bytes, std::string_view place) { append(bytes, checksum(bytes, place)); }
 
 std::string encode_batch(const Batch& batch, std::string_view place) {
   FLEXKV_ASSERT(batch.residencies.size() <= kPartMax);
-  std::array<std::uint32_t, kMasks> counts{};
+  std::array<std::vector<const Residency*>, kMasks> groups;
   for (const Residency& residency : batch.residencies) {
     FLEXKV_ASSERT(residency.tiers < kMasks);
-    ++counts[residency.tiers];
+    groups[residency.tiers].push_back(&residency);
   }
   std::string out;
-  out.reserve(64 + batch.residencies.size() * sizeof(Tag));
+  out.reserve(64 + batch.residencies.size() * (sizeof(Tag) + sizeof(Before)));
   append(out, kBatchMagic);
   append(out, batch.number);
   append(out, batch.cleared ? kClearedFlag : std::uint8_t{0});
   for (unsigned tiers = 0; tiers < kMasks; ++tiers) {
-    if (counts[tiers] == 0) continue;
+    const auto& group = groups[tiers];
+    if (group.empty()) continue;
     append(out, static_cast<std::uint8_t>(tiers));
-    append(out, counts[tiers]);
-    for (const Residency& residency : batch.residencies) {
-      if (residency.tiers == tiers) append(out, residency.tag);
+    append(out, static_cast<std::uint32_t>(group.size()));
+    for (const Residency* residency : group) append(out, residency->tag);
+    if (tiers == 0) continue;  // where a block has been interests nobody
+    std::string said((group.size() + 7) / 8, '\0');
+    std::string befores;
+    Before implied = kUnsaid;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      const Before before = group[i]->before;
+      if (before != kUnsaid && before != implied) {
+        said[i / 8] = static_cast<char>(said[i / 8] | 1 << i % 8);
+        append(befores, before);
+      }
+      implied = half(group[i]->tag);
     }
+    out += said;
+    out += befores;
   }
   seal_entry(out, place);
   return out;
 }
+
+namespace {
+
+// What stands behind the blocks of a group: which of them do not follow the one before them there, and whom they do.
+// Null: well.
+const char* decode_befores(Cursor& cursor, std::span<Residency> group) {
+  const std::string_view said = cursor.bytes((group.size() + 7) / 8);
+  if (cursor.failed()) return "it ends too early";
+  if (group.size() % 8 != 0 && static_cast<std::uint8_t>(said.back()) >> group.size() % 8 != 0) {
+    return "more is said than there are blocks";
+  }
+  Before implied = kUnsaid;
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    group[i].before = implied;
+    if ((static_cast<std::uint8_t>(said[i / 8]) >> i % 8 & 1) != 0) {
+      group[i].before = cursor.take<Before>();
+      if (group[i].before == kUnsaid || group[i].before == implied) return "a block is said to follow what it follows";
+    }
+    implied = half(group[i].tag);
+  }
+  return nullptr;
+}
+
+}  // namespace
 
 Result<Batch> decode_batch(std::string_view bytes, std::string_view place) {
   const auto body = unseal(bytes, kBatchMagic, place);
@@ -122,10 +179,14 @@ Result<Batch> decode_batch(std::string_view bytes, std::string_view place) {
     const auto count = cursor.take<std::uint32_t>();
     if (tiers >= kMasks || tiers <= last) return refuse(place, "a wrong set of tiers");
     last = tiers;
-    if (count == 0 || count > kPartMax - batch.residencies.size() || count > cursor.left() / sizeof(Tag)) {
+    const std::size_t first = batch.residencies.size();
+    if (count == 0 || count > kPartMax - first || count > cursor.left() / sizeof(Tag)) {
       return refuse(place, "a wrong count of blocks");
     }
     for (std::uint32_t i = 0; i < count; ++i) batch.residencies.push_back({cursor.take<Tag>(), tiers});
+    if (tiers == 0) continue;
+    const char* wrong = decode_befores(cursor, std::span(batch.residencies).subspan(first));
+    if (wrong != nullptr) return refuse(place, wrong);
   }
   if (!cursor.done()) return refuse(place, "it ends too early");
   return batch;
@@ -135,7 +196,7 @@ std::string encode_beat(const Beat& beat, std::string_view place) {
   FLEXKV_ASSERT(beat.name.size() <= kNameMax && beat.address.size() <= kAddressMax && beat.spaces.size() <= kSpacesMax);
   std::string out;
   append(out, kBeatMagic);
-  append(out, beat.number);
+  append(out, (beat.number & kNumberMask) | static_cast<std::uint64_t>(beat.condition) << kConditionShift);
   append(out, beat.resets);
   append(out, static_cast<std::uint16_t>(beat.name.size()));
   out += beat.name;
@@ -158,7 +219,11 @@ Result<Beat> decode_beat(std::string_view bytes, std::string_view place) {
   if (!body) return body.error();
   Cursor cursor(body.value());
   Beat beat;
-  beat.number = cursor.take<std::uint64_t>();
+  const auto number = cursor.take<std::uint64_t>();
+  beat.number = number & kNumberMask;
+  const std::uint64_t condition = number >> kConditionShift;
+  if (condition >= kConditionCount) return refuse(place, "no such condition of a node");
+  beat.condition = static_cast<Condition>(condition);
   beat.resets = cursor.take<std::uint64_t>();
   const auto name_size = cursor.take<std::uint16_t>();
   if (name_size > kNameMax) return refuse(place, "its name is too long");

@@ -28,7 +28,9 @@ struct Batch {
 
 // REQUIRES: at most kPartMax residencies, tiers below 2^kTierCount
 std::string encode_batch(const Batch& batch, std::string_view place);
-// In a batch the order is lost: by tiers. The error says what is wrong with the bytes.
+// In a batch the order is lost: by tiers. Whom a block follows is lost if the batch does not say it, or says it of a
+// block that is gone: then it follows the one before it among those of its tiers. The error says what is wrong with the
+// bytes.
 Result<Batch> decode_batch(std::string_view bytes, std::string_view place);
 
 // REQUIRES: at most kSpacesMax spaces, name and address not too long

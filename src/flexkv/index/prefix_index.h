@@ -20,6 +20,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "flexkv/base/time.h"
@@ -122,6 +123,44 @@ class PrefixIndex {
   Scanned scan(std::uint32_t looks_max);
   // A scan that is not brought to its end has to be ended: until then what it is to visit is kept up to date.
   void end_scan() { scan_ = {}; }
+
+  // ---- visiting a tier by use
+  // ----------------------------------------------------------------------------------------
+
+  // Blocks of a tier in a row that were used alike.
+  struct Part {
+    key::BlockKey run;      // says where, as long as that run begins as it did
+    std::uint32_t end = 0;  // behind its last block there
+    unsigned uses = 0;      // as far as the policy counts them
+    Nanos used = 0;         // last
+    // Used more often, or as often and later.
+    bool hotter_than(const Part& other) const { return std::pair(uses, used) > std::pair(other.uses, other.used); }
+  };
+  // Calls visit(part, keys, slots) for parts of the runs from number `first` on (0: of all), keys and slots being those
+  // of its blocks, slots(t) their places in tier t. Returns the number to go on at, once it has looked at so many
+  // blocks or runs; nullopt: there are no more. Runs that are split between two calls may be left out.
+  template <typename Visit>
+  std::optional<std::uint32_t> visit_parts(Tier tier, std::uint32_t first, std::uint32_t looks_max, Visit visit) const {
+    std::uint32_t looks = 0;
+    for (RunId id = first; id < runs_.end(); ++id) {
+      if (looks >= looks_max) return id;
+      ++looks;
+      const Run& run = runs_[id];
+      if (run.detached || run.tiers[tier].blocks == 0) continue;
+      looks += run.blocks.size();
+      for (SegmentId s = run.tiers[tier].top; s != kNone; s = segments_[s].below) {
+        const Segment& segment = segments_[s];
+        const std::uint32_t begin = start(segment);
+        const std::uint32_t count = segment.end - begin;
+        visit(Part{run.blocks.keys()[0], segment.end, segment.uses, segment.used},
+              std::span(run.blocks.keys() + begin, count),
+              [&](Tier at) { return std::span<const Slot>(run.blocks.slots(at) + begin, count); });
+      }
+    }
+    return std::nullopt;
+  }
+  // The part's last block; nullopt: it is gone.
+  std::optional<PinId> pin_part(const Part& part);
 
   // ---- told to others ----------------------------------------------------------------------------------------------
 

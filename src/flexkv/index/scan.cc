@@ -32,6 +32,12 @@ PrefixIndex::Scanned PrefixIndex::scan(std::uint32_t looks_max) {
   return {std::nullopt, false};
 }
 
+std::optional<PinId> PrefixIndex::pin_part(const Part& part) {
+  const RunId id = table_.find(part.run, [&](RunId run) { return runs_[run].blocks.keys()[0] == part.run; });
+  if (id == kNone || part.end == 0) return std::nullopt;
+  return add_pin({id, std::min(part.end, runs_[id].blocks.size()) - 1});
+}
+
 // The blocks before `at` have gone to another run, and those behind have moved to the front of theirs. What is still to
 // be visited of the former is remembered, unless its run comes later anyway.
 void PrefixIndex::scan_past_split(RunId head, RunId tail, std::uint32_t at) {

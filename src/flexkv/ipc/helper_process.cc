@@ -8,8 +8,10 @@
 #include <sys/wait.h>
 
 #include <cerrno>
+#include <utility>
 #include <vector>
 
+#include "flexkv/base/mutex.h"
 #include "flexkv/ipc/poll.h"
 
 namespace flexkv::ipc {
@@ -59,9 +61,43 @@ class SpawnAttributes {
   posix_spawnattr_t attributes_{};
 };
 
+// Processes that were killed and not gone in time, by descriptors that name them. Lives as long as this process.
+class Leftovers {
+ public:
+  void add(Fd process) {
+    const MutexLock lock(mutex_);
+    processes_.push_back(std::move(process));
+  }
+  std::size_t reap() {
+    const MutexLock lock(mutex_);
+    std::erase_if(processes_, [](const Fd& process) { return reaped(process); });
+    return processes_.size();
+  }
+  // Never waits. True also if somebody else has done it.
+  static bool reaped(const Fd& process) {
+    // Not by its number, which is somebody else's if another part of this process has waited for it.
+    siginfo_t how{};
+    const int failed =
+        ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(process.get()), &how, WEXITED | WNOHANG);
+    return failed != 0 ? errno == ECHILD : how.si_pid != 0;
+  }
+
+ private:
+  Mutex mutex_;
+  std::vector<Fd> processes_ FLEXKV_GUARDED_BY(mutex_);
+};
+
+Leftovers& leftovers() {
+  static auto* const all = new Leftovers;  // never destroyed: helpers may end after main()
+  return *all;
+}
+
 }  // namespace
 
+std::size_t HelperProcess::reap() { return leftovers().reap(); }
+
 Result<HelperProcess> HelperProcess::start(std::span<const std::string> argv, std::span<const int> fds) {
+  (void)reap();
   FLEXKV_ASSERT(!argv.empty() && kFirstFd + 1 + fds.size() < kFdsFrom);
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return errno_error("socketpair", errno);
@@ -107,9 +143,8 @@ HelperProcess::~HelperProcess() {
   ::syscall(SYS_pidfd_send_signal, process_.get(), SIGKILL, nullptr, 0U);
   pollfd gone{.fd = process_.get(), .events = POLLIN, .revents = 0};
   (void)poll_until({&gone, 1}, deadline_after(kEndTime));
-  // Not by its number, which is somebody else's if another part of this process has waited for it.
-  siginfo_t how{};
-  ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(process_.get()), &how, WEXITED | WNOHANG);
+  if (!Leftovers::reaped(process_)) leftovers().add(std::move(process_));
+  (void)reap();
 }
 
 }  // namespace flexkv::ipc

@@ -25,8 +25,13 @@ class HelperProcess {
 
   HelperProcess(HelperProcess&&) = default;
   HelperProcess& operator=(HelperProcess&&) = delete;
-  // Kills the process, and waits kEndTime at most until it is gone.
+  // Kills the process, and waits 2 s at most until it is gone. One that is not is remembered, see reap().
   ~HelperProcess();
+
+  // Takes those out of the system's table that were not gone in time, and are now; returns how many are left. Waits for
+  // nothing. start() and the destructor do it, too, so somebody who starts another one now and then need not. Any
+  // thread.
+  static std::size_t reap();
 
   Socket& socket() { return socket_; }
   pid_t pid() const { return pid_; }

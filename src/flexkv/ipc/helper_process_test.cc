@@ -1,11 +1,17 @@
 #include "flexkv/ipc/helper_process.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
+#include <thread>
 
 #include "flexkv/ipc/poll.h"
 
@@ -54,6 +60,42 @@ TEST(HelperProcess, IsGoneWithItsOwner) {
   }
   EXPECT_NE(::kill(pid, 0), 0);
   EXPECT_EQ(errno, ESRCH);
+}
+
+// As long as another process traces it, a process that was killed stays in the table, whoever its parent is.
+TEST(HelperProcess, ThatIsNotGoneInTimeIsTakenOutLater) {
+  ASSERT_EQ(HelperProcess::reap(), 0U);
+  int ready[2];
+  ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+  pid_t pid = 0;
+  pid_t tracer = 0;
+  {
+    auto helper = shell("echo on >&3; read line <&3");
+    ASSERT_TRUE(helper.ok()) << helper.error().message;
+    EXPECT_EQ(heard(helper.value()), "on\n");
+    pid = helper.value().pid();
+    tracer = ::fork();
+    if (tracer == 0) {
+      const char seized = ::ptrace(PTRACE_SEIZE, pid, 0, 0) == 0 ? 'y' : 'n';
+      if (::write(ready[1], &seized, 1) == 1) ::pause();
+      ::_exit(0);
+    }
+    char seized = 0;
+    ASSERT_EQ(::read(ready[0], &seized, 1), 1);
+    if (seized != 'y') {
+      ::kill(tracer, SIGKILL);
+      ::waitpid(tracer, nullptr, 0);
+      GTEST_SKIP() << "nothing may be traced here";
+    }
+  }
+  EXPECT_EQ(HelperProcess::reap(), 1U);
+  EXPECT_EQ(::kill(pid, 0), 0) << "it is still in the table";
+  ASSERT_EQ(::kill(tracer, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(tracer, nullptr, 0), tracer);
+  const Nanos end = monotonic_now() + 60 * kSecond;
+  while (HelperProcess::reap() > 0 && monotonic_now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(HelperProcess::reap(), 0U);
+  EXPECT_NE(::kill(pid, 0), 0);
 }
 
 TEST(HelperProcess, EndsItsConnectionWhenItDies) {

@@ -16,7 +16,7 @@ static_assert(std::endian::native == std::endian::little && sizeof(FrameHead) ==
 // What has been sent is moved out of the queue when it is this much, not with each write.
 constexpr std::size_t kCompactBytes = 256U << 10;
 // From this size on a body is not copied when it need not be. A record of TLS holds kRecordBytes.
-constexpr std::size_t kDirectBytesMin = 64U << 10;
+constexpr std::size_t kDirectBytesMin = 32U << 10;
 constexpr std::size_t kRecordBytes = 16U << 10;
 
 }  // namespace
@@ -29,17 +29,18 @@ bool FrameStream::send(std::uint32_t kind, std::uint64_t id, std::initializer_li
   const FrameHead head{static_cast<std::uint32_t>(bytes), kind, id};
   const auto raw = std::as_bytes(std::span(&head, 1));
   const auto enqueue = [&](std::span<const std::byte> part) { queue_.insert(queue_.end(), part.begin(), part.end()); };
-  const bool direct = idle() && state_ == State::kOpen && bytes >= kDirectBytesMin;
+  const bool direct = !stuck_ && state_ == State::kOpen && bytes >= kDirectBytesMin;
   enqueue(raw);
   for (auto part : body) {
     if (direct && !part.empty()) {
-      // One record of the head and as much of the body as fits; what comes behind is encrypted where it lies.
-      const std::size_t first =
-          idle() ? 0 : std::min(part.size(), kRecordBytes - std::min(queue_.size() - sent_, kRecordBytes));
+      // One record of what waits, the head and as much of the body as fits; the whole records that come behind are
+      // encrypted where they lie, and the end waits for what is to share a record with it.
+      const std::size_t waiting = queue_.size() - sent_;
+      const std::size_t first = idle() ? 0 : std::min(part.size(), kRecordBytes - std::min(waiting, kRecordBytes));
       enqueue(part.first(first));
       part = part.subspan(first);
       flush();
-      if (idle()) part = part.subspan(write(part));
+      if (idle()) part = part.subspan(write(part.first(part.size() / kRecordBytes * kRecordBytes)));
     }
     enqueue(part);
   }
@@ -55,6 +56,7 @@ std::size_t FrameStream::write(std::span<const std::byte> bytes) {
     if (!settled(step)) break;
     written += now;
   }
+  stuck_ = written < bytes.size();
   return written;
 }
 

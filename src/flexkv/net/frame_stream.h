@@ -42,11 +42,14 @@ class FrameStream {
  public:
   explicit FrameStream(TlsStream stream) : stream_(std::move(stream)) {}
 
-  // Sends what goes at once of a long frame, when nothing waits before it, and copies the rest into the queue. False:
-  // the queue is full, and pump() has to make room first. May fail the stream. REQUIRES: at most kFrameBytesMax bytes
+  // Sends what goes at once of a long frame, and of what waits before it, and copies the rest into the queue; short
+  // ones wait for the next frame, pump() or flush(). False: the queue is full, and pump() has to make room first. May
+  // fail the stream. REQUIRES: at most kFrameBytesMax bytes
   bool send(std::uint32_t kind, std::uint64_t id, std::initializer_list<std::span<const std::byte>> body);
   bool has_room() const { return queue_.size() - sent_ < kQueuedBytesMax; }
   bool idle() const { return queue_.size() == sent_; }
+  // The socket did not take all that it was offered: what is sent now is copied.
+  bool stuck() const { return stuck_; }
 
   enum class State {
     kConnecting,  // or shaking hands
@@ -85,6 +88,7 @@ class FrameStream {
   std::string why_;
   std::vector<std::byte> queue_;
   std::size_t sent_ = 0;  // of the queue
+  bool stuck_ = false;
   bool write_waits_for_read_ = false;
   bool read_waits_for_write_ = false;
   bool handshake_wants_write_ = true;  // a client's socket becomes writable when it is connected

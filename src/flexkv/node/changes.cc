@@ -22,7 +22,16 @@ void Node::follow() {
 void Node::open_feed(Space& space) {
   if (feed_ == nullptr) return;
   space.feed.emplace(*feed_, space.number);
-  space.index.tell(&*space.feed);
+  if (!draining_) space.index.tell(&*space.feed);
+}
+
+// For readers this is a node without blocks from now on, whatever it still holds.
+void Node::close_feeds() {
+  if (feed_ == nullptr) return;
+  for (const auto& space : spaces_) {
+    space->index.tell(nullptr);
+    space->feed->cleared();
+  }
 }
 
 bool Node::read_changes(events::Subscription& subscription, EngineHandle handle, std::size_t changes_max,
@@ -37,6 +46,7 @@ bool Node::read_changes(events::Subscription& subscription, EngineHandle handle,
   return subscription.read(
       *feed_, number, changes_max,
       [&](std::vector<events::Change>& kept) {
+        if (draining_) return;
         for (const auto& space : spaces_) {
           if (number == 0 || space->feed->space() == number) space->index.append_kept(kept);
         }
@@ -50,7 +60,7 @@ void Node::want_changes() {
 
 void Node::describe(EngineHandle handle, const proto::DescribeRequest& request) {
   Engine* engine = find_engine(handle);
-  if (feed_ == nullptr || engine == nullptr || engine->space == nullptr) return;
+  if (feed_ == nullptr || draining_ || engine == nullptr || engine->space == nullptr) return;
   const auto found = engine->sequences.find(request.sequence);
   if (found == engine->sequences.end()) return;
   Sequence& sequence = found->second;
@@ -91,7 +101,7 @@ void Node::describe_path(Space& space, index::PinId pin, std::uint32_t first,
 
 // What a save brought into the index.
 void Node::describe_saved(const Job& job) {
-  if (feed_ == nullptr || job.descriptions.empty()) return;
+  if (feed_ == nullptr || draining_ || job.descriptions.empty()) return;
   Space& space = *job.space;
   describe_path(space, job.pin, space.index.depth(job.pin) - static_cast<std::uint32_t>(job.keys.size()),
                 job.descriptions);

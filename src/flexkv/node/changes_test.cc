@@ -1,4 +1,4 @@
-// Whatever the node does, a reader of the changes knows what its indexes hold.
+// Whatever the node does, a reader of the changes knows what its indexes hold; of one that drains, nothing.
 #include <rapidcheck.h>
 
 #include <map>
@@ -152,6 +152,7 @@ class World : public Outbox {
   }
 
   void follow() { node_->follow(); }
+  void drain() { node_->drain(now_, now_ + kSecond); }
 
   void step(std::uint32_t what) {
     Prng prng(what);
@@ -210,6 +211,7 @@ class World : public Outbox {
     RC_ASSERT(reader.places() == fresh.places());
     RC_ASSERT(reader.names() == fresh.names());
     RC_ASSERT(reader.routed() == fresh.names());
+    if (node_->draining()) RC_ASSERT(fresh.block_count() == 0U);
     std::size_t host = 0;
     std::size_t disk = 0;
     for (const auto& space : node_->spaces()) {
@@ -310,10 +312,12 @@ void check(bool with_drives) {
     Reader lazy;
     const auto follow_from = *rc::gen::inRange<std::size_t>(0, 30);
     const auto rounds = *rc::gen::inRange(1, 12);
+    const auto drain_from = *rc::gen::inRange<std::size_t>(0, 1000);
     std::size_t done = 0;
     for (int round = 0; round < rounds; ++round) {
       for (const std::uint32_t seed : seeds) {
         if (done++ == follow_from) world.follow();
+        if (done == drain_from) world.drain();
         world.step(seed + static_cast<std::uint32_t>(round) * 7919);
         if (done <= follow_from) continue;
         reader.read(world.node(), 3);
@@ -327,6 +331,7 @@ void check(bool with_drives) {
     if (done <= follow_from) return;
     lazy.read_all(world.node());
     world.compare(lazy);
+    RC_CLASSIFY(world.node().draining());
     RC_CLASSIFY(!reader.routed().empty());
     RC_CLASSIFY(reader.block_count() > 20);
   }));

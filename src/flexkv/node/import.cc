@@ -30,6 +30,14 @@ std::uint32_t Node::coming(const Space& space, std::span<const key::BlockKey> ke
   return count;
 }
 
+// What it takes the engine to compute the last block of the prompt, the one that costs most; 0: not known.
+double Node::block_nanos(const Engine& engine, const Sequence& sequence) const {
+  if (options_.always_load || !engine.prefill.known() || engine.block_tokens == 0) return 0;
+  const double tokens = engine.block_tokens;
+  const double context = tokens * static_cast<double>(sequence.keys.size() - 1);
+  return engine.prefill.per_token * tokens + engine.prefill.per_pair * plan::PrefillTime::pairs(tokens, context);
+}
+
 // Adds to what is served here what is beyond the machine, if that is expected to be faster than computing it.
 void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
   sequence.remote_end = 0;
@@ -41,7 +49,9 @@ void Node::look_beyond(Engine& engine, Sequence& sequence, Served& served) {
   double bytes = 0;
   std::uint32_t blocks = coming(space, keys.subspan(here), bytes);
   RemoteFound more;
-  if (here + blocks < keys.size()) more = remote_->port.find(space.number, keys, here + blocks, now_);
+  if (here + blocks < keys.size()) {
+    more = remote_->port.find(space.number, keys, here + blocks, block_nanos(engine, sequence), now_);
+  }
   blocks += more.blocks;
   const std::uint32_t room = room_for_prompt(space);
   if (here + blocks > room) {
@@ -252,6 +262,7 @@ void Node::publish(Import& import, std::vector<JobKey>& arrived) {
   space.index.insert(import.pin, kHostTier, chain.subspan(next, count),
                      std::span(import.slots).subspan(import.published, count), now_, rejected);
   for (const index::Slot slot : rejected) space.slots.give_back(slot);
+  if (store_ != nullptr && store_->offers) store_->offers->again = true;
   for (std::uint32_t i = import.published; i < import.arrived; ++i) {
     import.slots[i] = index::kNoSlot;
     space.importing.erase(chain[import.first + i]);  // its own, as it is of this generation

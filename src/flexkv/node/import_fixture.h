@@ -22,21 +22,30 @@ class FakeRemote : public RemotePort {
     slot_bytes = bytes;
   }
   void close_space(SpaceNumber space) override { spaces.erase(space); }
-  RemoteFound find(SpaceNumber, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos) override {
-    RemoteFound found{0, bytes_per_second, 0};
+  RemoteFound find(SpaceNumber, std::span<const key::BlockKey> keys, std::uint32_t first, double block_nanos,
+                   Nanos) override {
+    block_worth = block_nanos;
+    RemoteFound found{0, bytes_per_second, wait};
     while (first + found.blocks < keys.size() && stored.contains(keys[first + found.blocks])) ++found.blocks;
     return found;
   }
   void read(RemoteRead read) override { reads.emplace_back(std::move(read)); }
   void cancel(RemoteOp op) override { canceled.insert(op); }
   void reset(ResetId) override { stored.clear(); }
+  std::optional<Nanos> next_time() const override { return time; }
+  void on_time(Nanos now) override {
+    if (time && *time <= now) time.reset();
+  }
 
   std::map<SpaceNumber, SpaceName> spaces;
   std::uint64_t slot_bytes = 0;
   std::set<key::BlockKey, KeyLess> stored;
   double bytes_per_second = 0;
+  Nanos wait = 0;
+  double block_worth = 0;  // as it was told last
   std::vector<RemoteRead> reads;
   std::set<RemoteOp> canceled;
+  std::optional<Nanos> time;
 };
 
 class NodeImportTest : public NodeTest {

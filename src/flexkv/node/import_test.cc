@@ -329,5 +329,27 @@ TEST_F(NodeLoansFromDrivesTest, ALoadThatIsCanceledLeavesItsReadsToThem) {
   report(agents[0], 10, JobStatus::kCanceled);
 }
 
+TEST_F(NodeImportTest, WhatLiesBeyondIsCalledInItsTime) {
+  start(16);
+  EXPECT_FALSE(node->next_deadline());
+  remote.time = now + kSecond;
+  EXPECT_EQ(node->next_deadline(), now + kSecond);
+  node->on_time(now);
+  EXPECT_TRUE(remote.time);
+  node->on_time(now + kSecond);
+  EXPECT_FALSE(remote.time);
+}
+
+TEST_F(NodeImportTest, WhatLiesBeyondIsToldWhatABlockIsWorth) {
+  start(16);
+  const EngineHandle e = engine("e");
+  const auto keys = keys_of(1, 4);
+  lookup(e, 1, keys);
+  EXPECT_EQ(remote.block_worth, 0) << "the engine has not told how fast it computes";
+  node->set_prefill(e, {0, 1000, 1, 0});
+  lookup(e, 2, keys);
+  EXPECT_DOUBLE_EQ(remote.block_worth, 16 * 1000 + 16 * (3 * 16 + 8.5)) << "the last one, behind three others";
+}
+
 }  // namespace
 }  // namespace flexkv::node

@@ -642,6 +642,7 @@ void Node::publish_or_drop(Job& job, Nanos now) {
     note_saved(job);
     write_behind(space, job.pin);
     store_beyond(space, job.pin);
+    if (store_ != nullptr && store_->offers) store_->offers->again = true;
     for (const JobKey& follower_key : job.followers) {
       Job& follower = *jobs_.at(follower_key);
       const auto match =
@@ -719,11 +720,14 @@ std::optional<Nanos> Node::next_deadline() const {
   }
   if (const auto check = disk_ == nullptr ? std::nullopt : next_check()) next = std::min(next.value_or(*check), *check);
   if (const auto store = store_deadline()) next = std::min(next.value_or(*store), *store);
+  const auto beyond = remote_ == nullptr ? std::nullopt : remote_->port.next_time();
+  if (beyond) next = std::min(next.value_or(*beyond), *beyond);
   return next;
 }
 
 void Node::on_time(Nanos now) {
   tell_time(now);
+  if (remote_ != nullptr) remote_->port.on_time(now);
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const JobKey key = deadlines_.begin()->second;
     Job& job = *jobs_.at(key);

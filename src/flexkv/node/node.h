@@ -287,9 +287,10 @@ class Node {
   // Its block `index` is not what its sums say; on_store_written follows.
   void on_store_damaged(RemoteOp op, std::uint32_t index, Nanos now);
   // From now on nothing is found or taken for engines any more: to them this is a node without blocks. What was found
-  // before is loaded, saves under way end, what waits to be written to drives or the store is. To other nodes it lends
-  // until stop_lending(). There is no way back.
-  void drain(Nanos now);
+  // before is loaded, saves under way end, what waits to be written to drives or the store is. What only host memory
+  // has is offered to the store until `until`, what is used most first, whether or not it is worth it otherwise. To
+  // other nodes it lends until stop_lending(). There is no way back; asked once more, only that time is another one.
+  void drain(Nanos now, Nanos until);
   bool draining() const { return draining_; }
   // Other nodes get nothing from now on; loans that were given last as long as they do.
   void stop_lending() { lends_ = false; }
@@ -298,8 +299,15 @@ class Node {
     std::size_t loans = 0;          // to other nodes
     std::uint32_t disk_writes = 0;  // blocks
     std::uint32_t store_writes = 0;
-    bool lends = true;  // more loans may come
-    bool none() const { return jobs == 0 && loans == 0 && disk_writes == 0 && store_writes == 0 && !lends; }
+    // With a store: blocks that only host memory has and that were not offered to it yet, as far as is known, and
+    // whether there may be more. Those that it was offered, or else on their way there, are in store_writes.
+    std::uint64_t host_only = 0;
+    bool looks = false;
+    std::uint64_t offered = 0;  // so far
+    bool lends = true;          // more loans may come
+    bool none() const {
+      return jobs == 0 && loans == 0 && disk_writes == 0 && store_writes == 0 && host_only == 0 && !looks && !lends;
+    }
   };
   // Of what drain() waits for.
   Undone undone() const;
@@ -389,6 +397,7 @@ class Node {
   struct Import;
   struct Lent;
   struct Store;
+  struct Offers;
   static constexpr std::size_t kChoicesKept = 64;
   using JobKey = std::pair<EngineHandle, JobId>;
   // `count` device blocks in a row, in as many slots in a row.
@@ -506,6 +515,7 @@ class Node {
   void drop_bad(const DiskIo& io, DiskOutcome outcome);
 
   // import.cc: from beyond the machine to host memory
+  double block_nanos(const Engine& engine, const Sequence& sequence) const;
   void look_beyond(Engine& engine, Sequence& sequence, Served& served);
   std::uint32_t coming(const Space& space, std::span<const key::BlockKey> keys, double& bytes) const;
   Import* begin_import(Space& space, std::span<const key::BlockKey> keys, index::PinId pin, std::uint32_t first,
@@ -564,10 +574,21 @@ class Node {
   void give_up_run(StoreRun& run, Reason reason);
   void disown_store_runs(Space& space);
   std::optional<Nanos> store_deadline() const;
+  void queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end,
+                       std::uint32_t write_blocks);
+  std::uint64_t store_room(const Space& space) const;  // for so many blocks
+  bool store_is_busy() const;
   void check_store_invariants() const;
+
+  // drain.cc: to the store, what only host memory has
+  void pump_offers();
+  std::optional<Nanos> offers_deadline() const;
+  void look_for_offers();
+  bool offer(const index::PrefixIndex::Part& part, Space& space);
 
   // changes.cc
   void open_feed(Space& space);
+  void close_feeds();
   void describe_path(Space& space, index::PinId pin, std::uint32_t first,
                      std::span<const events::DescriptionRef> known);
   void describe_saved(const Job& job);

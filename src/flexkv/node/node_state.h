@@ -95,6 +95,35 @@ struct Node::StoreRun {
   std::vector<index::Slot> slots{};  // while they are written: where they lie
 };
 
+// Of a node that drains: what only host memory has, on its way to the store. It looks through all that is kept, offers
+// the hottest of it, and looks again, until there is nothing left.
+struct Node::Offers {
+  enum class State : std::uint8_t { kLooking, kOffering, kDone };
+  struct Found {
+    SpaceNumber space = 0;
+    index::PrefixIndex::Part part;
+  };
+  void look(Nanos at) {
+    state = State::kLooking;
+    due = at;
+    again = false;
+    lacking = 0;
+    found.clear();
+    space = 0;
+    run = 0;
+  }
+
+  State state = State::kLooking;
+  Nanos until = 0;            // nothing is offered any more
+  Nanos due = 0;              // to go on, unless something ends before
+  bool again = false;         // there may be more than it has seen
+  std::uint64_t lacking = 0;  // blocks: seen, and not offered since
+  std::uint64_t offered = 0;  // blocks, since the beginning
+  std::vector<Found> found;   // the hottest; a heap while it looks, then in order, the hottest last
+  SpaceNumber space = 0;      // where it looks: in the first one from this on,
+  std::uint32_t run = 0;      // from there on
+};
+
 struct Node::Store {
   explicit Store(StorePort& beyond) : port(beyond) {}
 
@@ -106,7 +135,8 @@ struct Node::Store {
   std::uint32_t blocks = 0;  // of all these
   std::uint64_t bytes = 0;
   bool flushing = false;
-  // Scratch of store_beyond().
+  std::optional<Offers> offers;  // once the node drains
+  // Scratch of store_beyond() and offer().
   std::vector<index::Slot> slots;
   std::vector<key::BlockKey> keys;
 };

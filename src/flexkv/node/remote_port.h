@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -51,8 +52,10 @@ class RemotePort {
   virtual void open_space(SpaceNumber space, const SpaceName& name, std::uint64_t slot_bytes) = 0;
   // REQUIRES: no read is under way
   virtual void close_space(SpaceNumber space) = 0;
-  // Of the chain `keys`, from block `first` on. From memory, in microseconds.
-  virtual RemoteFound find(SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos now) = 0;
+  // Of the chain `keys`, from block `first` on. From memory, in microseconds. `block_nanos`: the time that the engine
+  // takes to compute a block, which one that is left out costs; 0: not known, and none is left out.
+  virtual RemoteFound find(SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                           double block_nanos, Nanos now) = 0;
   // Node::on_remote_block for each block that came, in order, each whole and checked; then Node::on_remote_end once.
   virtual void read(RemoteRead read) = 0;
   // Nothing that anybody has by now is found from here on, in no space. It reaches everybody who shares what is beyond
@@ -60,6 +63,9 @@ class RemotePort {
   virtual void reset(ResetId reset) = 0;
   // Asks, of a read that nobody waits for any more. Node::on_remote_end follows all the same.
   virtual void cancel(RemoteOp op) = 0;
+  // When on_time() must be called next; nullopt: nothing waits.
+  virtual std::optional<Nanos> next_time() const { return std::nullopt; }
+  virtual void on_time(Nanos /*now*/) {}
 };
 
 // Blocks of this node that another one reads.

@@ -1,47 +1,16 @@
 // What is kept in a store beyond the machine: what is offered to it, in which pieces, and what of refusals and resets.
-#include "flexkv/node/import_fixture.h"
+#include "flexkv/node/fake_store.h"
 
 namespace flexkv::node {
 namespace {
 
-class FakeStore : public StorePort {
- public:
-  std::uint32_t write_blocks(SpaceNumber) const override { return group; }
-  bool has(SpaceNumber, const key::BlockKey& key) const override { return stored.contains(key); }
-  void write(StoreWrite write) override { writes.push_back(std::move(write)); }
-
-  std::uint32_t group = 4;
-  std::set<key::BlockKey, KeyLess> stored;
-  std::vector<StoreWrite> writes;
-};
-
-class NodeStoreTest : public NodeImportTest {
+class NodeStoreTest : public NodeWithStoreTest {
  protected:
   static constexpr Nanos kLong = 10 * kSecond;  // what is gathered waits less
 
-  NodeStoreTest() { storage = &shared; }
-
-  void pass(Nanos time) {
-    now += time;
-    node->on_time(now);
-    node->check_invariants();
-  }
-  // The oldest write.
-  void end_write(RemoteOutcome outcome = RemoteOutcome::kDone) {
-    const StoreWrite write = shared.writes.front();
-    shared.writes.erase(shared.writes.begin());
-    if (outcome == RemoteOutcome::kDone) shared.stored.insert(write.keys.begin(), write.keys.end());
-    node->on_store_written(write.op, outcome, now);
-    node->check_invariants();
-  }
   std::uint64_t unstored(Reason reason) const {
     return node->stats().unstored_blocks[static_cast<std::size_t>(reason)];
   }
-  static Keys part(const Keys& keys, std::size_t begin, std::size_t end) {
-    return {keys.begin() + static_cast<std::ptrdiff_t>(begin), keys.begin() + static_cast<std::ptrdiff_t>(end)};
-  }
-
-  FakeStore shared;
 };
 
 TEST_F(NodeStoreTest, WritesWholePiecesAtOnceAndTheRestOnceNothingFollows) {

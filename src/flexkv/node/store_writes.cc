@@ -75,17 +75,30 @@ void Node::store_beyond(Space& space, index::PinId pin) {
   if (keys.empty()) return;
   const auto verdict = space.store_admission->admit(keys, 0);
   stats_.unstored_blocks[slot_of(Reason::kUnlikely)] += keys.size() - verdict.count;
-  const std::uint64_t most = options_.pool_bytes * kStoreShare / 100;
-  const std::uint64_t room = (most - std::min(most, store_->bytes)) / space.slots.slot_bytes();
-  const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(verdict.count, room));
+  const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(verdict.count, store_room(space)));
   stats_.unstored_blocks[slot_of(Reason::kQueueFull)] += verdict.count - count;
   if (count == 0) return;
-  for (std::uint32_t i = begin; i < begin + count; ++i) space.slots.mark(slots[i], true);
-  store_->blocks += count;
-  store_->bytes += count * space.slots.slot_bytes();
-
-  gather(space, pin, begin, begin + count, write_blocks);
+  queue_for_store(space, pin, begin, begin + count, write_blocks);
   pump_store();
+}
+
+// Blocks [begin, end) of the pinned path, of which store_->keys and store_->slots tell.
+void Node::queue_for_store(Space& space, index::PinId pin, std::uint32_t begin, std::uint32_t end,
+                           std::uint32_t write_blocks) {
+  for (std::uint32_t i = begin; i < end; ++i) space.slots.mark(store_->slots[i], true);
+  store_->blocks += end - begin;
+  store_->bytes += (end - begin) * space.slots.slot_bytes();
+  gather(space, pin, begin, end, write_blocks);
+}
+
+std::uint64_t Node::store_room(const Space& space) const {
+  const std::uint64_t most = options_.pool_bytes * kStoreShare / 100;
+  return (most - std::min(most, store_->bytes)) / space.slots.slot_bytes();
+}
+
+// More would only wait, and be no hotter by then.
+bool Node::store_is_busy() const {
+  return store_->gathering.size() + store_->ready.size() + store_->writes.size() >= 2 * kWritesMax;
 }
 
 // Blocks [begin, end) of the pinned path; store_->keys has their keys. They join what they continue; so many make a
@@ -133,6 +146,7 @@ void Node::forget_end(std::list<StoreRun>::iterator run) {
 
 void Node::pump_store() {
   if (store_ == nullptr) return;
+  if (store_->offers) pump_offers();
   auto& gathering = store_->gathering;
   while (!gathering.empty() && (store_->flushing || now_ >= gathering.front().since + kGatherTime)) {
     forget_end(gathering.begin());
@@ -230,12 +244,14 @@ void Node::give_up_run(StoreRun& run, Reason reason) {
     if (slot != index::kNoSlot) space.slots.mark(slot, false);
   }
   stats_.unstored_blocks[slot_of(reason)] += slots.size();
+  if (store_->offers) store_->offers->again = true;
   end_run(run);
 }
 
 // Of before a reset.
 void Node::disown_store_runs(Space& space) {
   if (store_ == nullptr) return;
+  if (store_->offers) store_->offers->look(now_);
   space.storing_ends.clear();
   for (auto* const runs : {&store_->gathering, &store_->ready}) {
     std::erase_if(*runs, [&](StoreRun& run) {
@@ -255,10 +271,13 @@ void Node::flush_store(Nanos now) {
 
 std::uint32_t Node::store_queue() const { return store_ == nullptr ? 0 : store_->blocks; }
 
-// When what is gathered has waited long enough.
+// When what is gathered has waited long enough, or more may be offered.
 std::optional<Nanos> Node::store_deadline() const {
-  if (store_ == nullptr || store_->gathering.empty()) return std::nullopt;
-  return store_->gathering.front().since + kGatherTime;
+  if (store_ == nullptr) return std::nullopt;
+  std::optional<Nanos> next;
+  if (!store_->gathering.empty()) next = store_->gathering.front().since + kGatherTime;
+  if (const auto offers = offers_deadline()) next = std::min(next.value_or(*offers), *offers);
+  return next;
 }
 
 // For check_invariants().

@@ -2,9 +2,11 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
-#include "flexkv/base/assert.h"
 #include "flexkv/ipc/wire.h"
 
 namespace flexkv::peer {
@@ -80,10 +82,20 @@ std::vector<std::byte> encode(const Place& message) {
   writer.pod(message.checksum);
   writer.pod(message.generation);
   writer.pod(message.word);
+  writer.array(std::span(message.sums));
   return writer.take();
 }
 
 std::vector<std::byte> encode(const Placed& message) { return encode(End{message.outcome}); }
+std::vector<std::byte> encode(const Sent& message) { return encode(End{message.outcome}); }
+
+std::vector<std::byte> encode(const Sums& message) {
+  ipc::Writer writer;
+  writer.array(std::span(message.extents));
+  return writer.take();
+}
+
+std::vector<std::byte> encode(const Damaged& message) { return encode(Plain{message.block}); }
 
 std::vector<std::byte> encode(const Plain& message) {
   ipc::Writer writer;
@@ -162,6 +174,7 @@ Result<Place> decode_place(std::span<const std::byte> body) {
   message.checksum = reader.pod<std::uint64_t>();
   message.generation = reader.pod<std::uint64_t>();
   message.word = reader.pod<std::uint32_t>();
+  message.sums = reader.array<SummedExtent>(kSumsMax);
   if (!reader.done()) return broken("a block's place", "wrong length");
   return message;
 }
@@ -187,26 +200,77 @@ Result<Probe> decode_probe(std::span<const std::byte> body) {
   return message;
 }
 
-BlockChecksum::BlockChecksum(const SpaceName& space, std::uint64_t slot_bytes, const key::BlockKey& key)
-    : state_(XXH3_createState()) {
-  FLEXKV_ASSERT(state_ != nullptr && XXH3_64bits_reset(state_) == XXH_OK);
-  add(std::as_bytes(std::span("flexkv peer block 1")));
-  add(std::as_bytes(std::span(space)));
-  add(std::as_bytes(std::span(&slot_bytes, 1)));
-  add(std::as_bytes(std::span(&key, 1)));
+Result<Sums> decode_sums(std::span<const std::byte> body) {
+  ipc::Reader reader(body);
+  Sums message{reader.array<SummedExtent>(kSumsMax)};
+  if (!reader.done()) return broken("a block's sums", "wrong length");
+  return message;
 }
 
-BlockChecksum::~BlockChecksum() { XXH3_freeState(state_); }
-BlockChecksum::BlockChecksum(BlockChecksum&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
-BlockChecksum& BlockChecksum::operator=(BlockChecksum&& other) noexcept {
-  std::swap(state_, other.state_);
-  return *this;
+Result<Sent> decode_sent(std::span<const std::byte> body) {
+  const auto same = decode_end(body);
+  if (!same.ok()) return same.error();
+  return Sent{same.value().outcome};
 }
 
-void BlockChecksum::add(std::span<const std::byte> bytes) {
-  FLEXKV_ASSERT(XXH3_64bits_update(state_, bytes.data(), bytes.size()) == XXH_OK);
+Result<Damaged> decode_damaged(std::span<const std::byte> body) {
+  const auto same = decode_plain(body);
+  if (!same.ok()) return same.error();
+  return Damaged{same.value().block};
 }
 
-std::uint64_t BlockChecksum::value() const { return XXH3_64bits_digest(state_); }
+bool can_be(std::span<const SummedExtent> sums, std::uint64_t slot_bytes) {
+  std::uint64_t end = 0;
+  for (const auto& [offset, bytes, sum] : sums) {
+    if (offset < end || offset > slot_bytes || bytes == 0 || bytes > slot_bytes - offset) return false;
+    end = offset + bytes;
+  }
+  return sums.size() <= kSumsMax;
+}
+
+BlockChecksum::BlockChecksum(const SpaceName& space, std::uint64_t slot_bytes, const key::BlockKey& key,
+                             std::span<const SummedExtent> sums, Side side)
+    : space_(space), slot_bytes_(slot_bytes), key_(key), sums_(sums), side_(side) {}
+
+std::uint64_t BlockChecksum::add(std::span<const std::byte> bytes) {
+  std::uint64_t looked_at = 0;
+  while (!bytes.empty()) {
+    std::size_t count = bytes.size();
+    const SummedExtent* const extent = next_ < sums_.size() ? &sums_[next_] : nullptr;
+    if (extent == nullptr || added_ < extent->offset) {
+      if (extent != nullptr) count = std::min<std::uint64_t>(count, extent->offset - added_);
+      rest_.add(bytes.first(count));
+      looked_at += count;
+    } else {
+      const std::uint64_t end = extent->offset + extent->bytes;
+      count = std::min<std::uint64_t>(count, end - added_);
+      if (side_ == Side::kReader) {
+        summer_.add(bytes.first(count));
+        looked_at += count;
+      }
+      if (added_ + count == end) {
+        if (side_ == Side::kReader) holds_sums_ = holds_sums_ && std::exchange(summer_, {}).value() == extent->sum;
+        ++next_;
+      }
+    }
+    added_ += count;
+    bytes = bytes.subspan(count);
+  }
+  return looked_at;
+}
+
+std::uint64_t BlockChecksum::value() const {
+  const struct {
+    SpaceName space;
+    std::uint64_t slot_bytes;
+    key::BlockKey key;
+    std::uint64_t rest;
+  } block{space_, slot_bytes_, key_, rest_.value()};
+  static_assert(std::has_unique_object_representations_v<decltype(block)>);
+  static_assert(std::has_unique_object_representations_v<SummedExtent>);
+  constexpr std::string_view kDomain = "flexkv peer block 2";
+  const std::uint64_t seed = XXH3_64bits_withSeed(&block, sizeof block, XXH3_64bits(kDomain.data(), kDomain.size()));
+  return XXH3_64bits_withSeed(sums_.data(), sums_.size_bytes(), seed);
+}
 
 }  // namespace flexkv::peer

@@ -48,11 +48,18 @@ TEST(Messages, ComeBackAsTheyWere) {
   EXPECT_FALSE(decode_read(encode(by_itself)).value().by_itself);
   by_itself.by_itself = true;
   EXPECT_TRUE(decode_read(encode(by_itself)).value().by_itself);
-  const Place place = decode_place(encode(Place{1, 2, 3, 4})).value();
+  const Place place = decode_place(encode(Place{1, 2, 3, 4, {{5, 6, 7}}})).value();
   EXPECT_EQ(place.offset, 1U);
   EXPECT_EQ(place.checksum, 2U);
   EXPECT_EQ(place.generation, 3U);
   EXPECT_EQ(place.word, 4U);
+  ASSERT_EQ(place.sums.size(), 1U);
+  EXPECT_EQ(place.sums[0].offset, 5U);
+  EXPECT_EQ(place.sums[0].bytes, 6U);
+  EXPECT_EQ(place.sums[0].sum, 7U);
+  EXPECT_EQ(decode_sums(encode(Sums{{{1, 2, 3}, {4, 5, 6}}})).value().extents[1].sum, 6U);
+  EXPECT_EQ(decode_sent(encode(Sent{Outcome::kBusy})).value().outcome, Outcome::kBusy);
+  EXPECT_EQ(decode_damaged(encode(Damaged{7})).value().block, 7U);
   EXPECT_EQ(decode_placed(encode(Placed{Outcome::kBusy})).value().outcome, Outcome::kBusy);
   EXPECT_EQ(decode_plain(encode(Plain{7})).value().block, 7U);
   EXPECT_EQ(decode_probe(encode(Probe{kDataBytesMax})).value().bytes, kDataBytesMax);
@@ -87,12 +94,15 @@ TEST(Messages, AreRefusedWhenTheyCannotBe) {
   EXPECT_FALSE(decode_hello(encode(hello)).ok());
   hello.window = {static_cast<Transport>(kTransportCount)};
   EXPECT_FALSE(decode_hello(encode(hello)).ok());
-  Hello newer;
-  newer.version = kVersion + 1;
-  newer.node = "x";
-  const auto refused = decode_hello(encode(newer));
-  ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
+  for (const std::uint32_t version : {kVersion - 1, kVersion + 1}) {
+    Hello other;
+    other.version = version;
+    other.node = "x";
+    const auto refused = decode_hello(encode(other));
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
+  }
+  EXPECT_FALSE(decode_sums(encode(Sums{std::vector<SummedExtent>(kSumsMax + 1)})).ok());
   EXPECT_FALSE(decode_end(encode(End{static_cast<Outcome>(kOutcomeCount)})).ok());
 }
 
@@ -110,10 +120,13 @@ TEST(Messages, AreNotReadPastTheirEnd) {
       {encode(read_of(3)), [](Body body) { return decode_read(body).ok(); }},
       {encode(Block{1}), [](Body body) { return decode_block(body).ok(); }},
       {encode(End{}), [](Body body) { return decode_end(body).ok(); }},
-      {encode(Place{1, 2, 3, 4}), [](Body body) { return decode_place(body).ok(); }},
+      {encode(Place{1, 2, 3, 4, {{5, 6, 7}}}), [](Body body) { return decode_place(body).ok(); }},
       {encode(Placed{}), [](Body body) { return decode_placed(body).ok(); }},
       {encode(Plain{1}), [](Body body) { return decode_plain(body).ok(); }},
       {encode(Probe{1}), [](Body body) { return decode_probe(body).ok(); }},
+      {encode(Sums{{{1, 2, 3}}}), [](Body body) { return decode_sums(body).ok(); }},
+      {encode(Sent{}), [](Body body) { return decode_sent(body).ok(); }},
+      {encode(Damaged{1}), [](Body body) { return decode_damaged(body).ok(); }},
   };
   for (const auto& [whole, decoded] : messages) {
     for (std::size_t size = 0; size < whole.size(); ++size) {
@@ -135,19 +148,84 @@ TEST(Messages, AreNotReadPastTheirEnd) {
   }
 }
 
+TEST(Messages, SumsAreOfPartsOfTheSlotThatLieApart) {
+  EXPECT_TRUE(can_be({}, 100));
+  const auto fit = [](std::vector<SummedExtent> sums) { return can_be(sums, 100); };
+  EXPECT_TRUE(fit({{0, 100, 1}}));
+  EXPECT_TRUE(fit({{0, 10, 1}, {10, 20, 1}, {50, 50, 1}}));
+  EXPECT_FALSE(fit({{0, 101, 1}}));
+  EXPECT_FALSE(fit({{1, 100, 1}}));
+  EXPECT_FALSE(fit({{101, 1, 1}}));
+  EXPECT_FALSE(fit({{5, ~0ULL, 1}}));
+  EXPECT_FALSE(fit({{5, 0, 1}}));
+  EXPECT_FALSE(fit({{0, 10, 1}, {9, 20, 1}}));
+  EXPECT_FALSE(fit({{50, 10, 1}, {0, 10, 1}}));
+}
+
+struct Checked {
+  std::uint64_t value = 0;
+  bool holds_sums = false;
+  friend bool operator==(const Checked&, const Checked&) = default;
+};
+
+Checked check(std::span<const std::byte> bytes, std::span<const SummedExtent> sums, BlockChecksum::Side side,
+              Prng& random, const SpaceName& name = space(1), std::uint64_t slot_bytes = 1000,
+              const key::BlockKey& key = {1, 2}) {
+  BlockChecksum checksum(name, slot_bytes, key, sums, side);
+  while (!bytes.empty()) {
+    const auto part = bytes.first(1 + random.below(bytes.size()));
+    checksum.add(part);
+    bytes = bytes.subspan(part.size());
+  }
+  return {checksum.value(), checksum.holds_sums()};
+}
+
 TEST(BlockChecksum, BindsWhatTheBlockIs) {
   const std::vector<std::byte> bytes(1000, std::byte{5});
-  const auto of = [&](const SpaceName& name, std::uint64_t slot_bytes, const key::BlockKey& key, std::size_t cut) {
-    BlockChecksum checksum(name, slot_bytes, key);
-    checksum.add(std::span(bytes).first(cut));
-    checksum.add(std::span(bytes).subspan(cut));
-    return checksum.value();
-  };
-  const auto value = of(space(1), 1000, {1, 2}, 0);
-  EXPECT_EQ(of(space(1), 1000, {1, 2}, 333), value);
-  EXPECT_NE(of(space(2), 1000, {1, 2}, 0), value);
-  EXPECT_NE(of(space(1), 1001, {1, 2}, 0), value);
-  EXPECT_NE(of(space(1), 1000, {1, 3}, 0), value);
+  const std::vector<SummedExtent> all{{0, 1000, block_sum(bytes)}};
+  Prng random(1);
+  for (const auto& sums : {std::vector<SummedExtent>{}, all}) {
+    const auto of = [&](const SpaceName& name, std::uint64_t slot_bytes, const key::BlockKey& key) {
+      return check(bytes, sums, BlockChecksum::Side::kReader, random, name, slot_bytes, key).value;
+    };
+    const auto value = of(space(1), 1000, {1, 2});
+    EXPECT_EQ(of(space(1), 1000, {1, 2}), value);
+    EXPECT_NE(of(space(2), 1000, {1, 2}), value);
+    EXPECT_NE(of(space(1), 1001, {1, 2}), value);
+    EXPECT_NE(of(space(1), 1000, {1, 3}), value);
+  }
+}
+
+// Whatever the sums speak of: both sides come to the same, the owner without what they speak of, and the reader misses
+// no changed byte, nor a changed sum.
+TEST(BlockChecksum, TellsEveryByte) {
+  Prng random(2);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::byte> bytes(1000);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.next());
+    std::vector<SummedExtent> sums;
+    std::uint64_t summed = 0;
+    for (std::uint64_t at = random.below(2) * random.below(300); at < bytes.size() && random.chance(80);) {
+      const std::uint64_t size = 1 + random.below(bytes.size() - at);
+      sums.push_back({at, size, block_sum(std::span(bytes).subspan(at, size))});
+      summed += size;
+      at += size + random.below(2) * random.below(200);
+    }
+    ASSERT_TRUE(can_be(sums, bytes.size()));
+    BlockChecksum owner(space(1), 1000, {1, 2}, sums, BlockChecksum::Side::kOwner);
+    EXPECT_EQ(owner.add(bytes), bytes.size() - summed);
+    const Checked right{owner.value(), true};
+    EXPECT_EQ(check(bytes, sums, BlockChecksum::Side::kReader, random), right);
+    auto changed = bytes;
+    changed[random.below(changed.size())] ^= std::byte{0x10};
+    EXPECT_NE(check(changed, sums, BlockChecksum::Side::kReader, random), right) << "round " << round;
+    if (sums.empty()) continue;
+    SummedExtent& other = sums[random.below(sums.size())];
+    other.sum ^= 1;
+    const Checked wrong = check(bytes, sums, BlockChecksum::Side::kReader, random);
+    EXPECT_FALSE(wrong.holds_sums);
+    EXPECT_NE(wrong.value, right.value);
+  }
 }
 
 }  // namespace

@@ -163,6 +163,14 @@ void PeerLane::cancel(RequestId id) {
   });
 }
 
+void PeerLane::give_up(RequestId id) {
+  post([this, id] {
+    for (const auto& [fd, link] : links_) {
+      if (link->reading) link->reading->give_up(id);
+    }
+  });
+}
+
 PeerStats PeerLane::stats() const {
   const MutexLock lock(mutex_);
   return stats_;
@@ -326,7 +334,8 @@ void PeerLane::Link::pump(Nanos now) {
   if (reading) reading->fill(now);
   if (stream.state() == net::FrameStream::State::kOpen) stream.flush();
   // The socket took all that the stream had room for: nothing would tell that it takes more.
-  due = stream.more() || (serving && stream.idle() && serving->pending());
+  const bool pending = (serving && serving->pending()) || (reading && reading->pending());
+  due = stream.more() || (stream.idle() && pending);
 }
 
 void PeerLane::drop(Link& link, const std::string& why) {

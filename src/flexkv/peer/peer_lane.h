@@ -55,6 +55,8 @@ class PeerLane {
   // REQUIRES: problem_of(request) is empty
   void read(ReadRequest request);
   void cancel(RequestId id);
+  // Nothing comes of it any more: it is tried in the plain form, if it was not, or else ends with kDeadline.
+  void give_up(RequestId id);
   // Runs it on the lane; here and now, once the lane has ended.
   void post(std::function<void()> command) const;
   PeerStats stats() const;

@@ -2,88 +2,21 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
-#include <list>
 
 #include "flexkv/peer/reading.h"
 #include "flexkv/peer/serving.h"
 #include "flexkv/peer/test_exchange.h"
+#include "flexkv/peer/test_sim_reads.h"
 
 namespace flexkv::peer {
 namespace {
 
 using testing::bytes_of;
+using testing::SimReads;
 using testing::Sink;
 
 constexpr std::uint64_t kSlotBytes = 3 * kPieceBytesMax / 2;  // two pieces
 constexpr std::uint64_t kSlots = 6;
-
-// Reads in two steps: the bytes, and then the lease's word.
-class SimReads final : public OneSided {
- public:
-  explicit SimReads(std::span<std::byte> pool) : pool_(pool) { show(); }
-  // As another process would, that serves the same memory.
-  void show() {
-    Window window;
-    window.transport = Transport::kNixl;
-    window.pool = reinterpret_cast<std::uintptr_t>(pool_.data());
-    window.pool_bytes = pool_.size();
-    window.words = reinterpret_cast<std::uintptr_t>(memory_.data());
-    window.word_count = kWords;
-    window_ = std::make_shared<Window>(window);
-  }
-  void hide() { window_ = nullptr; }
-  Transport transport() const override { return Transport::kNixl; }
-  std::shared_ptr<const Window> window() const override { return window_; }
-  std::span<const std::byte> pool() const override { return pool_; }
-  LeaseWords& words() override { return words_; }
-  bool fetch(const std::string& owner, const Window&, const Piece& piece, std::function<void(Fetched)> done) override {
-    EXPECT_EQ(owner, "o");
-    if (under_way.size() >= room || window_ == nullptr) return false;
-    under_way.push_back({piece, std::move(done), {}});
-    return true;
-  }
-  void forget(const std::string&) override {}
-  bool end() override { return true; }
-
-  struct Read {
-    Piece piece;
-    std::function<void(Fetched)> done;
-    std::shared_ptr<std::vector<std::byte>> bytes;
-  };
-  using Position = std::list<Read>::iterator;
-  void step(Position read) {
-    if (!read->bytes) {
-      const auto* const from = reinterpret_cast<const std::byte*>(read->piece.address);
-      read->bytes = std::make_shared<std::vector<std::byte>>(from, from + read->piece.bytes);
-      return;
-    }
-    end(read, true);
-  }
-  void end(Position read, bool ok) {
-    Fetched fetched;
-    fetched.ok = ok;
-    if (read->bytes) fetched.bytes = *read->bytes;
-    std::memcpy(&fetched.word, reinterpret_cast<const void*>(read->piece.word_address), sizeof(fetched.word));
-    fetched.room = read->bytes;
-    const auto done = std::move(read->done);
-    under_way.erase(read);
-    done(std::move(fetched));
-  }
-  void carry_out_all() {
-    while (!under_way.empty()) step(under_way.begin());
-  }
-
-  std::list<Read> under_way;
-  std::size_t room = 100;
-
- private:
-  static constexpr std::uint32_t kWords = 2;
-
-  const std::span<const std::byte> pool_;
-  std::array<std::uint64_t, kWords> memory_{};
-  LeaseWords words_{memory_};
-  std::shared_ptr<const Window> window_;
-};
 
 // Slots of a pool, each with a block until it is recycled, which happens at the worst moment: as soon as it is
 // unpinned.
@@ -103,6 +36,7 @@ class PoolSource final : public BlockSource {
       if (slot == holds.end()) break;
       slots.push_back(static_cast<std::uint64_t>(slot - holds.begin()));
       pinned.blocks.emplace_back(bytes_at(slots.back()));
+      if (summed) pinned.sums.push_back({{0, slot_bytes, sums_.at(slots.back())}});
     }
     if (slots.size() < keys.size() - first) pinned.outcome = Outcome::kMissing;
     if (!slots.empty()) pins[pinned.pin = ++last_] = slots;
@@ -119,7 +53,10 @@ class PoolSource final : public BlockSource {
     }
     on_recycled();
   }
-  void on_damaged(std::uint64_t, std::uint32_t) override { FAIL(); }
+  void on_damaged(std::uint64_t pin, std::uint32_t block) override {
+    ASSERT_TRUE(pins.contains(pin));
+    found_damaged.push_back(block);
+  }
 
   std::span<std::byte> bytes_at(std::uint64_t slot) { return std::span(pool).subspan(slot * slot_bytes, slot_bytes); }
 
@@ -128,13 +65,17 @@ class PoolSource final : public BlockSource {
   std::vector<std::uint64_t> holds = std::vector<std::uint64_t>(kSlots);
   std::map<std::uint64_t, std::vector<std::uint64_t>> pins;
   bool recycles = false;
+  bool summed = true;  // the device has
+  std::vector<std::uint32_t> found_damaged;
   std::function<void()> on_recycled = [] {};
 
  private:
   void fill(std::uint64_t slot, std::uint64_t block) {
     holds[slot] = block;
     std::ranges::copy(bytes_of({9, block}, slot_bytes), bytes_at(slot).begin());
+    sums_[slot] = block_sum(bytes_at(slot));
   }
+  std::array<std::uint64_t, kSlots> sums_{};
   std::uint64_t last_ = 0;
   std::uint64_t fresh_ = 1000;
 };
@@ -221,6 +162,31 @@ TEST_F(Places, AreReadAndTheLeaseEnds) {
   EXPECT_EQ(serving->stats().bytes, 0U);
 }
 
+TEST_F(Places, OfABlockThatIsNotWhatItsDeviceSaidAreNotBelieved) {
+  source.bytes_at(1)[kPieceBytesMax + 77] ^= std::byte{1};
+  const auto id = read({0, 1, 2});
+  run();
+  EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  EXPECT_EQ(got(id), 1U);
+  EXPECT_EQ(source.found_damaged, std::vector<std::uint32_t>{1});
+  EXPECT_TRUE(source.pins.empty());
+  sink.check_untouched();
+}
+
+TEST_F(Places, AreNotBelievedWhenTheTransportBringsSomethingElse) {
+  for (const bool summed : {false, true}) {
+    source.summed = summed;
+    const auto id = read({0});
+    run(false);
+    reads.step(reads.under_way.begin());
+    reads.under_way.front().bytes->at(5) ^= std::byte{1};
+    run();
+    EXPECT_EQ(outcome(id), Outcome::kChecksum);
+  }
+  EXPECT_TRUE(source.found_damaged.empty()) << "the owner's blocks are what they were";
+  EXPECT_TRUE(source.pins.empty());
+}
+
 TEST_F(Places, OfALeaseThatEndedAreNotBelieved) {
   source.recycles = true;
   const auto late = read({0, 1});
@@ -278,6 +244,23 @@ TEST_F(Places, ThatCannotBeReadInTimeEndTheReadAndWriteNothingAfterwards) {
   sink.check_untouched();
 }
 
+TEST_F(Places, GoOnAsBytesWhenTheReadIsGivenUpAndEndWhereItsOwnerIsSilent) {
+  const auto hangs = read({0, 1});
+  run(false);
+  now += kMoving;
+  reading->give_up(hangs);
+  run(false);
+  EXPECT_EQ(outcome(hangs), Outcome::kDone);
+  const auto silent = read({0, 1});
+  reading->fill(now);
+  now += kMoving;
+  reading->give_up(silent);
+  reading->fill(now);
+  EXPECT_EQ(outcome(silent), Outcome::kDeadline);
+  run();  // both answer after all
+  sink.check_untouched();
+}
+
 TEST_F(Places, AreReadAgainAlthoughOneNeverEnds) {
   const auto hangs = read({0}, kSecond);
   run(false);
@@ -290,6 +273,32 @@ TEST_F(Places, AreReadAgainAlthoughOneNeverEnds) {
   run();
   EXPECT_EQ(outcome(again), Outcome::kDone);
   EXPECT_EQ(reading->stats().one_sided_blocks, 2U);
+}
+
+TEST_F(Places, OfAnOwnerThatFailsAgainAreLeftAloneForLonger) {
+  // Whether the next read is tried this way.
+  const auto tried = [&](bool comes) {
+    const auto before = reading->stats();
+    const auto id = read({0}, kSecond);
+    run(comes);
+    if (!comes) {
+      now += kSecond;
+      run(false);
+    }
+    EXPECT_TRUE(outcome(id));
+    const auto after = reading->stats();
+    return after.one_sided_failures > before.one_sided_failures || after.one_sided_blocks > before.one_sided_blocks;
+  };
+  for (Nanos rest = kOneSidedRest; rest <= 2 * kOneSidedRestMax; rest *= 2) {
+    EXPECT_TRUE(tried(false)) << "it hangs";
+    now += std::min(rest, kOneSidedRestMax) - 2 * kSecond;
+    EXPECT_FALSE(tried(true)) << rest / kSecond << " s are not over";
+    now += 2 * kSecond;
+  }
+  EXPECT_TRUE(tried(true)) << "it is back";
+  EXPECT_TRUE(tried(false));
+  now += kOneSidedRest;
+  EXPECT_TRUE(tried(true)) << "what was before counts no more";
 }
 
 TEST_F(Places, AreDoneWithoutWhereThereIsNoRoom) {
@@ -342,6 +351,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
     Prng random(seed);
     source.on_recycled = [] {};
     reads.show();
+    source.summed = seed % 2 == 0;
     connect();
     source.on_recycled = [&] {  // the moment at which a late change of the word would show
       while (!reads.under_way.empty() && random.next() % 2 == 0) reads.step(reads.under_way.begin());
@@ -362,6 +372,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
       if (random.next() % 40 == 0) reads.hide();
       if (random.next() % 20 == 0) reads.show();
       if (random.next() % 8 == 0) serving->on_time(now + kLeaseTimeMax);
+      if (random.next() % 60 == 0 && last > 0) reading->give_up(last - random.next() % std::min<RequestId>(last, 4));
       if (random.next() % 200 == 0 && !reads.under_way.empty()) reads.end(reads.under_way.begin(), false);
       now += static_cast<Nanos>(random.next() % 3) * kMillisecond;
     }
@@ -375,6 +386,7 @@ TEST_F(Places, NeverBringWhatASlotHeldLater) {
     }
     sink.check_untouched();
     EXPECT_TRUE(source.pins.empty()) << "seed " << seed;
+    EXPECT_TRUE(source.found_damaged.empty()) << "seed " << seed;
     brought += reading->stats().one_sided_blocks;
   }
   EXPECT_GT(brought, 100U);

@@ -39,7 +39,7 @@ Result<std::span<std::byte>> Reading::on_head(const FrameHead& head) {
   if (!greeted_ && kind != Kind::kHello) return unexpected(head);
   if (kind == Kind::kData) return room_for_data(head);
   const bool known = kind == Kind::kHello || kind == Kind::kBlock || kind == Kind::kEnd || kind == Kind::kPlace ||
-                     kind == Kind::kPlaced;
+                     kind == Kind::kPlaced || kind == Kind::kSums || kind == Kind::kSent;
   if (!known || head.bytes > kMessageBytesMax) return unexpected(head);
   body_.resize(head.bytes);
   return std::span(body_);
@@ -78,17 +78,16 @@ Status Reading::on_frame(const FrameHead& head) {
       receiving_.reset();
       const auto found = requests_.find(head.id);
       if (found == requests_.end()) return {};
-      Request& request = found->second;
-      const auto& asked = request.asked;
-      if (!request.checksum)
-        request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[asked.first + request.block]);
-      request.checksum->add(asked.buffers[request.block].subspan(request.offset, head.bytes));
-      request.offset += head.bytes;
+      add_received(found->second, head.bytes);
       stats_.bytes += head.bytes;
       return {};
     }
+    case Kind::kSums:
+      return take_sums(head.id);
     case Kind::kBlock:
       return take_block(head.id);
+    case Kind::kSent:
+      return take_sent(head.id);
     case Kind::kPlace:
       return take_place(head.id);
     case Kind::kPlaced:
@@ -96,6 +95,45 @@ Status Reading::on_frame(const FrameHead& head) {
     default:  // kEnd, by on_head
       return take_end(head.id);
   }
+}
+
+// So many more bytes of the block are in its buffer.
+void Reading::add_received(Request& request, std::size_t bytes) const {
+  const auto& asked = request.asked;
+  if (!request.checksum) {
+    request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[asked.first + request.block], request.sums,
+                             BlockChecksum::Side::kReader);
+  }
+  request.checksum->add(asked.buffers[request.block].subspan(request.offset, bytes));
+  request.offset += bytes;
+  request.moved = now_;
+}
+
+// Whether the block, all of which is in its buffer, is what it should be. The next one may come.
+bool Reading::is_right(Request& request, std::uint64_t checksum) {
+  const bool right = request.checksum->holds_sums() && request.checksum->value() == checksum;
+  request.checksum.reset();
+  request.sums.clear();
+  request.offset = 0;
+  return right;
+}
+
+Status Reading::take_sums(RequestId id) {
+  auto message = decode_sums(body_);
+  if (!message.ok()) return message.error();
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) {
+    if (ghosts_.contains(id)) return {};
+    return Error{ErrorCode::kPeer, "sums of a block that was not asked for"};
+  }
+  Request& request = found->second;
+  auto& extents = message.value().extents;
+  if (!request.sent || request.form == Request::Form::kPlaces || request.offset > 0 || !request.sums.empty() ||
+      request.block == request.asked.buffers.size() || !can_be(extents, request.asked.slot_bytes)) {
+    return Error{ErrorCode::kPeer, "sums that cannot be"};
+  }
+  request.sums = std::move(extents);
+  return {};
 }
 
 Status Reading::take_block(RequestId id) {
@@ -109,16 +147,38 @@ Status Reading::take_block(RequestId id) {
   Request& request = found->second;
   if (request.form != Request::Form::kBytes || request.offset != request.asked.slot_bytes)
     return Error{ErrorCode::kPeer, "a block without all its bytes"};
-  const bool right = request.checksum->value() == message.value().checksum;
-  request.checksum.reset();
-  request.offset = 0;
-  if (!right) {
+  if (!is_right(request, message.value().checksum)) {
     end(id, Outcome::kChecksum);
     return {};
   }
   ++stats_.blocks;
   sink_.on_block(id, request.block++);
   return {};
+}
+
+Status Reading::take_sent(RequestId id) {
+  const auto message = decode_sent(body_);
+  if (!message.ok()) return message.error();
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) {
+    if (ghosts_.contains(id)) return {};
+    return Error{ErrorCode::kPeer, "the last of what was not asked for"};
+  }
+  const Request& request = found->second;
+  if (!request.sent || request.form == Request::Form::kPlaces || request.offset > 0) {
+    return Error{ErrorCode::kPeer, "the last of a request, and not all of a block"};
+  }
+  end_with(id, message.value().outcome);
+  return {};
+}
+
+// The owner has no more blocks for it, for that reason.
+void Reading::end_with(RequestId id, Outcome why) {
+  const Request& request = requests_.at(id);
+  const bool all = request.block == request.asked.buffers.size();
+  // An owner that says it is done and is not would be believed to have sent all.
+  if (!all && why == Outcome::kDone) why = Outcome::kMissing;
+  end(id, all ? Outcome::kDone : why);  // tells the owner, whose lease ends with that
 }
 
 Status Reading::take_end(RequestId id) {
@@ -148,9 +208,11 @@ void Reading::start(ReadRequest request) {
 void Reading::end(RequestId id, Outcome outcome) {
   const auto node = requests_.extract(id);
   if (node.empty()) return;
-  if (node.mapped().sent) {
+  const Request& request = node.mapped();
+  if (request.sent) {
     ghosts_.insert(id);
-    to_cancel_.push_back(id);
+    const bool damaged = outcome == Outcome::kChecksum;
+    to_cancel_.emplace_back(id, damaged ? std::optional(Damaged{request.block}) : std::nullopt);
   }
   if (receiving_ == id) {
     receiving_.reset();
@@ -165,16 +227,38 @@ void Reading::end_all(Outcome outcome) {
   while (!requests_.empty()) end(requests_.begin()->first, outcome);
 }
 
+void Reading::give_up(RequestId id) {
+  if (requests_.contains(id)) doubted_.push_back(id);
+}
+
+// Who doubts sees blocks only, and this process may have stood still: bytes may be there.
+void Reading::end_stopped() {
+  if (stream_.more()) return;
+  for (const RequestId id : std::exchange(doubted_, {})) {
+    const auto found = requests_.find(id);
+    if (found == requests_.end() || now_ - found->second.moved < kMoving) continue;
+    // The owner may answer all the same.
+    if (found->second.form == Request::Form::kPlaces && !fetches_.empty()) {
+      rest_from_one_sided();
+    } else {
+      end(id, Outcome::kDeadline);
+    }
+  }
+}
+
 void Reading::fill(Nanos now) {
   now_ = now;
+  end_stopped();
   if (!greeted_) return;
   while (!to_plain_.empty()) {
     const auto body = encode(to_plain_.front().second);
     if (!stream_.send(static_cast<std::uint32_t>(Kind::kPlain), to_plain_.front().first, {body})) break;
     to_plain_.pop_front();
   }
-  while (!to_cancel_.empty() && stream_.send(static_cast<std::uint32_t>(Kind::kCancel), to_cancel_.front(), {})) {
-    to_cancel_.pop_front();
+  for (; !to_cancel_.empty() && stream_.has_room(); to_cancel_.pop_front()) {
+    const auto& [id, damaged] = to_cancel_.front();
+    const auto kind = static_cast<std::uint32_t>(damaged ? Kind::kDamaged : Kind::kCancel);
+    FLEXKV_ASSERT(stream_.send(kind, id, {damaged ? encode(*damaged) : std::vector<std::byte>()}));
   }
   for (; !to_send_.empty() && stream_.has_room(); to_send_.pop_front()) {
     const auto found = requests_.find(to_send_.front());
@@ -192,6 +276,7 @@ void Reading::fill(Nanos now) {
     const auto body = encode(message);
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kRead), found->first, {body}));
     request.sent = true;
+    request.moved = now;
   }
 }
 

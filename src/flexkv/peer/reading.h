@@ -18,7 +18,11 @@
 
 namespace flexkv::peer {
 
-constexpr Nanos kOneSidedRest = 30 * kSecond;  // after a read by itself failed or hung
+// After a read by itself failed or hung; doubled with each time until one has come.
+constexpr Nanos kOneSidedRest = 30 * kSecond;
+constexpr Nanos kOneSidedRestMax = 480 * kSecond;
+// Of a read of which bytes have come so lately nobody believes that it has stopped.
+constexpr Nanos kMoving = 2 * kSecond;
 
 struct ReadingStats {
   std::uint64_t requests = 0;
@@ -46,10 +50,14 @@ class Reading final : public net::FrameSink {
   // Ends the request now, if there still is one: nothing is written to its buffers any more.
   void end(RequestId id, Outcome outcome);
   void end_all(Outcome outcome);
+  // Its owner seems to have stopped. If no bytes of it have come for kMoving, those that the stream has now included:
+  // what reads by itself goes on with bytes, all else ends with kDeadline.
+  void give_up(RequestId id);
   // Sends what waits to be sent, as far as the stream has room.
   void fill(Nanos now);
   void on_time(Nanos now);
   std::optional<Nanos> next_deadline() const;
+  bool pending() const { return greeted_ && !(to_send_.empty() && to_cancel_.empty() && to_plain_.empty()); }
 
   bool greeted() const { return greeted_; }
   const std::string& owner() const { return owner_; }
@@ -62,6 +70,8 @@ class Reading final : public net::FrameSink {
     bool sent = false;
     std::uint32_t block = 0;   // of those wanted
     std::uint64_t offset = 0;  // received of the block
+    Nanos moved = 0;           // when bytes came last, or it began
+    std::vector<SummedExtent> sums;
     std::optional<BlockChecksum> checksum;
 
     enum class Form { kOpen, kPlaces, kBytes };
@@ -80,7 +90,11 @@ class Reading final : public net::FrameSink {
   struct Alive {};
 
   Result<std::span<std::byte>> room_for_data(const net::FrameHead& head);
+  void add_received(Request& request, std::size_t bytes) const;
+  static bool is_right(Request& request, std::uint64_t checksum);
+  Status take_sums(RequestId id);
   Status take_block(RequestId id);
+  Status take_sent(RequestId id);
   Status take_end(RequestId id);
   Status take_place(RequestId id);
   Status take_placed(RequestId id);
@@ -89,7 +103,9 @@ class Reading final : public net::FrameSink {
   void take_fetched();
   void take_piece(RequestId id, const Fetch& fetch);
   void end_if_all(RequestId id);
+  void end_with(RequestId id, Outcome why);
   bool reads_by_itself() const;
+  void end_stopped();
   void rest_from_one_sided();
   void go_on_with_bytes(RequestId id, Request& request);
 
@@ -100,14 +116,16 @@ class Reading final : public net::FrameSink {
   std::vector<std::byte> body_;
   std::unordered_map<RequestId, Request> requests_;
   std::deque<RequestId> to_send_;
-  std::deque<RequestId> to_cancel_;
+  std::deque<std::pair<RequestId, std::optional<Damaged>>> to_cancel_;
   // Ended here, and not yet by the owner, whose answers may be under way.
   std::unordered_set<RequestId> ghosts_;
+  std::vector<RequestId> doubted_;      // of give_up()
   std::optional<RequestId> receiving_;  // whose buffer the stream fills
   ReadingStats stats_;
 
   OneSided* const one_sided_;
   Nanos one_sided_from_ = 0;
+  Nanos one_sided_rest_ = kOneSidedRest;  // the next one
   Nanos now_ = 0;
   const Post post_;
   const std::shared_ptr<Alive> alive_ = std::make_shared<Alive>();

@@ -29,7 +29,8 @@ Status Reading::take_place(RequestId id) {
   Request& request = found->second;
   if (request.gave_up_places) return {};  // it came before the owner heard of that
   const Place& place = message.value();
-  const bool fits = window_.holds(place.offset, request.asked.slot_bytes) && place.word < window_.word_count;
+  const bool fits = window_.holds(place.offset, request.asked.slot_bytes) && place.word < window_.word_count &&
+                    can_be(place.sums, request.asked.slot_bytes);
   if (!request.sent || !fits || request.form == Request::Form::kBytes || request.placed ||
       request.places.size() == request.asked.buffers.size()) {
     return Error{ErrorCode::kPeer, "a place that cannot be"};
@@ -128,22 +129,22 @@ void Reading::take_piece(RequestId id, const Fetch& fetch) {
     return;
   }
   const auto& asked = request.asked;
-  const auto bytes = fetch.result->bytes;
-  std::memcpy(asked.buffers[fetch.block].data() + request.offset, bytes.data(), bytes.size());
-  if (!request.checksum) request.checksum.emplace(asked.space, asked.slot_bytes, asked.keys[asked.first + fetch.block]);
-  request.checksum->add(asked.buffers[fetch.block].subspan(request.offset, bytes.size()));
-  request.offset += bytes.size();
-  stats_.bytes += bytes.size();
+  if (request.offset == 0) request.sums = place.sums;
+  stats_.bytes += fetch.result->bytes.size();
+  for (auto left = fetch.result->bytes; !left.empty();) {
+    const auto part = left.first(std::min<std::size_t>(left.size(), kPartBytes));
+    std::memcpy(asked.buffers[fetch.block].data() + request.offset, part.data(), part.size());
+    add_received(request, part.size());
+    left = left.subspan(part.size());
+  }
   if (request.offset < asked.slot_bytes) return;
-  const bool right = request.checksum->value() == place.checksum;
-  request.checksum.reset();
-  request.offset = 0;
-  if (!right) {
+  if (!is_right(request, place.checksum)) {
     end(id, Outcome::kChecksum);
     return;
   }
   ++stats_.blocks;
   ++stats_.one_sided_blocks;
+  one_sided_rest_ = kOneSidedRest;
   sink_.on_block(id, request.block++);
   end_if_all(id);
 }
@@ -151,15 +152,15 @@ void Reading::take_piece(RequestId id, const Fetch& fetch) {
 void Reading::end_if_all(RequestId id) {
   const Request& request = requests_.at(id);
   if (!request.placed || request.block < request.places.size()) return;
-  const bool all = request.block == request.asked.buffers.size();
-  const Outcome why = *request.placed == Outcome::kDone ? Outcome::kMissing : *request.placed;
-  end(id, all ? Outcome::kDone : why);  // tells the owner, whose lease ends with that
+  end_with(id, *request.placed);
 }
 
 // What is under way is dropped when it comes, which may be never.
 void Reading::rest_from_one_sided() {
   fetches_.clear();
-  one_sided_from_ = now_ + kOneSidedRest;
+  // What hangs at that owner may cost this node what it reads from others with.
+  one_sided_from_ = now_ + one_sided_rest_;
+  one_sided_rest_ = std::min(2 * one_sided_rest_, kOneSidedRestMax);
   one_sided_->forget(owner_);  // the next one begins with a connection of its own
   ++stats_.one_sided_failures;
   for (auto& [id, request] : requests_) {
@@ -172,6 +173,7 @@ void Reading::go_on_with_bytes(RequestId id, Request& request) {
   request.gave_up_places = true;
   request.offset = 0;
   request.checksum.reset();
+  request.sums.clear();
   to_plain_.emplace_back(id, Plain{request.block});
 }
 

@@ -9,8 +9,8 @@ using net::FrameHead;
 
 namespace {
 
-// Of blocks that are summed up, and sent, before other connections have their turn.
-constexpr std::uint64_t kSummedAtOnce = 4U << 20;
+// Of blocks that are sent or summed up before other connections have their turn.
+constexpr std::uint64_t kWorkedAtOnce = 4U << 20;
 
 constexpr const char* kTakesNoAnswers = "it asks, and does not take the answers";
 
@@ -39,7 +39,7 @@ Result<std::span<std::byte>> Serving::on_head(const FrameHead& head) {
   const auto kind = static_cast<Kind>(head.kind);
   const bool greeted = !peer_name_.empty();
   const bool known = kind == Kind::kHello || kind == Kind::kRead || kind == Kind::kCancel || kind == Kind::kPlain ||
-                     kind == Kind::kProbe;
+                     kind == Kind::kProbe || kind == Kind::kDamaged;
   if (greeted == (kind == Kind::kHello) || !known) {
     return Error{ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " that has no place there"};
   }
@@ -70,6 +70,11 @@ Status Serving::on_frame(const FrameHead& head) {
       const auto plain = decode_plain(body_);
       if (!plain.ok()) return plain.error();
       return send_plain(head.id, plain.value());
+    }
+    case Kind::kDamaged: {
+      const auto damaged = decode_damaged(body_);
+      if (!damaged.ok()) return damaged.error();
+      return take_damaged(head.id, damaged.value());
     }
     case Kind::kProbe:
       return answer_probe(head.id);
@@ -183,28 +188,52 @@ Status Serving::send_plain(RequestId id, const Plain& message) {
   if (!lease.word || message.block > lease.pinned.blocks.size()) {
     return Error{ErrorCode::kPeer, "the wish for bytes of a block that it was not told the place of"};
   }
-  if (message.block == lease.pinned.blocks.size()) {
-    end(id, lease.pinned.outcome);
-    return {};
-  }
   one_sided_->words().end(*std::exchange(lease.word, std::nullopt));
   lease.block = message.block;
   lease.offset = 0;
   lease.checksum.reset();
-  if (std::exchange(lease.placed, false)) turns_.push_back(id);
+  if (std::exchange(lease.told, false)) turns_.push_back(id);
   return {};
+}
+
+// What the reader received was wrong. Whether that is because the block is, is for the owner to see: by turns with what
+// it sends, as summing takes its time.
+Status Serving::take_damaged(RequestId id, const Damaged& message) {
+  const auto found = leases_.find(id);
+  if (found == leases_.end()) return {};  // it ended, and the two crossed
+  Lease& lease = found->second;
+  if (message.block >= lease.pinned.blocks.size()) return Error{ErrorCode::kPeer, "damage of a block that it has not"};
+  if (std::exchange(lease.doubted, true)) return Error{ErrorCode::kPeer, "damage of a read that has ended with damage"};
+  lease.told = true;
+  doubted_.emplace_back(id, message.block);
+  return {};
+}
+
+void Serving::look_at_doubted() {
+  while (!doubted_.empty() && endings_.empty() && worked_bytes_ < kWorkedAtOnce) {
+    const auto [id, block] = doubted_.front();
+    doubted_.pop_front();
+    const auto found = leases_.find(id);
+    if (found == leases_.end()) continue;
+    const Lease& lease = found->second;
+    worked_bytes_ += lease.slot_bytes;
+    if (!holds_sums(lease.pinned.blocks[block], lease.sums_of(block))) source_.on_damaged(lease.pinned.pin, block);
+    end(id, Outcome::kCanceled);
+    send_endings();
+  }
 }
 
 void Serving::fill(Nanos now) {
   now_ = now;
-  summed_bytes_ = 0;
+  worked_bytes_ = 0;
   send_endings();
-  while (!turns_.empty() && endings_.empty() && summed_bytes_ < kSummedAtOnce) {
+  look_at_doubted();
+  while (!turns_.empty() && endings_.empty() && worked_bytes_ < kWorkedAtOnce) {
     const RequestId id = turns_.front();
     const auto found = leases_.find(id);
-    if (found != leases_.end() && !send_next(id, found->second)) return;
+    if (found != leases_.end() && !found->second.told && !send_next(id, found->second)) return;
     turns_.pop_front();
-    if (const auto left = leases_.find(id); left != leases_.end() && !left->second.placed) turns_.push_back(id);
+    if (const auto left = leases_.find(id); left != leases_.end() && !left->second.told) turns_.push_back(id);
     send_endings();
   }
 }
@@ -212,68 +241,54 @@ void Serving::fill(Nanos now) {
 // One frame of the block that is its turn.
 bool Serving::send_next(RequestId id, Lease& lease) {
   if (!stream_.has_room()) return false;
-  if (lease.block == lease.pinned.blocks.size()) {  // all places are told
-    lease.placed = true;
-    const auto body = encode(Placed{lease.pinned.outcome});
-    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kPlaced), id, {body}));
+  if (lease.block == lease.pinned.blocks.size()) {
+    lease.told = true;
+    const auto outcome = lease.pinned.outcome;
+    const auto body = lease.word ? encode(Placed{outcome}) : encode(Sent{outcome});
+    FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(lease.word ? Kind::kPlaced : Kind::kSent), id, {body}));
     return true;
   }
   const std::span<const std::byte> bytes = lease.pinned.blocks[lease.block];
   FLEXKV_ASSERT(bytes.size() == lease.slot_bytes);
   if (lease.offset == bytes.size()) {
-    if (holds_sums(lease)) {
-      send_block_end(id, lease);
-    } else {  // what the reader has of it is no block without its end
-      source_.on_damaged(lease.pinned.pin, lease.block);
-      end(id, Outcome::kMissing);
-    }
+    send_block_end(id, lease);
     return true;
   }
   // Bytes are copied as little as can be: what the socket does not take now waits where it is.
-  if (!lease.word && !stream_.idle()) return false;
-  if (!lease.checksum) {
-    lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block]);
-    lease.sums.assign(lease.extents().size(), {});
-  }
-  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kDataBytesMax, bytes.size() - lease.offset));
+  if (!lease.word && stream_.stuck()) return false;
+  if (!lease.checksum && begin_block(id, lease)) return true;
+  const auto part = bytes.subspan(lease.offset, std::min<std::size_t>(kPartBytes, bytes.size() - lease.offset));
   // All that is done to these bytes is done while they are in the processor's cache.
-  lease.checksum->add(part);
-  add_sums(lease, part);
+  const std::uint64_t looked_at = lease.checksum->add(part);
   lease.offset += part.size();
-  summed_bytes_ += part.size();
+  worked_bytes_ += lease.word ? looked_at : part.size();
   if (lease.word) return true;
   FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kData), id, {part}));
   stats_.bytes += part.size();
   return true;
 }
 
-std::span<const SummedExtent> Serving::Lease::extents() const {
-  if (block >= pinned.sums.size()) return {};
-  return pinned.sums[block];
-}
-
-// Of what begins at lease.offset.
-void Serving::add_sums(Lease& lease, std::span<const std::byte> part) {
-  const std::uint64_t end = lease.offset + part.size();
-  for (std::size_t i = 0; i < lease.sums.size(); ++i) {
-    const SummedExtent& extent = lease.extents()[i];
-    const std::uint64_t from = std::max(extent.offset, lease.offset);
-    const std::uint64_t to = std::min(extent.offset + extent.bytes, end);
-    if (from < to) lease.sums[i].add(part.subspan(from - lease.offset, to - from));
-  }
-}
-
-// Whether the block is what the device held. REQUIRES: all of it has been added
-bool Serving::holds_sums(const Lease& lease) {
-  return std::ranges::equal(lease.sums, lease.extents(),
-                            [](const auto& sum, const auto& extent) { return sum.value() == extent.sum; });
+// True: a frame was sent.
+bool Serving::begin_block(RequestId id, Lease& lease) {
+  const auto sums = lease.sums_of(lease.block);
+  FLEXKV_ASSERT(can_be(sums, lease.slot_bytes));
+  lease.checksum.emplace(lease.space, lease.slot_bytes, lease.keys[lease.first + lease.block], sums,
+                         BlockChecksum::Side::kOwner);
+  if (lease.word || sums.empty()) return false;
+  const auto body = encode(Sums{{sums.begin(), sums.end()}});
+  FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kSums), id, {body}));
+  return true;
 }
 
 void Serving::send_block_end(RequestId id, Lease& lease) {
   const std::uint64_t checksum = lease.checksum->value();
   if (lease.word) {
-    const auto body = encode(Place{offset_in_pool(lease.pinned.blocks[lease.block]), checksum,
-                                   one_sided_->words().generation(*lease.word), *lease.word});
+    const auto sums = lease.sums_of(lease.block);
+    const auto body = encode(Place{offset_in_pool(lease.pinned.blocks[lease.block]),
+                                   checksum,
+                                   one_sided_->words().generation(*lease.word),
+                                   *lease.word,
+                                   {sums.begin(), sums.end()}});
     FLEXKV_ASSERT(stream_.send(static_cast<std::uint32_t>(Kind::kPlace), id, {body}));
     ++stats_.placed_blocks;
   } else {
@@ -283,7 +298,7 @@ void Serving::send_block_end(RequestId id, Lease& lease) {
   }
   lease.checksum.reset();
   lease.offset = 0;
-  if (++lease.block == lease.pinned.blocks.size() && !lease.word) end(id, lease.pinned.outcome);
+  ++lease.block;
 }
 
 void Serving::end(RequestId id, Outcome outcome) {

@@ -44,7 +44,7 @@ class Serving final : public net::FrameSink {
 
   // Queues bytes as far as the stream has room, the requests in turns.
   void fill(Nanos now);
-  bool pending() const { return !turns_.empty() || !endings_.empty(); }
+  bool pending() const { return !turns_.empty() || !endings_.empty() || !doubted_.empty(); }
   // Ends leases that are over.
   void on_time(Nanos now);
   std::optional<Nanos> next_deadline() const;
@@ -63,15 +63,17 @@ class Serving final : public net::FrameSink {
     bool by_itself = false;             // the reader can read
     bool answered = false;              // by the source
     std::optional<std::uint32_t> word;  // the reader reads by itself; the lease's word
-    bool placed = false;                // and knows all places
+    bool told = false;                  // the reader has all, or knows all places, or wants no more
+    bool doubted = false;               // the reader says that a block is damaged
     std::uint32_t block = 0;            // of those wanted
-    std::uint64_t offset = 0;           // sent of the block, or summed up
+    std::uint64_t offset = 0;           // sent of the block, or looked at
     std::optional<BlockChecksum> checksum;
-    std::vector<BlockSummer> sums;  // of the block's summed extents, as far as `offset`
     std::size_t key_bytes = 0;
 
     std::size_t wanted() const { return keys.size() - first; }
-    std::span<const SummedExtent> extents() const;  // of the block that is its turn
+    std::span<const SummedExtent> sums_of(std::size_t of) const {
+      return of < pinned.sums.size() ? pinned.sums[of] : std::span<const SummedExtent>();
+    }
     void forget_unwanted() {
       keys.erase(keys.begin(), keys.begin() + first);
       keys.shrink_to_fit();
@@ -84,13 +86,14 @@ class Serving final : public net::FrameSink {
   Status answer_probe(RequestId id);
   void answered(RequestId id, Pinned pinned);
   Status send_plain(RequestId id, const Plain& message);
+  Status take_damaged(RequestId id, const Damaged& message);
+  void look_at_doubted();
   Hello hello() const;
   void tell_new_window();
   bool lies_in_window(const Pinned& pinned) const;
   std::uint64_t offset_in_pool(std::span<const std::byte> block) const;
   bool send_next(RequestId id, Lease& lease);  // false: the stream has no room
-  static void add_sums(Lease& lease, std::span<const std::byte> part);
-  static bool holds_sums(const Lease& lease);
+  bool begin_block(RequestId id, Lease& lease);
   void send_block_end(RequestId id, Lease& lease);
   void give_back(Lease& lease);
   void end(RequestId id, Outcome outcome);
@@ -110,9 +113,10 @@ class Serving final : public net::FrameSink {
   std::unordered_map<RequestId, Lease> leases_;
   std::deque<RequestId> turns_;  // those with something to send
   std::deque<std::pair<RequestId, Outcome>> endings_;
-  std::uint64_t promised_bytes_ = 0;  // by leases
-  std::size_t key_bytes_ = 0;         // of leases
-  std::uint64_t summed_bytes_ = 0;    // since fill() was called
+  std::deque<std::pair<RequestId, std::uint32_t>> doubted_;  // blocks to look at, in leases that end then
+  std::uint64_t promised_bytes_ = 0;                         // by leases
+  std::size_t key_bytes_ = 0;                                // of leases
+  std::uint64_t worked_bytes_ = 0;                           // sent or summed up since fill() was called
   RequestId last_id_ = 0;
   ServingStats stats_;
 };

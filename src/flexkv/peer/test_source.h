@@ -56,6 +56,13 @@ class TestSource final : public BlockSource {
     const MutexLock lock(mutex_);
     damaged_ = low;
   }
+  // Something else gets into the slots of what is pinned now.
+  void overwrite_pinned(std::size_t at) {
+    const MutexLock lock(mutex_);
+    for (auto& [pin, blocks] : pins_) {
+      for (auto& block : blocks) block.at(at) ^= std::byte{1};
+    }
+  }
   std::vector<std::uint32_t> found_damaged() const {
     const MutexLock lock(mutex_);
     return found_damaged_;

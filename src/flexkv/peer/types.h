@@ -36,7 +36,8 @@ struct Pinned {
   std::uint64_t pin = 0;
   std::vector<std::span<const std::byte>> blocks;  // each of the slot bytes asked for
   Outcome outcome = Outcome::kDone;                // why not all
-  std::vector<std::vector<SummedExtent>> sums{};   // what must be in each; empty: that is not known of any
+  // What must be in each, ascending; empty: that is not known of any.
+  std::vector<std::vector<SummedExtent>> sums{};
 };
 
 // The owner's cache. Thread-safe; must not block. Called on the lane.

@@ -39,6 +39,7 @@ class Catalog {
   void forget(const ObjectName& name);
   // It is damaged: forgotten, and not to be believed until written anew.
   void condemn(const ObjectName& name);
+  bool condemned(const ObjectName& name) const { return condemned_.contains(name); }
   // What was condemned is good again.
   void pardon(const ObjectName& name) { condemned_.erase(name); }
 

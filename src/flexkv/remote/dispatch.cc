@@ -162,7 +162,7 @@ void Dispatch::probe(std::size_t number, Nanos now) {
     hand_over(*direction.probe, GetOp{kProbePath, 0, {std::span(probe_bytes_)}});
   } else {
     static constexpr std::array<std::byte, 16> kZeros{};
-    hand_over(*direction.probe, PutOp{kProbePath, {std::span(kZeros)}});
+    hand_over(*direction.probe, PutOp{kProbePath, {std::span(kZeros)}, true});
   }
 }
 

@@ -274,8 +274,12 @@ void Engine::order_write(RequestId id, Writing& writing, std::size_t first, std:
   object->chain.parent = blocks[0].parent;
   for (const WriteRequest::Block& block : blocks) object->chain.keys.push_back(block.key);
   object->name = space->codec.name_of(object->chain);
-  const auto make = [space, object, blocks, buffers]() -> Dispatch::StoreOp {
+  const auto make = [this, space, object, blocks, buffers]() -> Dispatch::StoreOp {
     PutOp op{space->codec.path_of(object->name), {}};
+    {
+      const MutexLock lock(mutex_);
+      op.replace = space->catalog.condemned(object->name);
+    }
     object->header = space->codec.encode_header(object->chain);
     object->heads.resize(blocks.size());
     op.parts.emplace_back(object->header);
@@ -330,20 +334,21 @@ void Engine::end_all() {
   publish();
 }
 
-void Engine::end_overdue(Nanos now) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const RequestId id = deadlines_.begin()->second;
-    const auto slow = [&](OpId op) { return dispatch_.slow(op, now); };
-    if (const auto reading = readings_.find(id); reading != readings_.end()) {
-      const bool gave_up = std::ranges::any_of(reading->second.ops, slow);
-      end_reading(id, Outcome::kDeadline);
-      if (gave_up) dispatch_.gave_up(Dispatch::Kind::kRead, now);
-    } else {
-      const bool gave_up = std::ranges::any_of(writings_.at(id).ops, slow);
-      end_writing(id, Outcome::kDeadline);
-      if (gave_up) dispatch_.gave_up(Dispatch::Kind::kWrite, now);
-    }
+void Engine::give_up(RequestId id, Nanos now) {
+  const auto slow = [&](OpId op) { return dispatch_.slow(op, now); };
+  if (const auto reading = readings_.find(id); reading != readings_.end()) {
+    const bool gave_up = std::ranges::any_of(reading->second.ops, slow);
+    end_reading(id, Outcome::kDeadline);
+    if (gave_up) dispatch_.gave_up(Dispatch::Kind::kRead, now);
+  } else if (const auto writing = writings_.find(id); writing != writings_.end()) {
+    const bool gave_up = std::ranges::any_of(writing->second.ops, slow);
+    end_writing(id, Outcome::kDeadline);
+    if (gave_up) dispatch_.gave_up(Dispatch::Kind::kWrite, now);
   }
+}
+
+void Engine::end_overdue(Nanos now) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) give_up(deadlines_.begin()->second, now);
 }
 
 void Engine::take(std::vector<Ended>& ended, Nanos now) {

@@ -43,6 +43,8 @@ class Engine {
   void read(ReadRequest request, Nanos now);
   void write(WriteRequest request, Nanos now);
   void cancel(RequestId id);
+  // As if its deadline were now.
+  void give_up(RequestId id, Nanos now);
   void watch_marks(Nanos now);
   // REQUIRES: watch_marks()
   void put_mark(const Mark& mark, Nanos now);

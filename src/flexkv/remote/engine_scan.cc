@@ -51,7 +51,8 @@ void Engine::take_page(Ended& ended) {
       const MutexLock lock(mutex_);
       if (!space.catalog.see(*name)) continue;
     }
-    if (object.bytes == space.codec.object_bytes(name->blocks)) {
+    const std::uint64_t expected = space.codec.object_bytes(name->blocks);
+    if (object.bytes.value_or(expected) == expected) {
       scan_->unknown.push_back(*name);
     } else {
       blame(space, *name, Fault::kShort);

@@ -1,8 +1,10 @@
-// Where the blocks of a cluster are kept, as users say it: file:///mnt/shared/prefix or s3://bucket/prefix.
+// Where the blocks of a cluster are kept, as users say it: file:///mnt/shared/prefix, s3://bucket/prefix or
+// mooncake://host:port/prefix.
 #pragma once
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "flexkv/base/result.h"
 #include "flexkv/remote/store.h"
@@ -24,17 +26,29 @@ struct S3Options {
   static S3Options from_environment();
 };
 
+// How to reach a Mooncake Store.
+struct MooncakeOptions {
+  std::vector<std::string> helper;  // the command of the process that runs its client (docs/decisions/0036)
+  std::string endpoint;  // http://HOST:PORT, where the master lists what there is; empty: port 9003 of its host
+};
+
 struct Location {
-  enum class Kind : std::uint8_t { kFile, kS3 };
+  enum class Kind : std::uint8_t { kFile, kS3, kMooncake };
   Kind kind = Kind::kFile;
   std::string bucket;  // of kS3
-  std::string path;    // kFile: absolute; kS3: prefix, empty or without '/' at its ends
+  std::string path;    // kFile: absolute; otherwise: prefix, empty or without '/' at its ends
+  std::string server;  // of kMooncake: HOST:PORT of the master
+
+  // Of kMooncake: where the master lists what there is, unless told otherwise.
+  std::string default_endpoint() const;
 };
 
 // The error says what is wrong with the URL and how it should look.
 Result<Location> parse_location(const std::string& url);
 
-// Asks nothing of the store yet. Fails for a wrong URL or endpoint, and for s3:// when libcurl is not there.
-Result<std::unique_ptr<Store>> open_store(const std::string& url, const S3Options& s3);
+// Asks nothing of the store yet. Fails for a wrong URL or endpoint, for s3:// when libcurl is not there, and for
+// mooncake:// without a command.
+Result<std::unique_ptr<Store>> open_store(const std::string& url, const S3Options& s3,
+                                          const MooncakeOptions& mooncake = {});
 
 }  // namespace flexkv::remote

@@ -21,6 +21,19 @@ TEST(Location, SaysWhereTheStoreIs) {
   EXPECT_EQ(parse_location("s3://my-bucket").value().path, "");
 }
 
+TEST(Location, OfAMooncakeStoreIsItsMastersAndAPrefix) {
+  const auto mooncake = parse_location("mooncake://10.0.0.1:50051/a/b/").value();
+  EXPECT_EQ(mooncake.kind, Location::Kind::kMooncake);
+  EXPECT_EQ(mooncake.server, "10.0.0.1:50051");
+  EXPECT_EQ(mooncake.path, "a/b");
+  EXPECT_EQ(mooncake.default_endpoint(), "http://10.0.0.1:9003");
+  EXPECT_EQ(parse_location("mooncake://[::1]:1").value().default_endpoint(), "http://[::1]:9003");
+  for (const char* const url : {"mooncake://", "mooncake://host", "mooncake://host:0/x", "mooncake://host:65536",
+                                "mooncake://:1", "mooncake://a b:1", "mooncake://host:1x", "mooncake://host:1/a b"}) {
+    EXPECT_FALSE(parse_location(url).ok()) << url;
+  }
+}
+
 TEST(Location, RefusesWhatCannotBeOneAndNamesIt) {
   for (const char* const url : {"", "/mnt/shared", "file://mnt/shared", "ftp://x", "s3://", "s3://UP/x", "s3://a b/x",
                                 "s3://bucket/a b", "s3://bucket/a%20b"}) {

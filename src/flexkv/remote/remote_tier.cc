@@ -81,10 +81,18 @@ bool RemoteTier::admit(RequestId id, std::uint64_t& refused, Command command) {
 }
 
 void RemoteTier::cancel(RequestId id) {
+  end_early(id, [this, id](Nanos) { engine_.cancel(id); });
+}
+
+void RemoteTier::give_up(RequestId id) {
+  end_early(id, [this, id](Nanos now) { engine_.give_up(id, now); });
+}
+
+void RemoteTier::end_early(RequestId id, Command command) {
   {
     const MutexLock lock(mutex_);
     if (open_.erase(id) == 0) return;
-    commands_.emplace_back([this, id](Nanos) { engine_.cancel(id); });
+    commands_.push_back(std::move(command));
   }
   store_->wake();
 }

@@ -49,6 +49,8 @@ class RemoteTier final : private RemoteSink {
   void post(std::function<void()> call);
   // It ends soon, also if it has just ended otherwise.
   void cancel(RequestId id);
+  // As if its deadline were now: that speaks against the store.
+  void give_up(RequestId id);
   RemoteStats stats() const;
 
  private:
@@ -62,6 +64,7 @@ class RemoteTier final : private RemoteSink {
 
   bool admit(RequestId id, std::uint64_t& refused, Command command);
   void order(Command command);
+  void end_early(RequestId id, Command command);
   void forget(RequestId id);
   void run();
 

@@ -39,10 +39,10 @@ Result<S3Page> parse_s3_page(std::string_view xml) {
     const auto key = element(*contents, "Key");
     const auto size = element(*contents, "Size");
     if (!key || !size) return wrong("Contents without Key or Size");
-    ListedObject object{std::string(*key), 0};
-    const auto [end, error] = std::from_chars(size->data(), size->data() + size->size(), object.bytes);
+    std::uint64_t bytes = 0;
+    const auto [end, error] = std::from_chars(size->data(), size->data() + size->size(), bytes);
     if (error != std::errc{} || end != size->data() + size->size()) return wrong("a Size is no number");
-    page.objects.push_back(std::move(object));
+    page.objects.push_back({std::string(*key), bytes});
     at += contents->size() + kEnd.size();
   }
   if (page.truncated && page.objects.empty()) return wrong("an empty page that is not the last one");

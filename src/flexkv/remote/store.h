@@ -35,6 +35,8 @@ std::uint64_t bytes_of(const std::vector<std::span<Part>>& parts) {
 struct PutOp {
   std::string path;
   std::vector<std::span<const std::byte>> parts;
+  // What is there may be bad. Otherwise a store may leave as it is what it has by that name: that holds the same.
+  bool replace = false;
 };
 struct GetOp {
   std::string path;
@@ -49,7 +51,7 @@ struct ListOp {
 
 struct ListedObject {
   std::string path;
-  std::uint64_t bytes = 0;
+  std::optional<std::uint64_t> bytes;  // none: the store does not tell
 };
 
 struct Ended {
@@ -67,6 +69,8 @@ class Store {
 
   // How many operations it carries out at once; with more under way, some only wait.
   virtual unsigned width() const = 0;
+  // Whether what is written stays until somebody removes it. Marks of resets are kept in no other.
+  virtual bool keeps() const { return true; }
   // It ends once, by wait(), unless abandoned.
   virtual void begin(OpId id, PutOp op) = 0;
   virtual void begin(OpId id, GetOp op) = 0;

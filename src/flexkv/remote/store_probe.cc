@@ -35,7 +35,7 @@ std::vector<ProbeStep> probe_store(Store& store, Nanos within) {
     return done;
   };
   carry_out("list", ListOp{"v1/resets/", {}}, false);
-  const bool written = carry_out("write", PutOp{kProbePath, {std::span(kZeros)}}, false);
+  const bool written = carry_out("write", PutOp{kProbePath, {std::span(kZeros)}, true}, false);
   carry_out("read", GetOp{kProbePath, 0, {std::span(got)}}, !written);
   return steps;
 }

@@ -1,11 +1,13 @@
 // What lies beyond a node's machine, as one port: the other nodes of its cluster, and a store that all share. Chooses
-// whom to ask, puts a read together from several, and goes on elsewhere when one of them does not deliver.
+// whom to ask by the time that it takes, puts a read together from several, and goes on elsewhere when one of them does
+// not deliver.
 //
 // Guarded by the node's lock.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "flexkv/node/node.h"
@@ -23,7 +25,7 @@ class SourceSink {
 
 class Beyond final : public node::RemotePort, public SourceSink {
  public:
-  // The nearer ones first: of two that have as much of a prompt the first is asked. A source's calls of its sink are
+  // The nearer ones first: of two that are as good the first is asked. A source's calls of its sink are
   // answers to reads of this only. It outlives this. REQUIRES: no call before
   void add(node::RemotePort& source) { sources_.push_back(&source); }
   // One that never began. Under the node's lock. REQUIRES: no space is open
@@ -34,10 +36,12 @@ class Beyond final : public node::RemotePort, public SourceSink {
   void close_space(node::SpaceNumber space) override;
   // What one source has, and what another one has behind that.
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
+  std::optional<Nanos> next_time() const override;
+  void on_time(Nanos now) override;
 
   void on_block(node::Node& node, node::RemoteOp part, std::uint32_t index, Nanos now) override;
   void on_end(node::Node& node, node::RemoteOp part, node::RemoteOutcome outcome, Nanos now) override;
@@ -56,15 +60,18 @@ class Beyond final : public node::RemotePort, public SourceSink {
     std::uint32_t wanted() const { return static_cast<std::uint32_t>(asked.host_offsets.size()); }
   };
   struct Best {
-    std::size_t source = 0;
-    node::RemoteFound found;
+    std::size_t source = 0;    // to be asked first,
+    std::uint32_t blocks = 0;  // for so many
+    std::size_t last = 0;      // for the end of what is found
+    node::RemoteFound found;   // in all
   };
 
-  Best best(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-            const std::vector<bool>& without, Nanos now);
+  std::optional<Best> best(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                           const std::vector<bool>& without, double block_nanos, Nanos now);
   void ask(Read& read, std::size_t source, std::uint32_t blocks);
 
   std::vector<node::RemotePort*> sources_;
+  std::map<node::SpaceNumber, std::uint64_t> slot_bytes_;
   std::map<node::RemoteOp, Read> reads_;
   std::map<node::RemoteOp, node::RemoteOp> parts_;  // of which read
   node::RemoteOp next_part_ = 1;

@@ -107,6 +107,56 @@ TEST_F(BeyondTest, WhenNeitherBringsItTheBeginningIsKept) {
   EXPECT_EQ(result(10)->good_blocks, 3U);
 }
 
+TEST_F(BeyondTest, ALittleMoreInASlowStoreIsReadFromThereAndNothingElse) {
+  const auto keys = keys_of(1, 6);
+  give(peers, keys, 0, 5);
+  give(store, keys, 0, 6);
+  peers.bytes_per_second = 1e9;
+  store.bytes_per_second = 1e6;
+  store.wait = 1000;
+  begin_load(keys, 6);
+  EXPECT_TRUE(store.reads.empty());
+  ASSERT_EQ(peers.reads.size(), 1U);
+  EXPECT_EQ(peers.reads[0].keys, Keys(keys.begin(), keys.begin() + 5));
+  bring(peers, 5);
+  ASSERT_EQ(store.reads.size(), 1U);
+  EXPECT_EQ(store.reads[0].first, 5U);
+  bring(store, 1);
+  report(agents[0], 10);
+  EXPECT_TRUE(done(10));
+}
+
+TEST_F(BeyondTest, WhatIsFarAwayIsLeftOutWhereComputingTakesLess) {
+  const auto keys = keys_of(1, 6);
+  give(peers, keys, 0, 4);
+  give(store, keys, 0, 6);
+  start(16);
+  const auto found = [&](double block_nanos) {
+    return both.find(peers.spaces.begin()->first, keys, 0, block_nanos, 0);
+  };
+  peers.bytes_per_second = store.bytes_per_second = 1e9;
+  e = engine("e");
+  store.wait = 50 * kMillisecond;
+  EXPECT_EQ(found(1.0 * kMillisecond).blocks, 4U);
+  EXPECT_EQ(found(100.0 * kMillisecond).blocks, 6U);
+  EXPECT_EQ(found(0).blocks, 6U);
+  // Also what only the store has.
+  store.stored.clear();
+  give(store, keys, 4, 6);
+  EXPECT_EQ(found(1.0 * kMillisecond).blocks, 4U);
+  EXPECT_EQ(found(100.0 * kMillisecond).blocks, 6U);
+}
+
+TEST_F(BeyondTest, TheSourcesAreCalledInTheirTimes) {
+  EXPECT_FALSE(both.next_time());
+  store.time = 7;
+  EXPECT_EQ(both.next_time(), 7);
+  peers.time = 5;
+  EXPECT_EQ(both.next_time(), 5);
+  both.on_time(6);
+  EXPECT_EQ(both.next_time(), 7);
+}
+
 TEST_F(BeyondTest, WhatNobodyWaitsForIsAskedOfNobodyElse) {
   const auto keys = keys_of(1, 6);
   give(peers, keys, 0, 6);

@@ -29,22 +29,22 @@ cluster::Incarnation random_incarnation() {
 
 }  // namespace
 
-Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(const ClusterOptions& options,
-                                                             const memory::HostRegion& pool, SourceSink& reads,
-                                                             Apply apply,
-                                                             std::function<void(cluster::Epoch epoch)> reset) {
+Result<std::unique_ptr<ClusterBridge>> ClusterBridge::create(
+    const ClusterOptions& options, const memory::HostRegion& pool, SourceSink& reads, Apply apply,
+    std::function<void(cluster::Epoch epoch)> reset, std::function<void(std::optional<cluster::Epoch>)> current) {
   auto secret = net::Secret::from_file(options.secret_file);
   if (!secret) return secret.error();
   auto tls = net::TlsContext::create(secret.value(), options.cluster);
   if (!tls) return tls.error();
-  return std::unique_ptr<ClusterBridge>(new ClusterBridge(options, std::move(tls).value(),
-                                                          secret.value().derive("block keys of " + options.cluster),
-                                                          pool, reads, std::move(apply), std::move(reset)));
+  return std::unique_ptr<ClusterBridge>(
+      new ClusterBridge(options, std::move(tls).value(), secret.value().derive("block keys of " + options.cluster),
+                        pool, reads, std::move(apply), std::move(reset), std::move(current)));
 }
 
 ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                              const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                             std::function<void(cluster::Epoch epoch)> reset)
+                             std::function<void(cluster::Epoch epoch)> reset,
+                             std::function<void(std::optional<cluster::Epoch>)> current)
     : options_(options),
       tls_(std::move(tls)),
       key_secret_(key_secret),
@@ -53,11 +53,12 @@ ClusterBridge::ClusterBridge(const ClusterOptions& options, net::TlsContext tls,
       pool_(pool.data(), pool.bytes()),
       sink_(reads),
       apply_(std::move(apply)),
-      reset_(std::move(reset)) {}
+      reset_(std::move(reset)),
+      current_(std::move(current)) {}
 
 ClusterBridge::~ClusterBridge() { FLEXKV_ASSERT(peers_ == nullptr); }
 
-Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
+Result<> ClusterBridge::start(const cluster::Epoch& held_epoch, bool needs_reset) {
   peer::PeerOptions peers;
   peers.node = cluster::hex(incarnation_);  // so that nobody is taken for this node before it was started anew
   peers.listen = options_.listen;
@@ -69,12 +70,15 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
   cluster::DirectoryLaneOptions directory;
   directory.directory.cluster = options_.cluster;
   directory.directory.name = options_.node;
-  directory.directory.address = lane->address();
+  directory.directory.address = options_.told_address.empty() ? lane->address() : options_.told_address;
   directory.directory.incarnation = incarnation_;
   directory.directory.epoch = held_epoch;
+  directory.directory.needs_reset = needs_reset;
   directory.directory.time_to_live = options_.time_to_live;
   directory.redis = options_.redis;
-  auto started = cluster::DirectoryLane::start(directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); });
+  auto started = cluster::DirectoryLane::start(
+      directory, *this, [this](cluster::Epoch epoch) { enter_epoch(epoch); },
+      [this](std::optional<cluster::Epoch> epoch) { know_epoch(epoch); });
   if (!started) {
     lane.reset();
     return not_joined(started.error());
@@ -85,7 +89,8 @@ Result<> ClusterBridge::start(const cluster::Epoch& held_epoch) {
     directory_ = std::move(started).value();
     reads_.emplace(directory_->replica(), pool_, incarnation_,
                    RemoteReads::Peers{[this](peer::ReadRequest request) { peers_->read(std::move(request)); },
-                                      [this](peer::RequestId id) { peers_->cancel(id); }});
+                                      [this](peer::RequestId id) { peers_->cancel(id); },
+                                      [this](peer::RequestId id) { peers_->give_up(id); }});
   });
   return {};
 }
@@ -119,10 +124,14 @@ Result<std::unique_ptr<peer::OneSided>> ClusterBridge::open_one_sided(const std:
   return as_one_sided(peer::MooncakeReads::start(options_.mooncake_helper, host, region_));
 }
 
-bool ClusterBridge::begin_leaving() {
+void ClusterBridge::tell_drained() {
+  if (directory_ != nullptr && !closing_) directory_->say(cluster::Condition::kDrained);
+}
+
+bool ClusterBridge::drain() {
   if (directory_ == nullptr || closing_) return false;
   const cluster::DirectoryStats told = directory_->status().directory;
-  directory_->leave();
+  directory_->say(cluster::Condition::kDrains);
   return told.peers > 0 && told.blocks_told > 0;
 }
 
@@ -156,6 +165,7 @@ ClusterBridge::Status ClusterBridge::status() const {
   }
   status.peers = peers_->stats();
   status.reading = reads_->reading();
+  status.given_up = reads_->given_up();
   status.lending = lending_.size();
   return status;
 }
@@ -171,6 +181,15 @@ void ClusterBridge::enter_epoch(cluster::Epoch epoch) {
     node.reset_here(monotonic_now());
     resetting_ = false;
     reset_(epoch);
+  });
+}
+
+void ClusterBridge::know_epoch(std::optional<cluster::Epoch> epoch) {
+  apply_([&](node::Node&) {
+    if (closing_) return;
+    // The node has been reset, and the directory is yet to hear of it.
+    if (directory_ != nullptr && directory_->reset_ordered()) epoch.reset();
+    current_(epoch);
   });
 }
 
@@ -206,9 +225,9 @@ void ClusterBridge::close_space(node::SpaceNumber space) {
 }
 
 node::RemoteFound ClusterBridge::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                      Nanos now) {
+                                      double block_nanos, Nanos now) {
   if (!reads_ || closing_ || resetting_ || !directory_->knows_resets()) return {};
-  return reads_->find(space, keys, first, now);
+  return reads_->find(space, keys, first, block_nanos, now);
 }
 
 void ClusterBridge::read(node::RemoteRead read) {
@@ -223,6 +242,14 @@ void ClusterBridge::read(node::RemoteRead read) {
 
 void ClusterBridge::cancel(node::RemoteOp op) {
   if (reads_ && !closing_) reads_->cancel(op);
+}
+
+std::optional<Nanos> ClusterBridge::next_time() const {
+  return reads_ && !closing_ ? reads_->next_time() : std::nullopt;
+}
+
+void ClusterBridge::on_time(Nanos now) {
+  if (reads_ && !closing_) reads_->on_time(now);
 }
 
 void ClusterBridge::on_block(peer::RequestId id, std::uint32_t) {
@@ -309,7 +336,7 @@ void ClusterBridge::tell(const events::Change& change, std::vector<cluster::Chan
   const bool shared = change.tier == kHostTier ? options_.share_host : options_.share_drives;
   switch (change.kind) {
     case events::Change::Kind::kAdded:
-      if (shared) out.push_back({Kind::kAdded, change.tier, index, change.key});
+      if (shared) out.push_back({Kind::kAdded, change.tier, index, change.key, change.parent});
       return;
     case events::Change::Kind::kRemoved:
       if (shared) out.push_back({Kind::kRemoved, change.tier, index, change.key});

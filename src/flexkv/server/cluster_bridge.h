@@ -32,6 +32,7 @@ struct ClusterOptions {
   std::string node;                 // for people
   std::string secret_file;          // of the cluster; see net::Secret
   std::string listen;               // HOST:PORT, where other nodes reach this one; port 0: any
+  std::string told_address;         // if they reach it elsewhere: through what a test puts between them
   meta::RedisOptions redis;
   Nanos time_to_live = 30 * kSecond;
   bool share_host = true;     // tells the others of blocks in host memory
@@ -50,22 +51,27 @@ class ClusterBridge final : public node::RemotePort,
   using Apply = std::function<void(const std::function<void(node::Node&)>& call)>;
 
   // Fails when the secret is not to be had. `pool`: where the blocks lie; stays mapped until close(), at least. `reads`
-  // is told of what comes. `reset`: the cluster was, and the node is; under the node's lock.
+  // is told of what comes. `reset`: the cluster was, and the node is. `current`: this is known to be the cluster's
+  // epoch, and began with a reset; none: it is not known any more, which comes before each `reset`. Both under the
+  // node's lock.
   static Result<std::unique_ptr<ClusterBridge>> create(const ClusterOptions& options, const memory::HostRegion& pool,
                                                        SourceSink& reads, Apply apply,
-                                                       std::function<void(cluster::Epoch epoch)> reset);
+                                                       std::function<void(cluster::Epoch epoch)> reset,
+                                                       std::function<void(std::optional<cluster::Epoch>)> current);
   ~ClusterBridge() override;
 
   // Of the keys of blocks, the same at all nodes.
   const net::Secret::Key& key_secret() const { return key_secret_; }
   // Begins to listen and to look for others; apply is not called before that. Fails when this node cannot listen; then
   // it finds nothing, and is not found. `held_epoch`: of the cluster, as the node knew it that kept what this one has
-  // on drives. REQUIRES: the node knows no space yet
-  Result<> start(const cluster::Epoch& held_epoch);
-  // Begins to tell the others that this node goes, under the node's lock. False: none of them finds blocks here, so
-  // none can be about to read some.
-  bool begin_leaving();
-  // Tells the others that this node goes, as far as that is possible within `patience`. Its reads go on.
+  // on drives. `needs_reset`: see DirectoryOptions. REQUIRES: the node knows no space yet
+  Result<> start(const cluster::Epoch& held_epoch, bool needs_reset);
+  // Begins to tell the others that this node gives nothing more, under the node's lock. False: none of them finds
+  // blocks here, so none can be about to read some.
+  bool drain();
+  // And that it has nothing left to do; the same.
+  void tell_drained();
+  // Tells the others that this node ends, as far as that is possible within `patience`. Its reads go on.
   void leave(Nanos patience);
   // Ends all that is under way; then apply is not called any more. Reads that the node orders afterwards are not begun.
   // False: a call of NIXL's hangs, and the pool must stay mapped for good.
@@ -94,6 +100,7 @@ class ClusterBridge final : public node::RemotePort,
     std::vector<PeerStatus> nodes;  // the others
     peer::PeerStats peers;
     std::size_t reading = 0;  // reads under way
+    std::uint64_t given_up = 0;
     std::size_t lending = 0;
   };
   // Under the node's lock.
@@ -102,11 +109,13 @@ class ClusterBridge final : public node::RemotePort,
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   // All nodes of the cluster forget their blocks. Until this one has, it finds nothing at others.
   void reset(node::ResetId reset) override;
   void cancel(node::RemoteOp op) override;
+  std::optional<Nanos> next_time() const override;
+  void on_time(Nanos now) override;
 
  private:
   struct Lending {
@@ -120,12 +129,14 @@ class ClusterBridge final : public node::RemotePort,
 
   ClusterBridge(const ClusterOptions& options, net::TlsContext tls, const net::Secret::Key& key_secret,
                 const memory::HostRegion& pool, SourceSink& reads, Apply apply,
-                std::function<void(cluster::Epoch epoch)> reset);
+                std::function<void(cluster::Epoch epoch)> reset,
+                std::function<void(std::optional<cluster::Epoch>)> current);
 
   Error not_joined(Error why);
   void start_one_sided(const std::string& node);
   Result<std::unique_ptr<peer::OneSided>> open_one_sided(const std::string& node) const;
   void enter_epoch(cluster::Epoch epoch);
+  void know_epoch(std::optional<cluster::Epoch> epoch);
   void pin(const peer::SpaceName& space, std::uint64_t slot_bytes, std::span<const key::BlockKey> keys,
            std::uint32_t first, Nanos deadline, std::function<void(peer::Pinned)> done) override;
   void unpin(std::uint64_t pin) override;
@@ -144,6 +155,7 @@ class ClusterBridge final : public node::RemotePort,
   SourceSink& sink_;
   const Apply apply_;
   const std::function<void(cluster::Epoch)> reset_;
+  const std::function<void(std::optional<cluster::Epoch>)> current_;
 
   // Guarded by the node's lock, once started.
   std::map<node::SpaceName, cluster::SpaceIndex> indexes_;

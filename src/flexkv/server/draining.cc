@@ -11,11 +11,13 @@ void NodeServer::drain(Nanos timeout) {
   const Nanos now = monotonic_now();
   if (!drain_) {
     log_info("node " + options_.name + " drains: nothing is found or saved here any more");
-    node_.drain(now);
     drain_ = Drain{now, now, now};
+    node_.drain(now, now + timeout);
     // Who has found blocks here has a load's time to come for them; nobody finds any once Redis was told.
-    if (cluster_ != nullptr && cluster_->begin_leaving()) drain_->lends_until += options_.node.lease_time;
+    if (cluster_ != nullptr && cluster_->drain()) drain_->lends_until += options_.node.lease_time;
     advance_drain(now);
+  } else {
+    node_.drain(now, now + timeout);
   }
   drain_->deadline = now + timeout;
   ipc::ring_eventfd(wake_.get());
@@ -33,6 +35,11 @@ bool NodeServer::wait_drained() const {
 
 void NodeServer::advance_drain(Nanos now) {
   if (now >= drain_->lends_until) node_.stop_lending();
+  // What only ends later, as loads of what was found before, makes it no other node.
+  if (cluster_ != nullptr && !drain_->told && node_.undone().none()) {
+    drain_->told = true;
+    cluster_->tell_drained();
+  }
   done_.notify_all();
 }
 

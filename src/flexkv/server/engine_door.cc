@@ -46,7 +46,8 @@ class EngineDoor::Visitor final : public net::FrameSink {
 
   Result<std::span<std::byte>> on_head(const net::FrameHead& head) override {
     const auto kind = static_cast<HostFrame>(head.kind);
-    if (refused_ || kind != (greeted() ? HostFrame::kMessage : HostFrame::kHello)) {
+    const bool first = kind == HostFrame::kHello || kind == HostFrame::kReset;
+    if (refused_ || reset_ || (greeted() ? kind != HostFrame::kMessage : !first)) {
       return Error{ErrorCode::kPeer, "a frame of kind " + std::to_string(head.kind) + " that has no place there"};
     }
     if (!greeted() && head.bytes > kHelloBytesMax) return Error{ErrorCode::kPeer, "its hello is too long"};
@@ -54,7 +55,10 @@ class EngineDoor::Visitor final : public net::FrameSink {
     return std::span(body_);
   }
 
-  Status on_frame(const net::FrameHead& head) override { return greeted() ? apply() : greet(head.id); }
+  Status on_frame(const net::FrameHead& head) override {
+    if (static_cast<HostFrame>(head.kind) == HostFrame::kReset) return reset(head.id);
+    return greeted() ? apply() : greet(head.id);
+  }
 
   // Of the jobs that have ended. False: it does not read them, and would wait for what it was told.
   bool tell_results() {
@@ -75,12 +79,24 @@ class EngineDoor::Visitor final : public net::FrameSink {
     return stream.send(static_cast<std::uint32_t>(HostFrame::kReply), 0, {body});
   }
 
+  static Error other_version(std::uint64_t version) {
+    return {ErrorCode::kUnsupported, "the engine's machine speaks version " + std::to_string(version) +
+                                         " of the protocol, this node " + std::to_string(proto::kHostVersion) +
+                                         ": install the same FlexKV on both"};
+  }
+
+  // For `flexkv reset` on the machine of an engine's scheduler.
+  Status reset(std::uint64_t version) {
+    if (version != proto::kHostVersion) return refuse(other_version(version));
+    reset_ = true;
+    log_info("reset from " + stream.peer() + ": all blocks are forgotten");
+    node_.reset_all();
+    FLEXKV_ASSERT(stream.send(static_cast<std::uint32_t>(HostFrame::kResetDone), 0, {}));
+    return {};
+  }
+
   Status greet(std::uint64_t version) {
-    if (version != proto::kHostVersion) {
-      return refuse({ErrorCode::kUnsupported, "the engine's machine speaks version " + std::to_string(version) +
-                                                  " of the protocol, this node " + std::to_string(proto::kHostVersion) +
-                                                  ": install the same FlexKV on both"});
-    }
+    if (version != proto::kHostVersion) return refuse(other_version(version));
     const auto hello = proto::decode_client_hello(body_);
     if (!hello) return hello.error();
     const auto engine = node_.attach_client(hello.value(), results_fd_);
@@ -124,6 +140,7 @@ class EngineDoor::Visitor final : public net::FrameSink {
   const int results_fd_;
   node::EngineHandle engine_ = 0;  // once greeted
   bool refused_ = false;
+  bool reset_ = false;  // that was all it came for
   std::vector<std::byte> body_;
 };
 

@@ -75,7 +75,7 @@ void NodeServer::call_node(const std::function<void(node::Node&)>& call) {
   MutexLock lock(mutex_);
   call(node_);
   if (stopping_ && node_.disk_queues().writes == 0 && node_.store_queue() == 0) written_.notify_all();
-  if (drain_) done_.notify_all();
+  if (drain_) advance_drain(monotonic_now());
   wake_if_earlier();
 }
 
@@ -89,6 +89,9 @@ std::unique_ptr<ClusterBridge> NodeServer::open_cluster() {
           seen.cluster = hash_of_cluster(options_.cluster->cluster);
           seen.epoch = epoch;
         });
+      },
+      [this](std::optional<cluster::Epoch> epoch) {
+        if (remote_ != nullptr) remote_->know_epoch(epoch);
       });
   if (opened) {
     beyond_.add(*opened.value());
@@ -106,6 +109,11 @@ std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
       [this](const std::set<remote::Mark>& marks) {
         note_resets([&](ResetsSeen& seen) { seen.marks = hash_of_marks(marks); });
       });
+  if (opened && !opened.value()->keeps_marks() && cluster_ == nullptr) {
+    opened = Error{
+        ErrorCode::kInvalidArgument,
+        options_.remote->url + " needs a cluster, which knows of resets: Mooncake Store may lose all that is in it"};
+  }
   if (opened) {
     beyond_.add(*opened.value());
     return std::move(opened).value();
@@ -119,12 +127,18 @@ std::unique_ptr<RemoteBridge> NodeServer::open_remote() {
 void NodeServer::note_resets(const std::function<void(ResetsSeen&)>& change) {
   change(resets_seen_);
   if (disk_ != nullptr) disk_->note_resets(resets_seen_);
-  if (cluster_ != nullptr && remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
+  if (cluster_ != nullptr) tell_marks();
+}
+
+// Who has no store that keeps marks knows of the cluster's resets only, as who has no store.
+void NodeServer::tell_marks() {
+  if (remote_ != nullptr && remote_->keeps_marks()) cluster_->know_resets(resets_seen_.marks);
 }
 
 void NodeServer::join_cluster(const ResetsSeen& held) {
   if (cluster_ == nullptr) return;
-  if (const Status started = cluster_->start(held.epoch_of(options_.cluster->cluster)); !started) {
+  const bool needs_reset = remote_ != nullptr && !remote_->keeps_marks();
+  if (const Status started = cluster_->start(held.epoch_of(options_.cluster->cluster), needs_reset); !started) {
     cluster_off_why_ = "the cluster is off: " + started.error().message;
     log_warning(cluster_off_why_);
     MutexLock lock(mutex_);
@@ -132,7 +146,7 @@ void NodeServer::join_cluster(const ResetsSeen& held) {
     return;
   }
   MutexLock lock(mutex_);
-  if (remote_ != nullptr) cluster_->know_resets(resets_seen_.marks);
+  tell_marks();
 }
 
 std::unique_ptr<DiskBridge> NodeServer::open_disk() {
@@ -266,6 +280,7 @@ void NodeServer::reset_all() {
   node::ResetId reset = 0;
   while (reset == 0) fill_random(&reset, sizeof reset);
   MutexLock lock(mutex_);
+  last_reset_ = reset;
   node_.reset_all(reset, monotonic_now());
 }
 
@@ -373,6 +388,7 @@ std::string NodeServer::status_json() const {
   identity.pool_bytes = pool_.bytes();
   identity.peers = peers_.size();
   if (drain_) identity.drain = drain_status(identity.now);
+  identity.last_reset = last_reset_;
   if (door_ != nullptr) identity.door_address = door_->address();
   if (!door_off_why_.empty()) identity.messages.push_back(door_off_why_);
   if (!cluster_off_why_.empty()) identity.messages.push_back(cluster_off_why_);

@@ -89,6 +89,7 @@ class NodeServer final : private node::Outbox {
     Nanos begun = 0;
     Nanos lends_until = 0;
     Nanos deadline = 0;
+    bool told = false;  // the cluster, that nothing is left
   };
   struct Peer {
     Peer(ipc::Channel c, Fd p) : channel(std::move(c)), process(std::move(p)) {}
@@ -110,6 +111,7 @@ class NodeServer final : private node::Outbox {
   void open_door();
   void call_node(const std::function<void(node::Node&)>& call);
   void note_resets(const std::function<void(ResetsSeen&)>& change) FLEXKV_REQUIRES(mutex_);
+  void tell_marks() FLEXKV_REQUIRES(mutex_);
   void finish_writes();
   DrainStatus drain_status(Nanos now) const FLEXKV_REQUIRES(mutex_);
   void advance_drain(Nanos now) FLEXKV_REQUIRES(mutex_);
@@ -162,7 +164,8 @@ class NodeServer final : private node::Outbox {
   mutable std::condition_variable_any news_;  // a job of an engine that this node is embedded in has ended; a rank came
   Fd changes_fd_ FLEXKV_GUARDED_BY(mutex_);   // before the node, which says at its end what is gone
   node::Node node_ FLEXKV_GUARDED_BY(mutex_);
-  ResetsSeen resets_seen_ FLEXKV_GUARDED_BY(mutex_);  // of those elsewhere, this node knows these
+  node::ResetId last_reset_ FLEXKV_GUARDED_BY(mutex_) = 0;  // of reset_all()
+  ResetsSeen resets_seen_ FLEXKV_GUARDED_BY(mutex_);        // of those elsewhere, this node knows these
   std::unordered_map<std::uint64_t, std::unique_ptr<Peer>> peers_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::AgentHandle, Peer*> agents_ FLEXKV_GUARDED_BY(mutex_);
   std::unordered_map<node::EngineHandle, Peer*> clients_ FLEXKV_GUARDED_BY(mutex_);

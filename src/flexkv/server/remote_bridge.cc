@@ -42,22 +42,35 @@ Result<net::Secret> secret_of(const RemoteOptions& options) {
   return net::Secret::from_text("FlexKV: blocks in a store that everybody who has them may read");
 }
 
+remote::Mark first_of(const key::Root& digest) {
+  remote::Mark mark{};
+  std::copy_n(digest.begin(), mark.size(), mark.begin());
+  return mark;
+}
+
 // The same at all nodes that hear of a reset, which they do by the cluster or by the mark itself.
 remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) {
   key::NamespaceBuilder name = hash();
   const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
                                .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&reset, 1)))
                                .finish();
-  remote::Mark mark{};
-  std::copy_n(digest.begin(), mark.size(), mark.begin());
-  return mark;
+  return first_of(digest);
+}
+
+// With its number: the id of an epoch may come back to Redis, by a request that was repeated late (0033).
+remote::Mark mark_of(const std::string& cluster, const cluster::Epoch& epoch) {
+  const std::array<std::uint64_t, 2> numbers{epoch.number, epoch.reset};
+  key::NamespaceBuilder name = hash();
+  return first_of(name.add(key::Field::kUserNamespace, cluster)
+                      .add(key::Field::kWeightEpoch, std::as_bytes(std::span(numbers)))
+                      .finish());
 }
 
 }  // namespace
 
 Result<std::unique_ptr<RemoteBridge>> RemoteBridge::create(const RemoteOptions& options, std::span<std::byte> pool,
                                                            SourceSink& reads, Apply apply, Forgotten forgotten) {
-  auto store = remote::open_store(options.url, options.s3);
+  auto store = remote::open_store(options.url, options.s3, options.mooncake);
   if (!store.ok()) return store.error();
   auto secret = secret_of(options);
   if (!secret) return secret.error();
@@ -75,7 +88,9 @@ RemoteBridge::RemoteBridge(const RemoteOptions& options, std::unique_ptr<remote:
       reads_(reads),
       apply_(std::move(apply)),
       forgotten_(std::move(forgotten)),
-      store_(std::move(store)) {}
+      store_(std::move(store)),
+      keeps_marks_(store_->keeps()),
+      source_(options.tier.engine.object_bytes) {}
 
 RemoteBridge::~RemoteBridge() { FLEXKV_ASSERT(tier_ == nullptr); }
 
@@ -84,7 +99,11 @@ void RemoteBridge::start(const std::optional<key::Root>& held_marks) {
   apply_([&](node::Node&) {
     held_marks_ = held_marks;
     tier_ = std::make_unique<remote::RemoteTier>(options_.tier, std::move(store_), sink);
-    tier_->watch_marks();
+    if (keeps_marks_) {
+      tier_->watch_marks();
+    } else {
+      unlisted_ = true;
+    }
   });
 }
 
@@ -98,8 +117,13 @@ RemoteBridge::Status RemoteBridge::status() const {
   status.url = options_.url;
   if (closing_ || tier_ == nullptr) return status;
   status.tier = tier_->stats();
-  status.waiting_bytes = rate_.waiting_bytes();
-  status.bytes_per_second = rate_.bytes_per_second();
+  if (!keeps_marks_ && !listed_) {
+    status.tier.trouble = "nothing is read or written until Redis has told of the cluster's latest reset";
+  }
+  status.waiting_bytes = source_.waiting_bytes();
+  status.bytes_per_second = source_.bytes_per_second();
+  status.resting = source_.resting(monotonic_now());
+  status.given_up = given_up_;
   status.reading = readings_.size();
   status.writing = writings_.size();
   status.read_latency = read_latency_;
@@ -122,7 +146,8 @@ void RemoteBridge::close_space(node::SpaceNumber number) {
 
 void RemoteBridge::open(Space& space) {
   if (space.slot_bytes > remote::kSlotBytesMax) return;
-  key::NamespaceBuilder name = hash();
+  // Of several clusters that share a store that keeps no marks, each has spaces of its own, as it has resets.
+  key::NamespaceBuilder name = keeps_marks_ ? hash() : key::NamespaceBuilder(key_secret_);
   name.add(key::Field::kModel, std::as_bytes(std::span(space.name)));
   for (const remote::Mark& mark : marks_) name.add(key::Field::kWeightEpoch, std::as_bytes(std::span(mark)));
   space.there = name.finish();
@@ -159,12 +184,32 @@ void RemoteBridge::end_write(node::RemoteOp op, node::RemoteOutcome outcome) {
 }
 
 void RemoteBridge::reset(node::ResetId reset) {
-  if (!closing_ && tier_ != nullptr) add_mark(mark_of(options_.cluster, reset));
+  if (closing_ || tier_ == nullptr) return;
+  if (keeps_marks_) {
+    add_mark(mark_of(options_.cluster, reset));
+  } else {
+    leave_epoch();
+  }
 }
 
 void RemoteBridge::enter_epoch(const cluster::Epoch& epoch) {
-  if (closing_ || tier_ == nullptr) return;
+  if (closing_ || tier_ == nullptr || !keeps_marks_) return;
   add_mark(mark_of(options_.cluster, epoch.reset != 0 ? epoch.reset : epoch.number));
+}
+
+void RemoteBridge::know_epoch(const std::optional<cluster::Epoch>& epoch) {
+  if (closing_ || tier_ == nullptr || keeps_marks_) return;
+  leave_epoch();
+  if (!epoch) return;
+  marks_ = {mark_of(options_.cluster, *epoch)};
+  listed_ = true;
+  for (auto& [number, space] : spaces_) open(space);
+}
+
+// Reads and writes of it that are under way may end: they are of its spaces.
+void RemoteBridge::leave_epoch() {
+  if (!std::exchange(listed_, false)) return;
+  for (const auto& [number, space] : spaces_) tier_->close_space(space.there);
 }
 
 void RemoteBridge::on_marks(const std::set<remote::Mark>& marks) {
@@ -201,16 +246,17 @@ void RemoteBridge::on_no_marks() {
 // ---- reads ---------------------------------------------------------------------------------------------------------
 
 node::RemoteFound RemoteBridge::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                     Nanos) {
+                                     double /*block_nanos*/, Nanos now) {
   const auto space = spaces_.find(number);
-  if (!serves() || space == spaces_.end() || first >= keys.size()) return {};
+  if (!serves() || source_.resting(now) || space == spaces_.end() || first >= keys.size()) return {};
   keys = keys.subspan(first);
   keys = keys.first(std::min(keys.size(), remote::kKeysMax));
   node::RemoteFound found;
   found.blocks = static_cast<std::uint32_t>(tier_->contains(space->second.there, keys));
-  found.bytes_per_second = rate_.bytes_per_second();
-  if (found.bytes_per_second > 0) {
-    found.wait = static_cast<Nanos>(static_cast<double>(rate_.waiting_bytes()) / found.bytes_per_second * kSecond);
+  const plan::TransferTime time = source_.time(Tier::kMemory, costs_, now);
+  if (time.known()) {
+    found.bytes_per_second = kSecond / time.per_byte;
+    found.wait = static_cast<Nanos>(time.estimate(static_cast<double>(source_.waiting_bytes())));
   }
   return found;
 }
@@ -237,12 +283,33 @@ void RemoteBridge::read(node::RemoteRead read) {
   }
   request.deadline = read.deadline;
   const Nanos now = monotonic_now();
-  const Reading reading{op, request.slot_bytes, static_cast<std::uint32_t>(count), 0, now};
   const remote::RequestId id = request.id;
+  const std::uint64_t slot_bytes = request.slot_bytes;
   if (!tier_->read(std::move(request))) return refuse(node::RemoteOutcome::kBusy);
-  readings_.emplace(id, reading);
+  Reading& reading = readings_[id];
+  reading = {op, source_.begin(Tier::kMemory, slot_bytes, static_cast<std::uint32_t>(count), now), read.deadline};
   requests_.emplace(op, id);
-  for (std::uint32_t i = 0; i < reading.blocks; ++i) rate_.begin(reading.slot_bytes, now);
+  watch(id, reading, now);
+}
+
+// When nothing more comes of it, unless its time is over first.
+void RemoteBridge::watch(remote::RequestId id, const Reading& reading, Nanos now) {
+  const Nanos at = source_.stops_at(reading.there, costs_, now);
+  if (at < reading.deadline) watch_.watch(id, at);
+}
+
+void RemoteBridge::on_time(Nanos now) {
+  if (closing_) return;
+  for (const remote::RequestId id : watch_.take_due(now)) {
+    Reading& reading = readings_.at(id);
+    if (now < source_.stops_at(reading.there, costs_, now)) {
+      watch(id, reading, now);
+      continue;
+    }
+    source_.stopped(reading.there, now);
+    ++given_up_;
+    tier_->give_up(id);
+  }
 }
 
 void RemoteBridge::cancel(node::RemoteOp op) {
@@ -254,9 +321,8 @@ void RemoteBridge::on_block(remote::RequestId id, std::uint32_t index) {
   apply_([&](node::Node& node) {
     const Nanos now = monotonic_now();
     Reading& reading = readings_.at(id);
-    ++reading.came;
-    rate_.end(reading.slot_bytes, true, now);
-    read_latency_.record(now - reading.begun);
+    source_.came(reading.there, now);
+    read_latency_.record(now - reading.there.begun);
     reads_.on_block(node, reading.op, index, now);
   });
 }
@@ -266,7 +332,11 @@ void RemoteBridge::on_end(remote::RequestId id, remote::Outcome outcome) {
     const Nanos now = monotonic_now();
     const Reading reading = readings_.extract(id).mapped();
     requests_.erase(reading.op);
-    for (std::uint32_t i = reading.came; i < reading.blocks; ++i) rate_.end(reading.slot_bytes, false, now);
+    watch_.forget(id);
+    using End = ReadSource::End;
+    const bool cut = outcome == remote::Outcome::kCanceled || outcome == remote::Outcome::kDeadline;
+    const End how = reading.there.given_up ? End::kFailed : cut ? End::kCut : End::kAnswered;
+    source_.end(reading.there, how, costs_, now);
     reads_.on_end(node, reading.op, to_node(outcome), now);
   });
 }
@@ -288,6 +358,7 @@ bool RemoteBridge::has(node::SpaceNumber number, const key::BlockKey& key) const
 
 void RemoteBridge::write(node::StoreWrite write) {
   if (!listed_) {
+    if (!keeps_marks_) return end_write(write.op, node::RemoteOutcome::kStoreOff);
     early_.push_back(std::move(write));
     return;
   }

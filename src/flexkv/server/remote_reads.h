@@ -1,5 +1,5 @@
 // Which peer a node reads blocks from, and what becomes of it: chooses by what the replica of the directory knows,
-// spreads reads over peers that have the same, and goes on at another one when a peer does not deliver.
+// spreads reads over peers that have the same, and goes on at another one when a peer does not deliver, or no more.
 //
 // Pure logic, guarded by the node's lock.
 #pragma once
@@ -16,13 +16,11 @@
 #include "flexkv/cluster/replica.h"
 #include "flexkv/node/remote_port.h"
 #include "flexkv/peer/types.h"
-#include "flexkv/plan/flow_rate.h"
+#include "flexkv/server/read_choice.h"
+#include "flexkv/server/read_source.h"
 
 namespace flexkv::server {
 
-// A peer that could not be reached, or that let a read wait in vain, is not asked for so long; doubles each time.
-constexpr Nanos kPeerRestMin = 1 * kSecond;
-constexpr Nanos kPeerRestMax = 30 * kSecond;
 // So long a peer in which blocks were found is asked for them though it has left the cluster since: it lends on for as
 // long when it drains.
 constexpr Nanos kPromise = 2 * kSecond;
@@ -36,6 +34,7 @@ class RemoteReads {
   struct Peers {
     std::function<void(peer::ReadRequest)> read;
     std::function<void(peer::RequestId)> cancel;
+    std::function<void(peer::RequestId)> give_up;  // as PeerLane's
   };
 
   // `replica` outlives this. `pool`: where the blocks go. `own`: this node's incarnation, by which nodes that read the
@@ -49,7 +48,8 @@ class RemoteReads {
   }
   void close_space(node::SpaceNumber number) { spaces_.erase(number); }
 
-  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first, Nanos now);
+  node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
+                         double block_nanos, Nanos now);
   // False: nobody has the first block any more, and nothing was begun.
   bool read(node::RemoteRead read, Nanos now);
   void cancel(node::RemoteOp op);
@@ -67,7 +67,12 @@ class RemoteReads {
   // `may_go_on`: at another peer.
   std::optional<Ended> on_end(peer::RequestId request, peer::Outcome outcome, bool may_go_on, Nanos now);
 
+  // When to call on_time next; it gives up what has stopped.
+  std::optional<Nanos> next_time() const { return watch_.next(); }
+  void on_time(Nanos now);
+
   std::size_t reading() const { return reads_.size(); }
+  std::uint64_t given_up() const { return given_up_; }  // reads at a peer that had stopped, so far
   // Bytes on their way from the peer, and how fast they came so far (0: not known).
   struct Flow {
     std::uint64_t waiting_bytes = 0;
@@ -83,36 +88,37 @@ class RemoteReads {
     std::uint64_t slot_bytes = 0;
   };
   struct Peer {
-    plan::FlowRate rate;
-    std::uint32_t reads = 0;
-    Nanos rests_until = 0;
-    Nanos next_rest = kPeerRestMin;
+    ReadSource source;
     Nanos promised_until = 0;  // since blocks were last found there
   };
   struct Source {
     cluster::Incarnation node = 0;
     std::string address;
     std::uint32_t blocks = 0;  // at most
+    Tier tier{};
   };
   struct Read {
     node::RemoteRead asked;
     Space space;
     cluster::Incarnation from = 0;
+    ReadSource::Read there;                   // the request under way
     std::uint32_t done = 0;                   // blocks that came
-    std::uint32_t begun = 0;                  // of them, before the request under way
-    std::uint32_t ordered = 0;                // by it
     std::vector<cluster::Incarnation> tried;  // not asked again
     bool canceled = false;
 
     std::uint32_t wanted() const { return static_cast<std::uint32_t>(asked.host_offsets.size()); }
   };
 
-  const cluster::Replica::Holding* choose(const Space& space, std::span<const key::BlockKey> keys,
-                                          std::span<const cluster::Incarnation> tried, Nanos now);
+  struct Choice : ReadChoice {  // of places in holdings_
+    bool known = false;         // how long it takes
+  };
+  std::optional<Choice> choose(const Space& space, std::span<const key::BlockKey> keys,
+                               std::span<const cluster::Incarnation> tried, double block_nanos, Nanos now);
   std::optional<Source> source(const Read& read, std::span<const key::BlockKey> keys, Nanos now);
   bool begin(Read&& read, Nanos now);
   Peer& peer(cluster::Incarnation node, Nanos now);
   void settle(Read& read, peer::Outcome outcome, Nanos now);
+  void watch(peer::RequestId request, const Read& read, Nanos now);
 
   const cluster::Replica& replica_;
   const std::span<std::byte> pool_;
@@ -122,8 +128,13 @@ class RemoteReads {
   std::unordered_map<peer::RequestId, Read> reads_;
   std::unordered_map<node::RemoteOp, peer::RequestId> requests_;
   std::unordered_map<cluster::Incarnation, Peer> known_;  // that were asked
-  plan::FlowRate rate_;                                   // of all together
-  std::vector<cluster::Replica::Holding> holdings_;       // scratch
+  const ReadSource unknown_;                              // as whoever was never asked
+  TierCosts costs_;                                       // of all together
+  ReadWatch watch_;                                       // of reads_
+  std::uint64_t given_up_ = 0;
+  std::vector<cluster::Replica::Holding> holdings_;  // scratch,
+  std::vector<ReadPlace> places_;                    // the same ones
+  std::uint64_t choices_ = 0;                        // made so far
   peer::RequestId next_request_ = 1;
 };
 

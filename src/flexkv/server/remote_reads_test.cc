@@ -1,96 +1,13 @@
-#include "flexkv/server/remote_reads.h"
+#include <set>
+#include <string>
 
-#include <gtest/gtest.h>
-
-#include <utility>
-
-#include "flexkv/cluster/names.h"
-#include "flexkv/peer/messages.h"
-#include "flexkv/peer/reading.h"
+#include "flexkv/server/remote_reads_fixture.h"
 
 namespace flexkv::server {
 namespace {
 
 using node::RemoteOutcome;
 using peer::Outcome;
-
-constexpr std::uint64_t kSlotBytes = 4096;
-constexpr node::SpaceNumber kSpace = 5;
-constexpr cluster::Incarnation kA = 0xA;
-constexpr cluster::Incarnation kB = 0xB;
-
-std::vector<key::BlockKey> chain(std::uint32_t blocks) {
-  std::vector<key::BlockKey> keys;
-  for (std::uint32_t i = 0; i < blocks; ++i) keys.push_back({i + 1, ~std::uint64_t{i}});
-  return keys;
-}
-
-// A replica in the test's hands, and peers that only take note of what they are asked for.
-class RemoteReadsTest : public ::testing::Test {
- protected:
-  RemoteReadsTest() {
-    reads.open_space(kSpace, 0, {7}, kSlotBytes);
-    for (const auto node : {kA, kB}) replica.refresh(node, "address of " + cluster::hex(node), now + 1000 * kSecond);
-  }
-  // Blocks [begin, end) of the chain.
-  void has(cluster::Incarnation node, std::uint32_t begin, std::uint32_t end) {
-    const auto keys = chain(end);
-    for (std::uint32_t i = begin; i < end; ++i) {
-      const cluster::Residency residency{cluster::tag_of(keys[i]), 1};
-      ASSERT_TRUE(replica.apply(node, 0, {&residency, 1}));
-    }
-  }
-  // Of a chain of so many blocks, those from `first` on.
-  bool read(std::uint32_t blocks, std::uint32_t first, node::RemoteOp op = 1) {
-    node::RemoteRead wanted;
-    wanted.op = op;
-    wanted.space = kSpace;
-    wanted.keys = chain(blocks);
-    wanted.first = first;
-    for (std::uint32_t i = first; i < blocks; ++i) wanted.host_offsets.push_back(i * kSlotBytes);
-    wanted.deadline = now + 10 * kSecond;
-    return reads.read(std::move(wanted), now);
-  }
-  std::uint32_t found(std::uint32_t blocks, std::uint32_t first) {
-    return reads.find(kSpace, chain(blocks), first, now).blocks;
-  }
-  // The latest request delivers so many blocks.
-  void deliver(std::uint32_t blocks) {
-    for (std::uint32_t i = 0; i < blocks; ++i) {
-      now += kMillisecond;
-      const auto arrived = reads.on_block(asked.back().id, now);
-      ASSERT_TRUE(arrived);
-      came.push_back(arrived->index);
-    }
-  }
-  std::optional<RemoteReads::Ended> end(Outcome outcome, bool may_go_on = true) {
-    return reads.on_end(asked.back().id, outcome, may_go_on, now);
-  }
-  void expect_asked(cluster::Incarnation node, std::uint32_t first, std::uint32_t blocks) {
-    const peer::ReadRequest& request = asked.back();
-    EXPECT_EQ(request.node, cluster::hex(node));
-    EXPECT_EQ(request.address, "address of " + cluster::hex(node));
-    EXPECT_EQ(request.first, first);
-    EXPECT_EQ(request.keys, chain(first + blocks));
-    ASSERT_EQ(request.buffers.size(), blocks);
-    for (std::uint32_t i = 0; i < blocks; ++i) {
-      EXPECT_EQ(request.buffers[i].data(), pool.data() + (first + i) * kSlotBytes);
-    }
-    EXPECT_EQ(peer::problem_of(request), "");
-  }
-
-  Nanos now = 1000 * kSecond;
-  cluster::Replica replica{1 << 20};
-  std::vector<std::byte> pool = std::vector<std::byte>(64 * kSlotBytes);
-  std::vector<peer::ReadRequest> asked;
-  std::vector<peer::RequestId> canceled;
-  std::vector<std::uint32_t> came;
-  RemoteReads reads{replica,
-                    pool,
-                    77,
-                    {[this](peer::ReadRequest request) { asked.push_back(std::move(request)); },
-                     [this](peer::RequestId id) { canceled.push_back(id); }}};
-};
 
 TEST_F(RemoteReadsTest, AsksWhoHasLeftForWhatWasFoundThereAMomentAgo) {
   has(kA, 0, 8);
@@ -118,7 +35,7 @@ TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
   has(kB, 0, 6);
   EXPECT_EQ(found(10, 4), 4U);
   EXPECT_EQ(found(10, 8), 0U);
-  EXPECT_EQ(reads.find(kSpace + 1, chain(10), 4, now).blocks, 0U);
+  EXPECT_EQ(reads.find(kSpace + 1, chain(10), 4, 0, now).blocks, 0U);
   ASSERT_TRUE(read(8, 4));
   expect_asked(kA, 4, 4);
   deliver(4);
@@ -129,7 +46,7 @@ TEST_F(RemoteReadsTest, ReadsFromWhoHasMost) {
   EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3}));
   EXPECT_EQ(reads.reading(), 0U);
   // Four blocks in four milliseconds.
-  EXPECT_NEAR(reads.find(kSpace, chain(8), 4, now).bytes_per_second, 1000.0 * kSlotBytes, 100.0 * kSlotBytes);
+  EXPECT_NEAR(reads.find(kSpace, chain(8), 4, 0, now).bytes_per_second, 1000.0 * kSlotBytes, 100.0 * kSlotBytes);
 }
 
 TEST_F(RemoteReadsTest, NobodyHasIt) {
@@ -159,7 +76,7 @@ TEST_F(RemoteReadsTest, GoesOnWhereAnotherHasTheRest) {
     ASSERT_TRUE(ended);
     EXPECT_EQ(ended->outcome, RemoteOutcome::kMissing);
     EXPECT_EQ(came, (std::vector<std::uint32_t>{0, 1, 2, 3, 4}));
-    now += kPeerRestMax;
+    now += kRestMax;
   }
 }
 
@@ -194,7 +111,7 @@ TEST_F(RemoteReadsTest, EndsWithoutAnotherTry) {
 
 TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
   has(kA, 0, 8);
-  Nanos rest = kPeerRestMin;
+  Nanos rest = kRestMin;
   for (const Outcome outcome : {Outcome::kUnreachable, Outcome::kDeadline, Outcome::kUnreachable}) {
     ASSERT_TRUE(read(8, 0));
     EXPECT_TRUE(end(outcome));
@@ -212,7 +129,7 @@ TEST_F(RemoteReadsTest, LetsAPeerRestThatCannotBeReachedOrIsSilent) {
   EXPECT_TRUE(end(Outcome::kDone));
   ASSERT_TRUE(read(8, 0));
   EXPECT_TRUE(end(Outcome::kUnreachable));
-  now += kPeerRestMin;
+  now += kRestMin;
   EXPECT_EQ(found(8, 0), 8U);
   // Slow is not silent.
   ASSERT_TRUE(read(8, 0));
@@ -231,7 +148,7 @@ TEST_F(RemoteReadsTest, LetsAPeerRestThatStops) {
   deliver(2);
   EXPECT_TRUE(end(Outcome::kCanceled));
   EXPECT_EQ(found(8, 0), 0U);
-  now += kPeerRestMin;
+  now += kRestMin;
   EXPECT_EQ(found(8, 0), 8U);
 }
 
@@ -241,7 +158,7 @@ TEST_F(RemoteReadsTest, ReadsThatFailTogetherAreOneFailure) {
   for (const auto& request : std::exchange(asked, {})) {
     EXPECT_TRUE(reads.on_end(request.id, Outcome::kUnreachable, true, now));
   }
-  now += kPeerRestMin;
+  now += kRestMin;
   EXPECT_EQ(found(8, 0), 8U);
 }
 
@@ -257,6 +174,27 @@ TEST_F(RemoteReadsTest, SpreadsReadsOverThoseWhoHaveTheSame) {
   }
   EXPECT_EQ(reads.flow(kA, now).waiting_bytes, 0U);
   EXPECT_EQ(reads.flow(kB, now).waiting_bytes, 0U);
+}
+
+// Not all of very many are compared: reads spread all the same, and nobody who rests or failed is asked.
+TEST_F(RemoteReadsTest, SpreadsReadsOverManyWhoHaveTheSame) {
+  constexpr cluster::Incarnation kMany = 100;
+  for (cluster::Incarnation node = 1000; node < 1000 + kMany; ++node) {
+    replica.refresh(node, "somewhere", now + 1000 * kSecond);
+    has(node, 0, 2);
+  }
+  std::set<std::string> nodes;
+  for (node::RemoteOp op = 1; op <= 10; ++op) {
+    ASSERT_TRUE(read(2, 0, op));
+    nodes.insert(asked.back().node);
+  }
+  EXPECT_EQ(nodes.size(), 10U) << "who has something to send us already is not asked first";
+  for (std::uint32_t tries = 1; tries < kMany; ++tries) {
+    EXPECT_FALSE(end(Outcome::kUnreachable)) << "another one is asked";
+    nodes.insert(asked.back().node);
+  }
+  EXPECT_EQ(nodes.size(), kMany);
+  EXPECT_TRUE(end(Outcome::kUnreachable));
 }
 
 TEST_F(RemoteReadsTest, AChainThatIsTooLongForARequestEndsThere) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "flexkv/cluster/names.h"
 #include "flexkv/server/status_beyond.h"
 
 namespace flexkv::server {
@@ -70,7 +71,10 @@ json render(const DrainStatus& drain, json& messages) {
           {"loans", undone.loans},
           {"lends", undone.lends},
           {"disk_writes", undone.disk_writes},
-          {"remote_writes", undone.store_writes}};
+          {"remote_writes", undone.store_writes},
+          {"host_only_blocks", undone.host_only},
+          {"looks", undone.looks},
+          {"offered_blocks", undone.offered}};
 }
 
 json render(const plan::PrefillTime& time) {
@@ -350,6 +354,7 @@ std::string render_status(const NodeIdentity& identity, const node::Node& node, 
                       {"uptime_s", static_cast<double>(identity.uptime) / kSecond},
                       {"drain", drain},
                       {"engine_listen", identity.door_address},
+                      {"last_reset", identity.last_reset == 0 ? "" : cluster::hex(identity.last_reset)},
                       {"resets", stats.resets}}},
                     {"pool",
                      {{"bytes", identity.pool_bytes},

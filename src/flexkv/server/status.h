@@ -28,6 +28,7 @@ struct NodeIdentity {
   std::uint64_t pool_bytes = 0;
   std::size_t peers = 0;
   std::optional<DrainStatus> drain;   // none: it serves
+  node::ResetId last_reset = 0;       // that this node was asked for; 0: none
   std::string door_address;           // where engines of other machines attach; empty: they cannot
   std::vector<std::string> messages;  // what is not as it was asked for
 };

@@ -23,6 +23,7 @@ json render(const ClusterBridge::PeerStatus& peer) {
   return {{"name", peer.info.name},
           {"incarnation", cluster::hex(peer.info.node)},
           {"address", peer.info.address},
+          {"condition", cluster::condition_name(peer.info.condition)},
           {"silent_s", static_cast<double>(peer.info.silent) / kSecond},
           {"blocks", peer.blocks},
           {"waiting_bytes", peer.flow.waiting_bytes},
@@ -40,6 +41,8 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
   const std::string& one_sided_trouble = status.one_sided_trouble;
   if (!one_sided_trouble.empty()) messages.push_back("cluster: blocks travel over TCP: " + one_sided_trouble);
   json peers = json::array();
+  json told_resets = json::array();
+  for (const cluster::ResetId reset : directory.told_resets) told_resets.push_back(cluster::hex(reset));
   for (const auto& peer : status.nodes) peers.push_back(render(peer));
   return {{"name", status.cluster},
           {"node", status.node},
@@ -50,6 +53,7 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
            {{"joined", directory.joined},
             {"left", directory.left},
             {"epoch", directory.epoch},
+            {"told_resets", told_resets},
             {"trouble", trouble},
             {"blocks", status.directory.replica.blocks},
             {"memory_bytes", status.directory.replica.memory_bytes},
@@ -67,6 +71,7 @@ json render_cluster(const ClusterBridge::Status& status, const node::NodeStats& 
             {"bytes", status.peers.read.bytes},
             {"one_sided_blocks", status.peers.read.one_sided_blocks},
             {"one_sided_failures", status.peers.read.one_sided_failures},
+            {"given_up", status.given_up},
             {"ended", by_name(status.peers.read.ended, peer::outcome_name)}}},
           {"lent",
            {{"connections", status.peers.readers},
@@ -100,6 +105,8 @@ json render_remote(const RemoteBridge::Status& status, json& messages) {
            {{"under_way", status.reading},
             {"waiting_bytes", status.waiting_bytes},
             {"bytes_per_s", status.bytes_per_second},
+            {"given_up", status.given_up},
+            {"resting", status.resting},
             {"blocks", tier.read_blocks},
             {"bytes", tier.read_bytes},
             {"ended", by_name(tier.reads, remote::outcome_name)}}},

@@ -112,7 +112,7 @@ ClusterNode::ClusterNode(SimLoop& loop, SimMeta& store, const Config& config, Re
              config.directory.incarnation,
              {[this, read = std::move(read)](const peer::ReadRequest& request) { read(*this, request); },
               // It only asks; what is on its way comes all the same.
-              [](peer::RequestId) {}}) {
+              [](peer::RequestId) {}, [](peer::RequestId) {}}) {
   cache_ = std::make_unique<SimCache>(config.blocks, config.slot_bytes, static_cast<node::RemotePort*>(this));
   cache_->node().follow();
   settle();
@@ -137,7 +137,7 @@ void ClusterNode::settle() {
     for (const events::Change& change : changes_) {
       using Kind = cluster::Change::Kind;
       if (change.kind == events::Change::Kind::kAdded)
-        directory_.apply({Kind::kAdded, change.tier, space_, change.key});
+        directory_.apply({Kind::kAdded, change.tier, space_, change.key, change.parent});
       if (change.kind == events::Change::Kind::kRemoved) {
         directory_.apply({Kind::kRemoved, change.tier, space_, change.key});
       }
@@ -146,7 +146,7 @@ void ClusterNode::settle() {
   directory_.pump();
 }
 
-void ClusterNode::on_time() {
+void ClusterNode::pass_time() {
   cache_->node().on_time(loop_.now());
   settle();
 }
@@ -166,9 +166,9 @@ std::vector<cluster::Tag> ClusterNode::content() {
 // ---- reads ---------------------------------------------------------------------------------------------------------
 
 node::RemoteFound ClusterNode::find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                    Nanos now) {
+                                    double block_nanos, Nanos now) {
   const Nanos begin = monotonic_now();
-  const auto found = reads_.find(space, keys, first, now);
+  const auto found = reads_.find(space, keys, first, block_nanos, now);
   lookup_times_.push_back(monotonic_now() - begin);
   return found;
 }

@@ -92,7 +92,7 @@ class ClusterNode : private node::RemotePort {
   node::Loan lend(node::LoanId id, const peer::ReadRequest& request);
   void end_loan(node::LoanId id);
   // Passes what has changed to the directory, and time to the node.
-  void on_time();
+  void pass_time();
 
   SimDirectory& directory() { return directory_; }
   const SimDirectory& directory() const { return directory_; }
@@ -111,7 +111,7 @@ class ClusterNode : private node::RemotePort {
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber) override {}
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   void reset(node::ResetId) override {}
   void cancel(node::RemoteOp op) override { reads_.cancel(op); }

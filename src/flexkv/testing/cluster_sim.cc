@@ -223,7 +223,7 @@ void ClusterSim::serve() {
     const auto busy = [](const auto& node) { return node->under_way() > 0; };
     if (left_ == 0 && std::ranges::none_of(nodes_, busy)) break;
     wait(left_ > 0 ? kNodeTick : kPoll);
-    for (auto& node : nodes_) node->on_time();
+    for (auto& node : nodes_) node->pass_time();
     if (loop_.now() < swept + kSweep) continue;
     store_.drop_lapsed();
     swept = loop_.now();
@@ -278,7 +278,7 @@ bool ClusterSim::agree() {
       const cluster::Incarnation id = node->directory().incarnation();
       if (reader->incarnation() == id) continue;
       Fingerprint known;
-      for (const auto& [tag, tiers] : reader->replica().content(id, 0)) known.add(tag, tiers);
+      for (const auto& [tag, tiers, before] : reader->replica().content(id, 0)) known.add(tag, tiers);
       if (known != is) return false;
     }
   }

@@ -144,6 +144,13 @@ void SimNode::scrub(std::uint64_t bytes_per_second) {
   after_call();
 }
 
+void SimNode::drain(Nanos until) {
+  loop_.note("node: drains");
+  node_.drain(loop_.now(), until);
+  node_.stop_lending();
+  after_call();
+}
+
 void SimNode::after_call() {
   node_.check_invariants();
   const Nanos deadline = node_.next_deadline().value_or(kNever);

@@ -72,6 +72,7 @@ class SimNode final : private node::Outbox {
   void release(AgentLink& link, proto::JobId job) { link.live.erase(job); }
   // Begins a scrub, or ends it (0).
   void scrub(std::uint64_t bytes_per_second);
+  void drain(Nanos until);
   void after_call();
 
  private:

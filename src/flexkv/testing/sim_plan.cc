@@ -83,6 +83,7 @@ SimPlan::SimPlan(SimLoop& loop) {
   engine_dies = fault(10);
   node_dies = fault(15);
   node_pauses = fault(20);
+  node_drains = fault(5);
   reset = fault(30);
   new_weights = fault(30);
 

@@ -101,6 +101,7 @@ struct SimPlan {
   unsigned engine_dies = 0;
   unsigned node_dies = 0;
   unsigned node_pauses = 0;
+  unsigned node_drains = 0;
   unsigned reset = 0;
   unsigned new_weights = 0;
   unsigned disk_flips = 0;

@@ -27,7 +27,7 @@ void SimRemote::close_space(node::SpaceNumber space) {
 }
 
 node::RemoteFound SimRemote::find(node::SpaceNumber number, std::span<const key::BlockKey> keys, std::uint32_t first,
-                                  Nanos) {
+                                  double /*block_nanos*/, Nanos) {
   SIM_CHECK(first < keys.size());
   const Space& space = spaces_.at(number);
   const Chain chain{space, {keys.begin(), keys.end()}};
@@ -77,6 +77,14 @@ void SimRemote::go_on(node::RemoteOp op) {
   const auto found = blocks.find(asked.keys[asked.first + read.came]);
   const std::span<std::byte> host = callbacks_.pool(asked.host_offsets[read.came], space.slot_bytes);
   if (found == blocks.end()) return end(op, node::RemoteOutcome::kMissing);
+  if (loop_.chance(plan_.remote_stalls)) {
+    // In the middle of a block. It is given up after a while, and not when the read's time is over.
+    for (std::size_t i = 0; i < host.size() / 2; ++i) host[i] = static_cast<std::byte>(loop_.below(256));
+    loop_.after(loop_.delay(plan_.load_timeout), [this, op, alive = alive_] {
+      if (*alive && reads_.contains(op)) end(op, node::RemoteOutcome::kDeadline);
+    });
+    return;
+  }
   if (loop_.chance(plan_.remote_fails)) {
     for (auto& byte : host) byte = static_cast<std::byte>(loop_.below(256));
     constexpr node::RemoteOutcome kOutcomes[] = {node::RemoteOutcome::kBusy, node::RemoteOutcome::kUnreachable,

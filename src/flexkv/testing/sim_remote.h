@@ -50,7 +50,7 @@ class SimRemote final : public node::RemotePort, public node::StorePort {
   void open_space(node::SpaceNumber space, const node::SpaceName& name, std::uint64_t slot_bytes) override;
   void close_space(node::SpaceNumber space) override;
   node::RemoteFound find(node::SpaceNumber space, std::span<const key::BlockKey> keys, std::uint32_t first,
-                         Nanos now) override;
+                         double block_nanos, Nanos now) override;
   void read(node::RemoteRead read) override;
   void cancel(node::RemoteOp op) override;
   void reset(node::ResetId) override;

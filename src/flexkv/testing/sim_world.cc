@@ -30,6 +30,7 @@ void SimTotals::add(const SimTotals& other) {
   blocks_imported += other.blocks_imported;
   blocks_lent += other.blocks_lent;
   blocks_stored += other.blocks_stored;
+  blocks_offered += other.blocks_offered;
   blocks_checked += other.blocks_checked;
   blocks_damaged += other.blocks_damaged;
   nodes += other.nodes;
@@ -109,8 +110,10 @@ Nanos SimWorld::transfer_time_max() const {
 void SimWorld::strike() {
   if (node_ == nullptr) {
     if (loop_.chance(200)) start_node();
-  } else if (loop_.chance(plan_.node_dies)) {
+  } else if (loop_.chance(node_->core().draining() ? 100 : plan_.node_dies)) {
     stop_node();
+  } else if (!node_->paused() && !node_->core().draining() && loop_.chance(plan_.node_drains)) {
+    node_->drain(loop_.now() + loop_.delay(kSecond));
   } else if (loop_.chance(plan_.node_pauses)) {
     const Nanos pause = loop_.delay(loop_.chance(200) ? 2 * plan_.save_timeout : 5 * kMillisecond);
     loop_.note("node: pauses", static_cast<std::uint64_t>(pause));
@@ -199,6 +202,10 @@ void SimWorld::drain() {
   }
   pass(20 * kMillisecond);
   if (node_->disk() != nullptr) scrub_twice();
+  node_->drain(loop_.now() + 20 * kSecond);
+  const Nanos late = loop_.now() + 20 * kSecond;
+  for (; !node_->core().undone().none() || !quiet(); pass(kFaultTick)) SIM_CHECK(loop_.now() < late);
+  totals_.blocks_offered += node_->core().undone().offered;
 }
 
 // What the first one leaves is good.

@@ -30,7 +30,8 @@ struct SimTotals {
   std::uint64_t bad_blocks_scrubbed = 0;
   std::uint64_t blocks_imported = 0;  // from beyond the machine
   std::uint64_t blocks_lent = 0;
-  std::uint64_t blocks_stored = 0;  // beyond the machine
+  std::uint64_t blocks_stored = 0;   // beyond the machine
+  std::uint64_t blocks_offered = 0;  // of them, or given up, by nodes that drained at the end
   std::uint64_t blocks_checked = 0;
   std::uint64_t blocks_damaged = 0;
   std::uint64_t nodes = 0;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexkv import _core
@@ -12,6 +14,7 @@ from flexkv.integration.common.setup import ATTACH_SECONDS, open_node, wait_unti
 from flexkv.integration.vllm import identity
 from flexkv.integration.vllm.groups import Group
 from flexkv.integration.vllm.machines import Machines, machines_of
+from flexkv.other_machines import OtherNode, remember
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,6 +50,12 @@ def _of_machines(settings: Settings, machines: Machines, *who: Any) -> Any:
     secret = (settings.cluster_secret_file, settings.cluster_name)
     others = list(settings.engine_hosts)
     who = (engine_id, ranks, model, fingerprints, block_tokens)
+    try:
+        known_by = (os.path.abspath(settings.cluster_secret_file), settings.cluster_name)
+        remember(Path(target.socket), [OtherNode(address, *known_by) for address in others])
+    except (OSError, ValueError) as error:
+        # Parts of different weights could be loaded together after a reset that one machine's node alone heard of.
+        raise RuntimeError(f"`flexkv reset` would not find the nodes of this engine's other machines: {error}") from error
     client = _core.Client.of_machines(target.runtime_dir, target.name, others, *secret, *who)
     deadline = time.monotonic() + ATTACH_SECONDS
     while not client.served(0) and time.monotonic() < deadline:
