@@ -180,7 +180,7 @@ def drain(
 ) -> None:
     """Have the nodes of this machine end their work without a loss, and wait for that.
 
-    A node leaves its cluster, takes nothing more from engines, which go on as without a cache, and writes what waits for
+    A node tells its cluster that it gives nothing more, takes nothing more from engines, which go on as without a cache, and writes what waits for
     drives and the remote tier. Then it stays until it is stopped: it serves again only once it was started anew. Exit
     code 1 if something is left when the time is over."""
     drain_node.run(name, timeout, as_json, config)

@@ -81,7 +81,7 @@ def _wait(core: Any, path: Path, seconds: float, tell: Callable[[str], None]) ->
 
 def _given(result: Mapping[str, Any]) -> str:
     blocks = number(mapping(result, "drain"), "offered_blocks")
-    return f", and the remote tier has {blocks:,.0f} more blocks of it" if blocks else ""
+    return f", and the remote tier was offered {blocks:,.0f} blocks of it" if blocks else ""
 
 
 def _not_told(cluster: Mapping[str, Any]) -> str:

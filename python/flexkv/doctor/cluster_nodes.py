@@ -109,7 +109,7 @@ def _advice(why: str, sign: Sign) -> str:
     advice = "its local_ip has to be an address that this machine reaches; a firewall has to let its peer_port through"
     if sign.address.startswith(("127.", "[::1]")):
         advice = "it listens for its own machine only: set its local_ip to that machine's address"
-    return advice if sign.spaces else f"{advice}; if it was ended just now, look again in 10 s"
+    return advice
 
 
 def _probe(settings: Settings, core: Any, sign: Sign, receive_seconds: float) -> dict[str, Any] | str:

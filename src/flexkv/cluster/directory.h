@@ -49,8 +49,7 @@ struct DirectoryStats {
   std::uint64_t stream_bytes = 0;  // sent, since the start
   std::uint64_t snapshot_bytes = 0;
   FollowerStats followed;
-  std::vector<ResetId>
-      told_resets;  // that were asked for here and the store has heard of, or of later ones: the latest
+  std::vector<ResetId> told_resets;  // asked for here, and the store has heard of them, or of later ones: the latest
 };
 
 // Another node whose heartbeat was heard lately.
@@ -93,8 +92,9 @@ class Directory {
   std::optional<Epoch> epoch_to_enter() const { return epoch_to_enter_; }
   void enter_epoch(Nanos now);
   // The epoch that this node is in, if it began with a reset, no other one is wanted, and the store has said for as
-  // long as there is between two looks of a node that it is the cluster's: who knows better, because the store came
-  // back older than it was, has had the time to say so. While the store is away, what it said last counts.
+  // long as there is between two looks of a node, 10 s at least, that it is the cluster's: who knows better, because
+  // the store came back older than it was, has had the time to say so. While the store is away, what it said last
+  // counts.
   std::optional<Epoch> current_epoch() const;
   // Resets the cluster, this node included.
   void reset_cluster(ResetId reset, Nanos now);

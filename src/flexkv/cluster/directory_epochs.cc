@@ -67,7 +67,7 @@ void Directory::note_resets_told() {
 
 // docs/decisions/0033 has the table of cases.
 void Directory::note_epoch(const meta::Answers& answers) {
-  store_epoch_ = {parse_number(answers[0]).value_or(0), 0};
+  store_epoch_ = {parse_number(answers[0].value).value_or(0), 0};
   ResetId reset = 0;
   if (answers[1].found && parse_hex(answers[1].value, reset)) store_epoch_.reset = reset;
   // Only what the store shows has happened: it may have lost what it has taken. Heard of comes last (add_reset()).

@@ -100,7 +100,7 @@ class DirectoryLane {
   bool reported_same_name_ = false;
   bool reported_refused_ = false;
 
-  // Not held while tables grow, which takes a second for some ten million blocks.
+  // Not held while tables are written anew, which takes up to half a second for ten million blocks.
   mutable Mutex mutex_;
   std::vector<std::function<void(Nanos now)>> wishes_ FLEXKV_GUARDED_BY(mutex_);  // for the directory
   SpaceIndex space_count_ FLEXKV_GUARDED_BY(mutex_) = 0;

@@ -286,23 +286,6 @@ void Replica::lookup(SpaceIndex index, std::span<const key::BlockKey> keys, Nano
   std::reverse(out.begin(), out.end());
 }
 
-void Replica::tiers(Incarnation id, SpaceIndex index, std::span<const key::BlockKey> keys, Nanos now,
-                    std::span<Tiers> out) const {
-  std::fill(out.begin(), out.end(), Tiers{0});
-  MutexLock lock(mutex_);
-  const Node* node = find(id);
-  if (node == nullptr || node->until < now || node->holders[index] == kNone) return;
-  const Space& space = *spaces_[index];
-  auto next = out.begin();
-  for (std::size_t at = 0; at < keys.size(); at += kAhead) {
-    const auto piece = keys.subspan(at, std::min(kAhead, keys.size() - at));
-    prefetch(space.blocks, piece);
-    for (const key::BlockKey& key : piece) {
-      *next++ = space.sets.tiers(space.blocks.find(tag_of(key)), node->holders[index]);
-    }
-  }
-}
-
 std::string Replica::address(Incarnation id, Nanos now) const {
   MutexLock lock(mutex_);
   const Node* node = find(id);

@@ -49,9 +49,6 @@ class Replica {
   // Who has how long a prefix of `keys`: nodes that have none are left out, the longest comes first. A node that was
   // not refreshed in time is not found any more from that moment on, whether or not the writer still comes by.
   void lookup(SpaceIndex space, std::span<const key::BlockKey> keys, Nanos now, std::vector<Holding>& out) const;
-  // Where `keys` are at that node, 0 for those that it does not have. REQUIRES: out.size() == keys.size()
-  void tiers(Incarnation node, SpaceIndex space, std::span<const key::BlockKey> keys, Nanos now,
-             std::span<Tiers> out) const;
   // As the node says it in its heartbeat; empty if it is not there, or says none.
   std::string address(Incarnation node, Nanos now) const;
 

@@ -52,11 +52,6 @@ TEST(Replica, SaysWhoHasHowLongAPrefixAndWhere) {
   EXPECT_EQ(found[1].in_tier[0], 50U);
   EXPECT_EQ(found[1].in_tier[1], 10U);
   EXPECT_EQ(replica.address(2, 50), "at2");
-  std::vector<Tiers> tiers(100);
-  replica.tiers(2, 0, keys_of(100), 50, tiers);
-  EXPECT_EQ(tiers[59], 2);
-  EXPECT_EQ(tiers[60], 0);
-  EXPECT_EQ(tiers[61], 2);
 }
 
 TEST(Replica, ANodeThatIsNotRefreshedIsNotFoundAndComesBackWhenItIs) {

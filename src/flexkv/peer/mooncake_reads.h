@@ -22,7 +22,7 @@ namespace flexkv::peer {
 
 constexpr Nanos kMooncakeStartTime = 60 * kSecond;  // until it must be ready
 constexpr Nanos kMooncakeSilence = 5 * kSecond;     // while reads are under way; it gives a sign each second
-constexpr Nanos kMooncakeRestMin = kSecond;         // doubled with each failure until it has been ready
+constexpr Nanos kMooncakeRestMin = kSecond;         // doubled with each failure until a read has come
 constexpr Nanos kMooncakeRestMax = 300 * kSecond;
 constexpr std::size_t kMooncakeNameMax = 255;
 

@@ -196,8 +196,8 @@ Status Serving::send_plain(RequestId id, const Plain& message) {
   return {};
 }
 
-// What the reader received was wrong. Whether that is because the block is, is for the owner to see: by turns with what
-// it sends, as summing takes its time.
+// What the reader received was wrong. Whether that is because the block is, is for the owner to see: by turns with
+// other connections, as summing takes its time.
 Status Serving::take_damaged(RequestId id, const Damaged& message) {
   const auto found = leases_.find(id);
   if (found == leases_.end()) return {};  // it ended, and the two crossed

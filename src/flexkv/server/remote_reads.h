@@ -21,7 +21,7 @@
 
 namespace flexkv::server {
 
-// So long a peer in which blocks were found is asked for them though it has left the cluster since: it lends on for as
+// So long a peer in which blocks were found is asked for them though it has drained or ended since: it lends on for as
 // long when it drains.
 constexpr Nanos kPromise = 2 * kSecond;
 
