@@ -54,7 +54,7 @@ def test_what_is_left_is_told_and_no_success(node: Path) -> None:
 
 def test_what_the_remote_tier_was_given_and_what_it_did_not_take_is_told(node: Path) -> None:
     node.with_suffix(".host_only").write_text("1500")
-    assert ", and the remote tier has 700 more blocks of it: stop it" in run().stdout
+    assert ", and the remote tier was offered 700 blocks of it: stop it" in run().stdout
     node.with_suffix(".late").touch()
     result = run("--timeout", "3")
     assert result.exit_code == 1
