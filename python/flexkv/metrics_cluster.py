@@ -24,6 +24,14 @@ _PEERS = {
     "read_bytes_per_s": ("read_bytes_per_second", "Bytes read from the other node in a second, as measured"),
 }
 _FLOWS = {"read": "from other nodes", "lent": "by other nodes"}
+_FLOW_COUNTERS = {
+    "requests": "Requests read {}",
+    "blocks": "Blocks read {}",
+    "bytes": "Bytes read {}",
+    "given_up": "Reads {} that were taken to have stopped",
+    "one_sided_blocks": "Blocks read {} out of memory directly",
+    "one_sided_failures": "Reads {} out of memory directly that failed",
+}
 
 
 def cluster_families(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -55,10 +63,11 @@ def cluster_families(status: Mapping[str, Any]) -> Iterator[Metric]:
         families.append(gauge)
     for flow, whom in _FLOWS.items():
         part = mapping(cluster, flow)
-        for key in ("requests", "blocks", "bytes"):
-            if is_number(part.get(key)):
-                doc = f"{key.capitalize()} read {whom}"
-                families.append(CounterMetricFamily(f"flexkv_cluster_{flow}_{key}", doc, value=part[key]))
+        families += (
+            CounterMetricFamily(f"flexkv_cluster_{flow}_{key}", doc.format(whom), value=part[key])
+            for key, doc in _FLOW_COUNTERS.items()
+            if is_number(part.get(key))
+        )
         if is_number(part.get("under_way")):
             doc = f"Reads {whom} under way"
             families.append(GaugeMetricFamily(f"flexkv_cluster_{flow}_under_way", doc, value=part["under_way"]))

@@ -48,6 +48,10 @@ def remote_families(status: Mapping[str, Any]) -> Iterator[Metric]:
             families.append(GaugeMetricFamily(f"flexkv_remote_{flow}_under_way", doc, value=part["under_way"]))
         doc = f"Requests for blocks to be {done}, by how they ended"
         families.append(_labelled(f"flexkv_remote_{flow}_ended", doc, "how", mapping(part, "ended")))
+    given_up = mapping(remote, "read").get("given_up")
+    if is_number(given_up):
+        doc = "Reads from the store that were taken to have stopped"
+        families.append(CounterMetricFamily("flexkv_remote_read_given_up", doc, value=given_up))
     speed = mapping(remote, "read").get("bytes_per_s")
     if is_number(speed):
         doc = "Bytes read from the store in a second, as measured while it is read; 0: not yet"

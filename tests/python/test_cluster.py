@@ -55,6 +55,8 @@ CLUSTER: dict[str, Any] = {
         "blocks": 80,
         "bytes": 80 << 20,
         "ended": {"done": 8, "busy": 1},
+        "given_up": 5,
+        "one_sided_failures": 6,
     },
     "lent": {"connections": 3, "under_way": 0, "requests": 4, "blocks": 30, "bytes": 30 << 20},
 }
@@ -87,7 +89,7 @@ def test_status_of_a_cluster(node: Any) -> None:
         "not asked for a while",
         "knows 120,007 blocks of 2 other nodes in 2 MiB, tells of 4,000",
         "1 lists of blocks being loaded",
-        "read from others: 80 blocks, 80 MiB in 9 requests, 2 under way; ended early: busy 1",
+        "read from others: 80 blocks, 80 MiB in 9 requests, 2 under way; ended early: busy 1; taken to have stopped: 5",
         "read by others: 30 blocks, 30 MiB in 4 requests, 0 under way",
     ):
         assert expected in result.output, expected
@@ -201,6 +203,8 @@ def test_metrics() -> None:
         ("flexkv_cluster_lent_blocks_total",): 30,
         ("flexkv_cluster_read_under_way",): 2,
         ("flexkv_cluster_read_ended_total", "busy"): 1,
+        ("flexkv_cluster_read_given_up_total",): 5,
+        ("flexkv_cluster_read_one_sided_failures_total",): 6,
     }
     assert {key: samples.get(key) for key in expected} == expected
     trouble = {"cluster": CLUSTER | {"directory": {"trouble": "gone"}}}

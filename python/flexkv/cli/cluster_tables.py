@@ -68,11 +68,13 @@ def cluster_lines(cluster: Mapping[str, Any]) -> list[Text]:
     for key, what in (("read", "read from others"), ("lent", "read by others")):
         part = mapping(cluster, key)
         ended = cells.reasons({why: n for why, n in mapping(part, "ended").items() if why != "done"})
+        stopped = number(part, "given_up")
         lines.append(
             Text(
                 f"{what}: {cells.count(number(part, 'blocks'))} blocks, {cells.size(number(part, 'bytes'))} in "
                 f"{cells.count(number(part, 'requests'))} requests, {cells.count(number(part, 'under_way'))} under way"
                 + (f"; ended early: {ended}" if ended else "")
+                + (f"; taken to have stopped: {cells.count(stopped)}" if stopped else "")
             )
         )
     return lines
