@@ -139,15 +139,7 @@ void bm_read(benchmark::State& state) {
 }  // namespace
 
 Status register_peers(const Options& options) {
-  benchmark::RegisterBenchmark("read", bm_read)
-      ->ArgName("KiB")
-      ->Arg(64)
-      ->Arg(256)
-      ->Arg(1024)
-      ->Arg(4096)
-      ->UseManualTime()
-      ->Iterations(kTurns)
-      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark("read", bm_read)->Apply(in_turns);
   return options.has("nixl") ? register_peers_through_nixl(options.text("nixl", "")) : Status{};
 }
 

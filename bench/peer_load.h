@@ -168,4 +168,10 @@ inline void show(benchmark::State& state, const std::string& name, const Costs& 
   state.counters[name + "_cpu_s/GB"] = costs.cpu / static_cast<double>(costs.seconds.size()) / (kBytes / 1e9);
 }
 
+// Of blocks of these sizes, both ways of a read by turns.
+inline void in_turns(benchmark::internal::Benchmark* read) {
+  read->ArgName("KiB")->Arg(64)->Arg(256)->Arg(1024)->Arg(4096);
+  read->UseManualTime()->Iterations(kTurns)->Unit(benchmark::kMillisecond);
+}
+
 }  // namespace flexkv::bench

@@ -82,16 +82,9 @@ void bm_read(benchmark::State& state, const net::NixlLibrary& library) {
 Status register_peers_through_nixl(const std::string& path) {
   const auto library = net::NixlLibrary::load(path);
   if (!library.ok()) return library.error();
-  benchmark::RegisterBenchmark("read_through_nixl",
-                               [library = library.value()](benchmark::State& state) { bm_read(state, library); })
-      ->ArgName("KiB")
-      ->Arg(64)
-      ->Arg(256)
-      ->Arg(1024)
-      ->Arg(4096)
-      ->UseManualTime()
-      ->Iterations(kTurns)
-      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark("read_through_nixl", [library = library.value()](benchmark::State& state) {
+    bm_read(state, library);
+  })->Apply(in_turns);
   return {};
 }
 

@@ -1,10 +1,8 @@
 #include "redis_server.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,24 +12,9 @@
 #include <thread>
 
 #include "flexkv/base/assert.h"
-#include "flexkv/base/fd.h"
+#include "loopback.h"
 
 namespace flexkv::testing {
-namespace {
-
-int free_port() {
-  const Fd socket(::socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  FLEXKV_ASSERT(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), size) == 0);
-  FLEXKV_ASSERT(::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  return ntohs(address.sin_port);
-}
-
-}  // namespace
-
 RedisServer::RedisServer(const std::string& password) : password_(password), port_(free_port()) {
   char pattern[] = "/tmp/flexkv-redis-XXXXXX";
   FLEXKV_ASSERT(::mkdtemp(pattern) != nullptr);

@@ -42,28 +42,22 @@ Result<net::Secret> secret_of(const RemoteOptions& options) {
   return net::Secret::from_text("FlexKV: blocks in a store that everybody who has them may read");
 }
 
-remote::Mark first_of(const key::Root& digest) {
+// The same at all nodes that know the numbers.
+remote::Mark mark_of(const std::string& cluster, std::span<const std::uint64_t> numbers) {
+  key::NamespaceBuilder name = hash();
+  const key::Root digest =
+      name.add(key::Field::kUserNamespace, cluster).add(key::Field::kWeightEpoch, std::as_bytes(numbers)).finish();
   remote::Mark mark{};
   std::copy_n(digest.begin(), mark.size(), mark.begin());
   return mark;
 }
 
-// The same at all nodes that hear of a reset, which they do by the cluster or by the mark itself.
-remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) {
-  key::NamespaceBuilder name = hash();
-  const key::Root digest = name.add(key::Field::kUserNamespace, cluster)
-                               .add(key::Field::kWeightEpoch, std::as_bytes(std::span(&reset, 1)))
-                               .finish();
-  return first_of(digest);
-}
+// Of a reset, which nodes hear of by the cluster or by the mark itself.
+remote::Mark mark_of(const std::string& cluster, std::uint64_t reset) { return mark_of(cluster, std::span(&reset, 1)); }
 
 // With its number: the id of an epoch may come back to Redis, by a request that was repeated late (0033).
 remote::Mark mark_of(const std::string& cluster, const cluster::Epoch& epoch) {
-  const std::array<std::uint64_t, 2> numbers{epoch.number, epoch.reset};
-  key::NamespaceBuilder name = hash();
-  return first_of(name.add(key::Field::kUserNamespace, cluster)
-                      .add(key::Field::kWeightEpoch, std::as_bytes(std::span(numbers)))
-                      .finish());
+  return mark_of(cluster, std::array<std::uint64_t, 2>{epoch.number, epoch.reset});
 }
 
 }  // namespace
